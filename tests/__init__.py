@@ -1,0 +1,1 @@
+"""The tests of dpool; the directories mirror the package's."""
