@@ -1,0 +1,23 @@
+"""dpool's benchmarks: one file per question, every peer measured side by side in one run.
+
+`python -m benchmarks` runs them; docs/benchmarks.md says what each one measures and what it does not.
+
+    __main__ ── harness ──(a fresh interpreter per question, subject and repetition)── cell ── a question's measure()
+        │          └─ model: what a question, a metric and a verdict are                 └─ peers, work, procs
+        └─ report, machine: tables, JSON, what machine it was
+
+Nothing is imported here: a cold-start measurement must not find modules that somebody else has already loaded.
+"""
+
+from __future__ import annotations
+
+QUESTIONS = (
+    "round_trip",
+    "throughput",
+    "speedup",
+    "cold_start",
+    "import_time",
+    "gcs_overhead",
+    "queue_memory",
+    "idle",
+)

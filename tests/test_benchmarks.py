@@ -1,0 +1,266 @@
+"""The benchmarks answer: every question yields positive figures, judges its targets and reports what it could not do.
+
+No figure is compared with a time limit here: that is what `python -m benchmarks --check` is for, on a quiet machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import QUESTIONS, machine, model, procs, report, speedup, work
+from benchmarks.__main__ import main
+from benchmarks.harness import Outcome
+from benchmarks.launcher import CellFailed, Launcher
+from benchmarks.model import Benchmark, Metric, Results
+from benchmarks.peers import PEERS, why_missing
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ("dpool", "mp", "ppe")
+MAY_BE_ZERO = {"helpers_mb", "cpu_percent", "store", "program_ms", "all_bytes"}  # at sizes this small
+
+
+def benchmark_of(question: str) -> Benchmark:
+    found: Benchmark = importlib.import_module(f"benchmarks.{question}").BENCHMARK
+    return found
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
+    """One run of every question at the smallest size: its JSON, what it printed, its folder."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    command = [sys.executable, "-m", "benchmarks", "--size", "tiny", "--peers", ",".join(MEASURED)]
+    command += ["--json", str(folder / "run.json")]
+    if importlib.util.find_spec("matplotlib") is not None:
+        command += ["--plot", str(folder / "run.png")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "run.json").read_text()), done.stdout, folder
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_question_is_answered(tiny_run: tuple[dict[str, Any], str, Path], question: str) -> None:
+    answer = tiny_run[0]["benchmarks"][question]
+    benchmark = benchmark_of(question)
+    assert answer["failed"] == {}
+    assert answer["left_behind"] == {}
+    wanted = {subject.name for subject in benchmark.subjects if subject.peer in MEASURED}
+    missing = {subject.name for subject in benchmark.subjects if subject.peer in MEASURED and why_missing(subject.peer)}
+    assert set(answer["samples"]) == wanted - missing
+    assert set(answer["skipped"]) == missing
+    for subject, medians in answer["medians"].items():
+        assert {metric.key for metric in benchmark.metrics} <= set(medians) or question == "speedup", subject
+        for key, value in medians.items():
+            assert value > 0 or key in MAY_BE_ZERO, f"{subject} {key} = {value}"
+    assert len(answer["targets"]) == len(benchmark.judge(Results({})))
+
+
+def test_report_names_machine_questions_and_targets(tiny_run: tuple[dict[str, Any], str, Path]) -> None:
+    found, printed, _ = tiny_run
+    assert found["machine"]["cpu"] in printed
+    assert found["machine"]["cores_usable"] == len(os.sched_getaffinity(0))
+    assert "only indicative" in printed
+    for question in QUESTIONS:
+        assert f"\n{question}: " in printed
+    for answer in found["benchmarks"].values():
+        assert all(target["figure"] in printed for target in answer["targets"])
+
+
+def test_plot_is_a_png(tiny_run: tuple[dict[str, Any], str, Path]) -> None:
+    pytest.importorskip("matplotlib")
+    assert (tiny_run[2] / "run.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.parametrize(
+    ("speedups", "cost"),
+    [
+        ([0.1, 0.5, 0.9], None),
+        ([1.1, 1.5, 1.9], 1.0),
+        ([0.5, 1.5, 1.9], 10**0.5),
+        ([0.5, 1.0, 2.0], 10.0),
+        ([0.5, 1.2, 0.5, 1.5], 10**2.5),
+    ],
+)
+def test_cost_is_the_last_crossing(speedups: list[float], cost: float | None) -> None:
+    lengths = [1.0, 10.0, 100.0, 1000.0][: len(speedups)]
+    found = speedup.cost_us(lengths, speedups)
+    assert found == (None if cost is None else pytest.approx(cost))
+
+
+def speedup_samples(**at: float) -> Mapping[str, float]:
+    """A sample in which each length has the speed-up given, 0.5 where none is."""
+    sample: dict[str, float] = {}
+    for length in speedup.LENGTHS_US:
+        sample[f"task_us_{length}"] = length
+        sample[f"speedup_{length}"] = at.get(f"us_{length}", 0.5)
+        sample[f"rate_{length}"] = sample[f"speedup_{length}"] * 1e6 / length
+    return sample
+
+
+def test_cost_that_no_task_reaches_is_a_failure_and_not_an_omission() -> None:
+    never = speedup.judge(Results({"dpool": [speedup_samples()]}))
+    assert [verdict.passed for verdict in never] == [False, False, False]
+    always = {f"us_{length}": 1.95 for length in speedup.LENGTHS_US}
+    assert all(verdict.passed for verdict in speedup.judge(Results({"dpool": [speedup_samples(**always)]})))
+    assert [verdict.passed for verdict in speedup.judge(Results({"mp": [speedup_samples()]}))] == [None] * 3
+
+
+JUDGED: dict[str, tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]] = {
+    # question: (samples that meet every target, samples that miss every target)
+    "round_trip": (
+        {"dpool": {"p50_us": 20}, "mp": {"p50_us": 80}, "ppe": {"p50_us": 160}},
+        {"dpool": {"p50_us": 41}, "mp": {"p50_us": 80}, "ppe": {"p50_us": 160}},
+    ),
+    "throughput": (
+        {"dpool": {"submit": 400}, "mp": {"submit": 100}, "ppe": {"submit": 40}},
+        {"dpool": {"submit": 399}, "mp": {"submit": 100}, "ppe": {"submit": 40}},
+    ),
+    "cold_start": (
+        {name: {"with_import_ms": 10, "without_import_ms": 5} for name in ("dpool", "loky")},
+        {
+            "dpool": {"with_import_ms": 11, "without_import_ms": 6},
+            "loky": {"with_import_ms": 10, "without_import_ms": 5},
+        },
+    ),
+    "import_time": (
+        {"dpool": {"program_ms": 12}, "concurrent.futures.process": {"program_ms": 10}},
+        {"dpool": {"program_ms": 13}, "concurrent.futures.process": {"program_ms": 10}},
+    ),
+    "gcs_overhead": (
+        {
+            "gcs on": {"noop": 95, "100us": 95, "20ms": 95, "store": 1},
+            "gcs off": {"noop": 100, "100us": 100, "20ms": 100},
+        },
+        {
+            "gcs on": {"noop": 94, "100us": 94, "20ms": 94, "store": 1},
+            "gcs off": {"noop": 100, "100us": 100, "20ms": 100},
+        },
+    ),
+    "queue_memory": (
+        {"dpool": {"driver_bytes": 700}, "ppe": {"driver_bytes": 700}},
+        {"dpool": {"driver_bytes": 701}, "ppe": {"driver_bytes": 700}},
+    ),
+    "idle": (
+        {"dpool": {"worker_mb": 15, "cpu_percent": 0.5}},
+        {"dpool": {"worker_mb": 15.1, "cpu_percent": 0.51}},
+    ),
+}
+
+
+@pytest.mark.parametrize("question", JUDGED)
+def test_targets_are_judged(question: str) -> None:
+    judge = benchmark_of(question).judge
+    met, missed = (Results({name: [sample] for name, sample in samples.items()}) for samples in JUDGED[question])
+    assert [verdict.passed for verdict in judge(met)] == [True] * len(judge(met))
+    assert [verdict.passed for verdict in judge(missed)] == [False] * len(judge(missed))
+    assert [verdict.passed for verdict in judge(Results({}))] == [None] * len(judge(met))
+
+
+def test_a_store_that_never_came_is_not_compared() -> None:
+    sample = {"noop": 100.0, "100us": 100.0, "20ms": 100.0, "store": 0.0}
+    verdicts = benchmark_of("gcs_overhead").judge(Results({"gcs on": [sample], "gcs off": [sample]}))
+    assert {verdict.passed for verdict in verdicts} == {None}
+
+
+def test_results_are_medians_and_ratios_of_medians() -> None:
+    results = Results({"a": [{"t": 1.0}, {"t": 9.0}, {"t": 2.0}], "b": [{"t": 4.0}], "none": []})
+    assert results.subjects() == ["a", "b"]
+    assert results.median("a", "t") == 2.0
+    assert results.ratio("a", "b", "t") == 0.5
+    assert results.median("none", "t") is None
+    assert results.ratio("a", "none", "t") is None
+    assert results.values("a", "unknown") == []
+
+
+def test_the_table_shows_failures_skips_and_leftovers() -> None:
+    asked = Benchmark("q", "why?", (Metric("t", "time", "µs"),), (), {}, lambda results: [], repeat=3)
+    results = Results({"dpool": [{"t": 2.0}], "mp": [{"t": 5.0}, {"t": 7.0}]})
+    outcome = Outcome(
+        asked, results, {"ray": "not installed"}, {"ppe": "exit code 3\nboom"}, {"loky": ["python"]}, 3, 1.0
+    )
+    lines = report.table(outcome)
+    row = next(line.split() for line in lines if line.split()[:1] == ["mp"])
+    assert row == ["mp", "6.0", "5.0", "7.0", "3.00"]
+    text = "\n".join(lines)
+    assert "ray: skipped, not installed" in text
+    assert "ppe: FAILED" in text
+    assert "| boom" in text
+    assert "loky: left processes behind, which were killed: python" in text
+
+
+def test_a_failing_process_is_reported_with_what_it_wrote() -> None:
+    with pytest.raises(CellFailed, match=r"exit code 3\n(.|\n)*out of luck"):
+        Launcher().run(["-c", "import sys; print('out of luck'); sys.exit(3)"])
+
+
+def test_a_hanging_process_is_ended() -> None:
+    launcher = Launcher()
+    with pytest.raises(CellFailed, match=r"not done after 0\.3 s"):
+        launcher.run(["-c", "import signal; signal.pause()"], timeout_s=0.3)
+
+
+def test_a_daemon_that_stays_is_found_named_and_ended() -> None:
+    hang = "import signal, sys; print('here', flush=True); signal.pause()"
+    leave = (
+        "import subprocess, sys\n"
+        f"daemon = subprocess.Popen([sys.executable, '-c', {hang!r}], stdout=subprocess.PIPE, start_new_session=True)\n"
+        "daemon.stdout.readline()\n"
+        "open(sys.argv[1], 'w').write(str(daemon.pid))\n"
+        "daemon.returncode = 0\n"  # so that its destructor does not warn
+    )
+    launcher = Launcher(grace_s=0.1)
+    finished = launcher.run(["-c", leave])
+    assert len(launcher.left_behind) == 1
+    assert launcher.left_behind[0].startswith("python")
+    assert int(finished.result) not in procs.marked("no such mark", session=int(finished.result))
+
+
+def test_processes_are_measured() -> None:
+    pid = os.getpid()
+    before = procs.cpu_s([pid])[pid]
+    work.spin(work.loops_for(20_000, work.loops_per_us()))
+    assert procs.cpu_s([pid])[pid] > before > 0
+    assert 0 < procs.private_bytes(pid) <= 2 * procs.rss_bytes(pid)
+    assert pid in procs.marked("no such mark", os.getsid(0))
+    assert procs.name_of(pid) == Path("/proc/self/comm").read_text().strip()
+
+
+def test_check_turns_targets_into_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    unmeasurable = ["import_time", "--peers", "mp", "--size", "tiny"]
+    assert main(unmeasurable) == 0
+    assert main([*unmeasurable, "--check"]) == 1
+    assert "NOT MEASURED import dpool" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["no_such_question"], ["idle", "--peers", "abacus"], ["--repeat", "0"]])
+def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    assert refused.value.code != 0
+
+
+def test_every_question_has_its_file_sizes_and_peers() -> None:
+    for question in QUESTIONS:
+        benchmark = benchmark_of(question)
+        assert benchmark.name == question
+        assert tuple(benchmark.sizes) == model.SIZES
+        assert {subject.peer for subject in benchmark.subjects} <= set(PEERS)
+        assert (benchmark.measure is None) != (benchmark.sample is None)
+        assert question in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def test_machine_describes_itself_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DPOOL_REDIS_URL", "redis://:secret@host")
+    description = machine.describe()
+    assert "DPOOL_REDIS_URL" in str(description["settings"])
+    assert "secret" not in json.dumps(description)
+    assert description["cpu"]
+    assert machine.versions(["pytest", "no-such-distribution"]) == {"pytest": pytest.__version__}
