@@ -1,0 +1,371 @@
+"""What must be in the store, as far as one node is concerned, and which of it is not there yet. Pure.
+
+```
+ operation ──apply──► live rows + dirty keys ──next_writes──► writes ──► store
+                          ▲                                      │ written() ──► acknowledged batches
+                          └───────────── failed() ───────────────┘
+```
+
+State, not a log: what was changed ten times is written once, what came and went between two flushes is never written,
+and while the store is away this grows with what is alive, not with what happened. Only events are a log: bounded,
+oldest dropped first, with a count. After an outage `rewrite_all` makes everything dirty once more.
+
+Invariants (`check`): a dirty key stands for a live row, or for a removed one that the store may still have; a task is
+in at most one batch; a batch has at least one live task.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dpool._gcs.lineage import dropped_bits, pack
+from dpool._gcs.tables import (
+    AddEvent,
+    Beat,
+    EndJob,
+    JobRow,
+    MarkDropped,
+    PutBatch,
+    PutFunction,
+    PutJob,
+    PutObject,
+    RemoveBatch,
+    RemoveObject,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from dpool._core.ids import JobID, NodeID, ObjectID, TaskID
+    from dpool._gcs.tables import Write
+
+COMPACT_FROM = 16
+"""Smaller batches are not packed anew when half of them is dropped: the row's overhead would stay anyway."""
+REMEMBERED_ENDED_JOBS = 1000
+
+
+class CommitLineage(NamedTuple):
+    """Remember these tasks: `records` are (task id, record). Answered by Committed or Lost with the same number."""
+
+    batch_no: int
+    job_id: JobID
+    records: Iterable[tuple[TaskID, bytes]]
+
+
+class DropTasks(NamedTuple):
+    """The lineage of these tasks is not needed any more. Unknown ids are ignored."""
+
+    task_ids: Iterable[TaskID]
+
+
+class Heartbeat(NamedTuple):
+    """The node's load; only the latest one is written."""
+
+    load: bytes
+
+
+class Event(NamedTuple):
+    """A line of history. `at_s` is wall-clock time; `name` is like "task.failed"; `detail` is "key=value …"."""
+
+    at_s: float
+    name: str
+    detail: str = ""
+
+
+Op = CommitLineage | DropTasks | PutJob | EndJob | PutFunction | PutObject | RemoveObject | Heartbeat | Event
+
+
+class _Batch:
+    __slots__ = ("acked", "batch_no", "ids", "job_id", "records", "rewrite")
+
+    def __init__(self, batch_no: int, job_id: JobID, records: dict[TaskID, bytes]) -> None:
+        self.batch_no = batch_no
+        self.job_id = job_id
+        self.records = records  # what is live
+        self.ids = list(records)  # what the store has, in its order; some of it may be dropped
+        self.rewrite = True  # write the whole batch, not only what was dropped
+        self.acked = False
+
+
+class _Job:
+    __slots__ = ("batches", "functions", "objects", "row")
+
+    def __init__(self) -> None:
+        self.row: JobRow | None = None
+        self.functions: dict[bytes, bytes] = {}
+        self.batches: dict[int, _Batch] = {}
+        self.objects: dict[ObjectID, PutObject] = {}
+
+
+_Key = tuple[str, bytes, int | bytes]
+"""(kind, job id, number or id): what one row of the store stands for here."""
+
+
+class Ledger:
+    """One node's live rows. `max_events` bounds the events that wait for the store."""
+
+    def __init__(self, node_id: NodeID, max_events: int = 1000) -> None:
+        self.node_id = node_id
+        self.events_dropped = 0
+        self._max_events = max_events
+        self._jobs: dict[JobID, _Job] = {}
+        self._ended: deque[JobID] = deque(maxlen=REMEMBERED_ENDED_JOBS)
+        self._task_batch: dict[TaskID, _Batch] = {}
+        self._load: bytes | None = None
+        self._events: deque[AddEvent] = deque()
+        self._event_id = (0, 0)
+        self._dirty: dict[_Key, None] = {}
+        self._sent: set[_Key] = set()  # the store may have a row for these
+        self._in_flight: dict[_Key, bool] = {}  # → whether it is a removal
+        self._events_in_flight = 0
+        self._acks: list[int] = []
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            CommitLineage: self._commit,
+            DropTasks: self._drop,
+            PutJob: self._put_job,
+            EndJob: self._end_job,
+            PutFunction: self._put_function,
+            PutObject: self._put_object,
+            RemoveObject: self._remove_object,
+            Heartbeat: self._heartbeat,
+            Event: self._event,
+        }
+
+    # --- what the node says -----------------------------------------------------------------------------------------
+
+    def apply(self, op: Op) -> None:
+        """Take in one operation. Raises TypeError for what is none."""
+        handler = self._handlers.get(type(op))
+        if handler is None:
+            raise TypeError(f"{type(op).__name__} is no operation of the control store")
+        handler(op)
+
+    def _job(self, job_id: JobID) -> _Job | None:
+        """The job's rows; None if it has ended: what comes late for it is ignored."""
+        job = self._jobs.get(job_id)
+        if job is None and job_id not in self._ended:
+            job = self._jobs[job_id] = _Job()
+        return job
+
+    def _put_job(self, op: PutJob) -> None:
+        job = self._job(op.row.job_id)
+        if job is not None:
+            job.row = op.row
+            self._dirty[("job", op.row.job_id, 0)] = None
+
+    def _end_job(self, op: EndJob) -> None:
+        job = self._jobs.pop(op.job_id, None)
+        if op.job_id in self._ended:
+            return
+        self._ended.append(op.job_id)
+        for batch in job.batches.values() if job else ():
+            for task in batch.records:
+                del self._task_batch[task]
+            self._ack(batch)
+        self._dirty = {key: None for key in self._dirty if key[1] != op.job_id}
+        self._sent = {key for key in self._sent if key[1] != op.job_id}
+        self._dirty[("end", op.job_id, 0)] = None
+
+    def _put_function(self, op: PutFunction) -> None:
+        job = self._job(op.job_id)
+        if job is not None and op.function_id not in job.functions:
+            job.functions[op.function_id] = op.blob
+            self._dirty[("function", op.job_id, op.function_id)] = None
+
+    def _put_object(self, op: PutObject) -> None:
+        job = self._job(op.job_id)
+        if job is not None:
+            job.objects[op.object_id] = op
+            self._dirty[("object", op.job_id, op.object_id)] = None
+
+    def _remove_object(self, op: RemoveObject) -> None:
+        job = self._job(op.job_id)
+        if job is not None and job.objects.pop(op.object_id, None) is not None:
+            self._removed(("object", op.job_id, op.object_id))
+
+    def _heartbeat(self, op: Heartbeat) -> None:
+        self._load = op.load
+        self._dirty[("load", b"", 0)] = None
+
+    def _removed(self, key: _Key) -> None:
+        """The row is gone here: tell the store, unless it never heard of it."""
+        if key in self._sent:
+            self._dirty[key] = None
+        else:
+            self._dirty.pop(key, None)
+
+    # --- lineage ----------------------------------------------------------------------------------------------------
+
+    def _commit(self, op: CommitLineage) -> None:
+        job = self._job(op.job_id)
+        records = dict(op.records)
+        if job is None or not records:
+            self._acks.append(op.batch_no)  # nothing to keep, so nothing to wait for
+            return
+        old = job.batches.get(op.batch_no)
+        self._forget_tasks(records if old is None else [*records, *old.records])
+        batch = job.batches[op.batch_no] = _Batch(op.batch_no, op.job_id, records)
+        for task in records:
+            self._task_batch[task] = batch
+        self._dirty[("batch", op.job_id, op.batch_no)] = None
+
+    def _drop(self, op: DropTasks) -> None:
+        self._forget_tasks(op.task_ids)
+
+    def _forget_tasks(self, tasks: Iterable[TaskID]) -> None:
+        for task in tasks:
+            batch = self._task_batch.pop(task, None)
+            if batch is None:
+                continue
+            del batch.records[task]
+            key = ("batch", batch.job_id, batch.batch_no)
+            if not batch.records:
+                del self._jobs[batch.job_id].batches[batch.batch_no]
+                self._ack(batch)
+                self._removed(key)
+                continue
+            self._dirty[key] = None
+            if len(batch.ids) >= COMPACT_FROM and 2 * len(batch.records) <= len(batch.ids):
+                batch.rewrite = True
+
+    def _ack(self, batch: _Batch) -> None:
+        if not batch.acked:
+            batch.acked = True
+            self._acks.append(batch.batch_no)
+
+    def take_acks(self) -> list[int]:
+        """The batches that are safe since the last call: in the store, or not needed any more."""
+        acks, self._acks = self._acks, []
+        return acks
+
+    def unacknowledged(self) -> list[int]:
+        """The batches that nobody has been told to be safe."""
+        return [batch.batch_no for job in self._jobs.values() for batch in job.batches.values() if not batch.acked]
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _event(self, op: Event) -> None:
+        if len(self._events) >= self._max_events:
+            self._events.popleft()
+            self._events_in_flight = max(0, self._events_in_flight - 1)
+            self.events_dropped += 1
+        self._add_event(int(op.at_s * 1000), op.name, op.detail)
+
+    def _add_event(self, at_ms: int, name: str, detail: str) -> None:
+        last_ms, last_seq = self._event_id
+        self._event_id = (at_ms, 0) if at_ms > last_ms else (last_ms, last_seq + 1)
+        self._events.append(AddEvent(self.node_id, self._event_id, name, detail))
+
+    # --- what the store is told -------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is not in the store yet."""
+        return bool(self._dirty or self._events)
+
+    def next_writes(self, limit: int, limit_bytes: int = 4 << 20) -> list[Write]:
+        """At most `limit` writes (and about `limit_bytes`); then call `written` or `failed`, before the next ones."""
+        writes: list[Write] = []
+        size = 0
+        while self._dirty and len(writes) < limit and size < limit_bytes:
+            key = next(iter(self._dirty))
+            del self._dirty[key]
+            write = self._write(key)
+            removal = isinstance(write, (RemoveBatch, RemoveObject, EndJob))
+            self._in_flight[key] = removal
+            if not removal:
+                self._sent.add(key)
+            writes.append(write)
+            size += len(write.packed) if isinstance(write, PutBatch) else 256
+            size += len(write.blob) if isinstance(write, PutFunction) else 0
+        if self.events_dropped:
+            self._add_event(self._event_id[0], "events.dropped", f"count={self.events_dropped}")
+            self.events_dropped = 0
+        self._events_in_flight = min(len(self._events), max(0, limit - len(writes)))
+        writes.extend(self._events[i] for i in range(self._events_in_flight))
+        return writes
+
+    def _write(self, key: _Key) -> Write:
+        kind, job_id, name = key
+        if kind == "load":
+            return Beat(self.node_id, self._load or b"")
+        if kind == "end":
+            return EndJob(job_id)
+        job = self._jobs[job_id]  # rows of an ended job are not dirty
+        if kind == "job":
+            return PutJob(job.row or JobRow(job_id, self.node_id))
+        if kind == "batch":
+            assert isinstance(name, int)
+            return self._batch_write(job, job_id, name)
+        assert isinstance(name, bytes)
+        if kind == "function":
+            return PutFunction(name, job_id, job.functions[name])
+        return job.objects.get(name) or RemoveObject(name, job_id)
+
+    def _batch_write(self, job: _Job, job_id: JobID, batch_no: int) -> Write:
+        batch = job.batches.get(batch_no)
+        if batch is None:
+            return RemoveBatch(job_id, self.node_id, batch_no)
+        if not batch.rewrite:
+            return MarkDropped(job_id, self.node_id, batch_no, dropped_bits(batch.ids, batch.records))
+        batch.ids = list(batch.records)
+        return PutBatch(job_id, self.node_id, batch_no, b"".join(batch.ids), pack(list(batch.records.values())))
+
+    def written(self) -> None:
+        """The last writes are in the store."""
+        for key, removal in self._in_flight.items():
+            kind, job_id, name = key
+            if removal and key not in self._dirty:
+                self._sent.discard(key)
+            job = self._jobs.get(job_id) if kind == "batch" else None
+            batch = job.batches.get(name) if job is not None and isinstance(name, int) else None
+            if batch is not None:
+                batch.rewrite = False
+                self._ack(batch)
+        self._in_flight.clear()
+        for _ in range(self._events_in_flight):
+            self._events.popleft()
+        self._events_in_flight = 0
+
+    def failed(self) -> None:
+        """The last writes may be in the store or not: they come again."""
+        self._dirty = {**dict.fromkeys(key for key in self._in_flight if self._alive(key)), **self._dirty}
+        self._in_flight.clear()
+        self._events_in_flight = 0
+
+    def _alive(self, key: _Key) -> bool:
+        """Whether the key still means something: rows of a job that ended meanwhile do not."""
+        return key[0] in ("load", "end") or key[1] in self._jobs
+
+    def rewrite_all(self) -> None:
+        """The store may have lost anything: every live row is dirty again."""
+        dirty: dict[_Key, None] = {}
+        if self._load is not None:
+            dirty[("load", b"", 0)] = None
+        for job_id, job in self._jobs.items():
+            if job.row is not None:
+                dirty[("job", job_id, 0)] = None
+            dirty.update(dict.fromkeys(("function", job_id, name) for name in job.functions))
+            dirty.update(dict.fromkeys(("object", job_id, name) for name in job.objects))
+            for batch in job.batches.values():
+                batch.rewrite = True
+                dirty[("batch", job_id, batch.batch_no)] = None
+        self._dirty = {**self._dirty, **dirty}
+
+    # --- invariants -------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Assert the invariants named at the top."""
+        tasks: dict[TaskID, _Batch] = {}
+        for job_id, job in self._jobs.items():
+            assert job_id not in self._ended
+            for batch in job.batches.values():
+                assert batch.records, "a batch has at least one live task"
+                assert not tasks.keys() & batch.records.keys(), "a task is in at most one batch"
+                assert batch.rewrite or batch.records.keys() <= set(batch.ids), "what the store has includes what lives"
+                assert batch.acked or ("batch", job_id, batch.batch_no) in {**self._dirty, **self._in_flight}
+                tasks.update(dict.fromkeys(batch.records, batch))
+        assert tasks == self._task_batch
+        assert all(self._alive(key) for key in self._dirty), "rows of an ended job are not dirty"
+        assert len(self._events) <= self._max_events + 1

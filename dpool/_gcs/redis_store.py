@@ -1,0 +1,395 @@
+"""The control store on a real Redis; the only module that imports redis.
+
+One connection, used by one thread. Nothing is retried behind our back: redis-py's own retries are off, every call has
+a time-out, and each failure, of the network or of the server, is a ControlStoreError whose text holds no secret. A
+caller repeats the call as it was; see `tables` for why that is safe. Only two things need a script (one key each):
+giving an epoch, recognised by its token, and releasing a function, which goes with its last job.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from dpool._gcs import keys
+from dpool._gcs.lineage import live_positions, split_ids, unpack
+from dpool._gcs.tables import (
+    AddEvent,
+    Beat,
+    EndJob,
+    EventRow,
+    FunctionRow,
+    JobRow,
+    MarkDropped,
+    NodeRow,
+    ObjectRow,
+    PutBatch,
+    PutFunction,
+    PutJob,
+    PutObject,
+    RemoveBatch,
+    RemoveObject,
+)
+from dpool.errors import ControlStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from dpool._core.ids import FunctionID, JobID, NodeID, ObjectID, TaskID
+    from dpool._gcs.tables import Write
+
+Command = tuple[Any, ...]
+
+FORGET_SESSION_S = 3600.0
+"""On a shared server, the rows of a session that was not seen for this long are removed by the next one."""
+STALE_EVENT = "equal or smaller than the target stream top item"
+
+REGISTER = """
+local token, name = ARGV[1], ARGV[2]
+local known = redis.call('HGET', KEYS[1], 'token:' .. name)
+local epoch
+if known and string.match(known, '^%S+') == token then
+  epoch = tonumber(string.match(known, '%d+$'))
+else
+  local last = tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0')
+  epoch = math.max(last + 1, tonumber(ARGV[3]))
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'token:' .. name, token .. ' ' .. epoch)
+end
+redis.call('HSET', KEYS[1], 'row:' .. name, ARGV[4])
+return epoch
+"""
+
+RELEASE_FUNCTION = """
+redis.call('HDEL', KEYS[1], 'job:' .. ARGV[1])
+for _, field in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if string.sub(field, 1, 4) == 'job:' then return 0 end
+end
+return redis.call('DEL', KEYS[1])
+"""
+
+
+def redact(url: str) -> str:
+    """The URL without user, password and query, for people's eyes."""
+    try:
+        parts = urlsplit(url)
+        place = parts.hostname or ""
+        place += f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "(a malformed URL)"
+    return f"{parts.scheme}://{place}{parts.path}"
+
+
+class RedisStore:
+    """A `tables.Store` on one Redis connection.
+
+    Args:
+        session: the session's name; every key carries it.
+        client: a connected client (see `connect_url`, `connect_socket`).
+        where: what errors call the server.
+        max_events: about how many events are kept per node.
+    """
+
+    def __init__(self, session: str, client: redis.Redis, where: str, max_events: int = 10_000) -> None:
+        self._session = session
+        self._client = client
+        self._where = where
+        self._max_events = max_events
+        self._encoders: dict[type, Callable[[Any], Iterator[Command]]] = {
+            Beat: self._beat,
+            PutJob: self._put_job,
+            PutFunction: self._put_function,
+            PutBatch: self._put_batch,
+            MarkDropped: self._mark_dropped,
+            RemoveBatch: self._remove_batch,
+            PutObject: self._put_object,
+            RemoveObject: self._remove_object,
+            AddEvent: self._add_event,
+        }
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._session} at {self._where}>"
+
+    # --- running commands -------------------------------------------------------------------------------------------
+
+    def _run(self, commands: Sequence[Command]) -> list[Any]:
+        """Send the commands in one go; their answers, or ControlStoreError for the first that failed."""
+        if not commands:
+            return []
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        try:
+            answers = pipe.execute(raise_on_error=False)
+        except (redis.RedisError, OSError, ValueError) as error:
+            raise self._error(error) from None
+        for command, answer in zip(commands, answers, strict=True):
+            if isinstance(answer, Exception) and not (command[0] == "XADD" and STALE_EVENT in str(answer)):
+                raise self._error(answer)
+        return answers
+
+    def _one(self, *command: Any) -> Any:
+        return self._run([command])[0]
+
+    def _error(self, error: Exception) -> ControlStoreError:
+        return ControlStoreError(f"{self._where}: {error or type(error).__name__}")
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def register_node(self, row: NodeRow, token: str, at_least: int = 1) -> int:
+        """See `tables.Store`."""
+        name, body = row.node_id.hex(), _to_json(row._replace(epoch=0))
+        return int(self._one("EVAL", REGISTER, 1, keys.nodes(self._session), token, name, at_least, body))
+
+    def remove_node(self, node_id: NodeID) -> None:
+        """See `tables.Store`."""
+        name = node_id.hex()
+        self._run(
+            [
+                ("HDEL", keys.nodes(self._session), f"row:{name}", f"token:{name}"),
+                ("HDEL", keys.loads(self._session), name),
+                ("UNLINK", keys.events(self._session, node_id)),
+            ]
+        )
+
+    def nodes(self) -> dict[NodeID, NodeRow]:
+        """See `tables.Store`."""
+        fields = _pairs(self._one("HGETALL", keys.nodes(self._session)))
+        rows = {}
+        for field, value in fields.items():
+            if field.startswith(b"row:"):
+                node_id = bytes.fromhex(field[4:].decode())
+                epoch = int(fields[b"token:" + field[4:]].split()[-1])
+                rows[node_id] = _node_from_json(node_id, value)._replace(epoch=epoch)
+        return rows
+
+    def loads(self) -> dict[NodeID, bytes]:
+        """See `tables.Store`."""
+        fields = _pairs(self._one("HGETALL", keys.loads(self._session)))
+        return {bytes.fromhex(name.decode()): load for name, load in fields.items()}
+
+    def _beat(self, write: Beat) -> Iterator[Command]:
+        yield "HSET", keys.loads(self._session), write.node_id.hex(), write.load
+
+    # --- jobs and functions -----------------------------------------------------------------------------------------
+
+    def jobs(self) -> dict[JobID, JobRow]:
+        """See `tables.Store`."""
+        rows = {}
+        for field, value in _pairs(self._one("HGETALL", keys.jobs(self._session))).items():
+            body = json.loads(value)
+            job_id = bytes.fromhex(field.decode())
+            rows[job_id] = JobRow(job_id, bytes.fromhex(body["node"]), body["pid"], body["name"], body["started_s"])
+        return rows
+
+    def _put_job(self, write: PutJob) -> Iterator[Command]:
+        row = write.row
+        body = {"node": row.node_id.hex(), "pid": row.pid, "name": row.name, "started_s": row.started_s}
+        yield "HSET", keys.jobs(self._session), row.job_id.hex(), json.dumps(body)
+
+    def _put_function(self, write: PutFunction) -> Iterator[Command]:
+        # the index first: whatever happens in between, the end of the job finds the function
+        yield "SADD", keys.job_functions(self._session, write.job_id), write.function_id
+        key = keys.function(self._session, write.function_id)
+        yield "HSET", key, "blob", write.blob, f"job:{write.job_id.hex()}", b""
+
+    def _end_job(self, job_id: JobID) -> None:
+        """Idempotent: the row that says the job exists goes last."""
+        functions = keys.job_functions(self._session, job_id)
+        objects = keys.job_objects(self._session, job_id)
+        used, owned = self._run([("SMEMBERS", functions), ("SMEMBERS", objects)])
+        commands: list[Command] = [
+            ("EVAL", RELEASE_FUNCTION, 1, keys.function(self._session, name), job_id.hex()) for name in used
+        ]
+        commands += [("UNLINK", keys.object_(self._session, name)) for name in owned]
+        commands += [("UNLINK", keys.lineage(self._session, job_id, shard)) for shard in range(keys.LINEAGE_SHARDS)]
+        commands += [("UNLINK", functions), ("UNLINK", objects), ("HDEL", keys.jobs(self._session), job_id.hex())]
+        self._run(commands)
+
+    def function(self, function_id: FunctionID) -> FunctionRow | None:
+        """See `tables.Store`."""
+        fields = _pairs(self._one("HGETALL", keys.function(self._session, function_id)))
+        if b"blob" not in fields:
+            return None
+        jobs = frozenset(bytes.fromhex(field[4:].decode()) for field in fields if field.startswith(b"job:"))
+        return FunctionRow(function_id, fields[b"blob"], jobs)
+
+    # --- lineage ----------------------------------------------------------------------------------------------------
+
+    def _shard(self, write: PutBatch | MarkDropped | RemoveBatch) -> tuple[str, str]:
+        """The key and the name of the batch in it."""
+        key = keys.lineage(self._session, write.job_id, write.batch_no % keys.LINEAGE_SHARDS)
+        return key, f"{write.node_id.hex()}.{write.batch_no}"
+
+    def _put_batch(self, write: PutBatch) -> Iterator[Command]:
+        key, name = self._shard(write)
+        yield "HSET", key, f"i:{name}", write.task_ids, f"r:{name}", write.packed, f"d:{name}", b""
+
+    def _mark_dropped(self, write: MarkDropped) -> Iterator[Command]:
+        key, name = self._shard(write)
+        yield "HSET", key, f"d:{name}", write.dropped
+
+    def _remove_batch(self, write: RemoveBatch) -> Iterator[Command]:
+        key, name = self._shard(write)
+        yield "HDEL", key, f"i:{name}", f"r:{name}", f"d:{name}"
+
+    def lineage_of(self, job_id: JobID, task_ids: Iterable[TaskID]) -> dict[TaskID, bytes]:
+        """See `tables.Store`."""
+        wanted = set(task_ids)
+        found: dict[TaskID, bytes] = {}
+        for shard in range(keys.LINEAGE_SHARDS):
+            key = keys.lineage(self._session, job_id, shard)
+            names = [field[2:] for field in self._one("HKEYS", key) if field.startswith(b"i:")]
+            for start in range(0, len(names), 64):
+                if len(found) == len(wanted):
+                    return found
+                found.update(self._search(key, names[start : start + 64], wanted))
+        return found
+
+    def _search(self, key: str, names: list[bytes], wanted: set[TaskID]) -> Iterator[tuple[TaskID, bytes]]:
+        """The wanted records of these batches: first the ids, then only the blobs that hold one."""
+        fields = [kind + name for name in names for kind in (b"i:", b"d:")]
+        values = self._one("HMGET", key, *fields)
+        for name, ids, dropped in zip(names, values[::2], values[1::2], strict=True):
+            tasks = split_ids(ids or b"")  # the batch may have gone meanwhile
+            hits = [at for at in live_positions(len(tasks), dropped or b"") if tasks[at] in wanted]
+            packed = self._one("HGET", key, b"r:" + name) if hits else None
+            records = unpack(packed) if packed else []
+            yield from ((tasks[at], records[at]) for at in hits if at < len(records))
+
+    # --- objects ----------------------------------------------------------------------------------------------------
+
+    def _put_object(self, write: PutObject) -> Iterator[Command]:
+        key, at = keys.object_(self._session, write.object_id), f"at:{write.node_id.hex()}"
+        yield "SADD", keys.job_objects(self._session, write.job_id), write.object_id
+        row = ("job", write.job_id, "size", write.size_bytes, "state", write.state)
+        if write.held:
+            yield "HSET", key, *row, at, b""
+        else:
+            yield "HSET", key, *row
+            yield "HDEL", key, at
+
+    def _remove_object(self, write: RemoveObject) -> Iterator[Command]:
+        yield "UNLINK", keys.object_(self._session, write.object_id)
+        yield "SREM", keys.job_objects(self._session, write.job_id), write.object_id
+
+    def object(self, object_id: ObjectID) -> ObjectRow | None:
+        """See `tables.Store`."""
+        fields = _pairs(self._one("HGETALL", keys.object_(self._session, object_id)))
+        if not fields:
+            return None
+        copies = frozenset(bytes.fromhex(field[3:].decode()) for field in fields if field.startswith(b"at:"))
+        return ObjectRow(object_id, fields[b"job"], int(fields[b"size"]), fields[b"state"].decode(), copies)
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def _add_event(self, write: AddEvent) -> Iterator[Command]:
+        key, (major, minor) = keys.events(self._session, write.node_id), write.event_id
+        body = ("name", write.name, "detail", write.detail)
+        yield "XADD", key, "MAXLEN", "~", self._max_events, f"{major}-{minor}", *body
+
+    def events(self, node_id: NodeID) -> list[EventRow]:
+        """See `tables.Store`."""
+        rows = []
+        for entry_id, fields in self._one("XRANGE", keys.events(self._session, node_id), "-", "+") or ():
+            major, minor = entry_id.decode().split("-")
+            body = _pairs(fields)
+            rows.append(EventRow((int(major), int(minor)), body[b"name"].decode(), body[b"detail"].decode()))
+        return rows
+
+    # --- the session ------------------------------------------------------------------------------------------------
+
+    def apply(self, writes: Sequence[Write]) -> None:
+        """See `tables.Store`."""
+        commands: list[Command] = []
+        for write in writes:
+            if isinstance(write, EndJob):  # has to read first, so what came before it must be there
+                self._run(commands)
+                commands = []
+                self._end_job(write.job_id)
+            else:
+                commands.extend(self._encoders[type(write)](write))
+        self._run(commands)
+
+    def keep_session(self, now_s: float) -> bool:
+        """See `tables.Store`. `now_s` is wall-clock time; sessions unseen for FORGET_SESSION_S are removed."""
+        known, dead, _ = self._run(
+            [
+                ("ZSCORE", keys.SESSIONS, self._session),
+                ("ZRANGEBYSCORE", keys.SESSIONS, "-inf", now_s - FORGET_SESSION_S),
+                ("ZADD", keys.SESSIONS, now_s, self._session),
+            ]
+        )
+        for name in dead:
+            if name.decode() != self._session:
+                self._remove_session(name.decode())
+        return known is not None
+
+    def close_session(self) -> None:
+        """See `tables.Store`."""
+        self._remove_session(self._session)
+
+    def _remove_session(self, session: str) -> None:
+        """Everything under the session's prefix, found by SCAN: this is rare and must not depend on any index."""
+        cursor = b"0"
+        while True:
+            cursor, found = self._one("SCAN", cursor, "MATCH", keys.session_prefix(session) + "*", "COUNT", 1000)
+            self._run([("UNLINK", key) for key in found])
+            if int(cursor) == 0:
+                break
+        self._one("ZREM", keys.SESSIONS, session)
+
+    def close(self) -> None:
+        """See `tables.Store`. Another thread may call it to end a call in progress."""
+        self._client.connection_pool.disconnect()
+
+
+def connect_socket(session: str, path: str, user: str, password: str, timeout_s: float) -> RedisStore:
+    """A store on the embedded server's Unix socket. Each call may take `timeout_s`. Connects at the first call."""
+    client = redis.Redis(
+        unix_socket_path=path,
+        username=user,
+        password=password,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )
+    return RedisStore(session, client, f"the embedded server at {path}")
+
+
+def connect_url(session: str, url: str, timeout_s: float) -> RedisStore:
+    """A store on the server at `url` (redis://, rediss://, unix://). Raises ControlStoreError for a malformed URL."""
+    try:
+        client = redis.Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+    except (ValueError, TypeError, redis.RedisError):
+        raise ControlStoreError(f"DPOOL_REDIS_URL is malformed: {redact(url)}") from None
+    return RedisStore(session, client, redact(url))
+
+
+def _pairs(answer: Any) -> dict[bytes, bytes]:
+    """A flat list of fields and values, or redis-py's dict of them, as a dict."""
+    if isinstance(answer, dict):
+        return answer
+    return dict(zip(answer[::2], answer[1::2], strict=True))
+
+
+def _to_json(row: NodeRow) -> str:
+    body = {"host": row.host, "pid": row.pid, "address": row.address, "started_s": row.started_s}
+    return json.dumps({**body, "resources": dict(row.resources)})
+
+
+def _node_from_json(node_id: NodeID, value: bytes) -> NodeRow:
+    body = json.loads(value)
+    resources = tuple((name, float(amount)) for name, amount in body["resources"].items())
+    return NodeRow(node_id, body["host"], body["pid"], body["address"], resources, body["started_s"])

@@ -1,0 +1,236 @@
+"""The control store's vocabulary: rows (what is read), writes (what is changed) and the `Store` protocol.
+
+Every write states what *is*, never a difference, so applying it twice, or again after a restart, changes
+nothing: a client that lost a reply simply writes again. The one operation that is not of this kind,
+taking an epoch, carries a token by which the store recognises its repetition.
+
+Ids are raw bytes (`dpool._core.ids`). Times are seconds of the wall clock. Sizes are bytes.
+Source: Ray paper (OSDI 2018) §4.2.1; DESIGN §5.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dpool._core.ids import FunctionID, JobID, NodeID, ObjectID, TaskID
+
+__all__ = [
+    "AddEvent",
+    "Beat",
+    "EndJob",
+    "EventRow",
+    "FunctionRow",
+    "JobRow",
+    "MarkDropped",
+    "NodeRow",
+    "ObjectRow",
+    "PutBatch",
+    "PutFunction",
+    "PutJob",
+    "PutObject",
+    "RemoveBatch",
+    "RemoveObject",
+    "Store",
+    "Write",
+]
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+class NodeRow(NamedTuple):
+    """One node process. `resources` are the machine's totals, sorted by name."""
+
+    node_id: NodeID
+    host: str
+    pid: int
+    address: str = ""
+    resources: tuple[tuple[str, float], ...] = ()
+    started_s: float = 0.0
+    epoch: int = 0
+
+
+class JobRow(NamedTuple):
+    """One run of one driver, and the node it hangs on."""
+
+    job_id: JobID
+    node_id: NodeID
+    pid: int = 0
+    name: str = ""
+    started_s: float = 0.0
+
+
+class FunctionRow(NamedTuple):
+    """A pickled function and the jobs that use it; it goes when the last of them ends."""
+
+    function_id: FunctionID
+    blob: bytes
+    jobs: frozenset[JobID]
+
+
+class ObjectRow(NamedTuple):
+    """An object of the store: its size, its state ("sealed", "spilled", "lost", …) and the nodes that hold a copy."""
+
+    object_id: ObjectID
+    job_id: JobID
+    size_bytes: int
+    state: str
+    copies: frozenset[NodeID]
+
+
+class EventRow(NamedTuple):
+    """One line of a node's history; `event_id` grows strictly within a node."""
+
+    event_id: tuple[int, int]
+    name: str
+    detail: str
+
+
+# --- writes ---------------------------------------------------------------------------------------------------------
+
+
+class Beat(NamedTuple):
+    """The node's latest load report (opaque to the store)."""
+
+    node_id: NodeID
+    load: bytes
+
+
+class PutJob(NamedTuple):
+    row: JobRow
+
+
+class EndJob(NamedTuple):
+    """Everything of the job goes: its row, lineage, objects, and its share in functions."""
+
+    job_id: JobID
+
+
+class PutFunction(NamedTuple):
+    function_id: FunctionID
+    job_id: JobID
+    blob: bytes
+
+
+class PutBatch(NamedTuple):
+    """A batch of lineage as it now is: it replaces what the store has under (job, node, batch number).
+
+    `task_ids` are 16 bytes each, one after the other; `packed` is `lineage.pack` of their records, in the same order.
+    """
+
+    job_id: JobID
+    node_id: NodeID
+    batch_no: int
+    task_ids: bytes
+    packed: bytes
+
+
+class MarkDropped(NamedTuple):
+    """The batch's tasks that are not needed any more: bit i (little-endian) stands for the i-th task."""
+
+    job_id: JobID
+    node_id: NodeID
+    batch_no: int
+    dropped: bytes
+
+
+class RemoveBatch(NamedTuple):
+    job_id: JobID
+    node_id: NodeID
+    batch_no: int
+
+
+class PutObject(NamedTuple):
+    """The object's size and state, and whether `node_id` holds a copy (a row without copies may be rebuilt)."""
+
+    object_id: ObjectID
+    job_id: JobID
+    size_bytes: int
+    state: str
+    node_id: NodeID
+    held: bool = True
+
+
+class RemoveObject(NamedTuple):
+    object_id: ObjectID
+    job_id: JobID
+
+
+class AddEvent(NamedTuple):
+    """One more event of a node; the store keeps the newest ones only. An id it has already seen changes nothing."""
+
+    node_id: NodeID
+    event_id: tuple[int, int]
+    name: str
+    detail: str
+
+
+Write = (
+    Beat
+    | PutJob
+    | EndJob
+    | PutFunction
+    | PutBatch
+    | MarkDropped
+    | RemoveBatch
+    | PutObject
+    | RemoveObject
+    | AddEvent
+)
+
+
+class Store(Protocol):
+    """A control store of one session. One thread uses it at a time.
+
+    Every method raises `dpool.errors.ControlStoreError` if the store cannot be reached or refuses; the call may then
+    have taken effect or not, and is repeated as it was.
+    """
+
+    def register_node(self, row: NodeRow, token: str, at_least: int = 1) -> int:
+        """Write the node's row and return its epoch: greater than every epoch given before, and `>= at_least`.
+
+        The same token for the same node gets the same epoch again. `at_least` is the epoch the node had, for a store
+        that lost its data.
+        """
+
+    def remove_node(self, node_id: NodeID) -> None:
+        """The node is gone: its row, its load and its events go; epochs go on counting."""
+
+    def apply(self, writes: Sequence[Write]) -> None:
+        """Apply the writes, in order, in as few round trips as possible."""
+
+    def nodes(self) -> dict[NodeID, NodeRow]:
+        """All registered nodes."""
+
+    def loads(self) -> dict[NodeID, bytes]:
+        """The latest load report of every node that sent one."""
+
+    def jobs(self) -> dict[JobID, JobRow]:
+        """All jobs that have not ended."""
+
+    def function(self, function_id: FunctionID) -> FunctionRow | None:
+        """The exported function, or None."""
+
+    def lineage_of(self, job_id: JobID, task_ids: Iterable[TaskID]) -> dict[TaskID, bytes]:
+        """The records of those tasks that the job still needs.
+
+        It reads the job's whole index (16 bytes per live task), so ask for many tasks at once.
+        """
+
+    def object(self, object_id: ObjectID) -> ObjectRow | None:
+        """Where the object is, or None."""
+
+    def events(self, node_id: NodeID) -> list[EventRow]:
+        """The node's newest events, oldest first."""
+
+    def keep_session(self, now_s: float) -> bool:
+        """Say that the session lives. False: the store did not know it (any more), so its rows must be written."""
+
+    def close_session(self) -> None:
+        """Remove everything of the session."""
+
+    def close(self) -> None:
+        """Close the connection; the data stay."""

@@ -1,0 +1,364 @@
+"""The asynchronous recorder: the node posts, a thread of its own writes.
+
+```
+ node's loop                    writer's thread
+ ───────────                    ──────────────────────────────────────────────────────────────────
+ start() ─────────────────────► spawn server ─► connect ─► register node ─► rewrite all that lives
+ post(op) ──queue, eventfd────► every 10 ms or 256 operations: ledger ─► pipeline ─► acknowledge
+ server_exited(pid, status) ──► outage: tell once, back off, spawn again, connect, …
+ close(timeout) ──────────────► flush, remove the session's rows or the server itself, end
+        ◄──notify(event)──────── Connected, Committed, Lost, Unavailable
+```
+
+Threads: `post`, `start`, `server_exited`, `close` may be called from any thread and, but for `close`, never block.
+`notify` and `spawn` are called on the writer's thread; `notify` must hand over and return. Nothing of redis is imported
+before that thread connects.
+
+Invariants: the ledger belongs to the thread. A batch is answered at most once as Committed, or as Lost when the writer
+closes first. An outage is told once; it is over when the store has worked for `steady_s`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from dpool._gcs.child import KILL_WAIT_S, Child, readable
+from dpool._gcs.config import Committed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
+from dpool._gcs.ledger import CommitLineage, DropTasks, Event, Heartbeat, Ledger, Op
+from dpool._gcs.tables import EndJob, JobRow, NodeRow, PutFunction, PutJob, PutObject, RemoveObject
+from dpool.errors import ControlStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpool._gcs.redis_store import RedisStore
+    from dpool._gcs.server import EmbeddedServer
+
+__all__ = [
+    "CommitLineage",
+    "Committed",
+    "Connected",
+    "DropTasks",
+    "EndJob",
+    "Event",
+    "GcsConfig",
+    "GcsEvent",
+    "GcsWriter",
+    "Heartbeat",
+    "JobRow",
+    "Lost",
+    "NodeRow",
+    "Op",
+    "PutFunction",
+    "PutJob",
+    "PutObject",
+    "RemoveObject",
+    "Unavailable",
+]
+
+KEEP_SESSION_EVERY_S = 60.0
+STARTS_BEFORE_SET_ASIDE = 2
+
+
+class GcsWriter:
+    """Records what the node posts; see the module's page.
+
+    Args:
+        config: see `GcsConfig`.
+        spawn: starts `argv` with the bytes on its standard input (then end of file) and both outputs appended to the
+            log's path, and returns the pid at once; an OSError says why it cannot. A process group of its own lets the
+            writer end the server's own children with it. The child dies with the node (PDEATHSIG; mind that this
+            signal is bound to the thread that forks, and that `spawn` is called on the writer's).
+        notify: takes a `GcsEvent`; called on the writer's thread.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        config: GcsConfig,
+        spawn: Callable[[list[str], bytes, str], int],
+        notify: Callable[[GcsEvent], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._spawn = spawn
+        self._notify = notify
+        self._clock = clock
+        self._ledger = Ledger(config.node.node_id, config.max_events)
+        self._queue: deque[Op] = deque()
+        self._exits: dict[int, int] = {}
+        self._lock = threading.Lock()  # start and close
+        self._wake_lock = threading.Lock()  # the eventfd's life
+        self._thread: threading.Thread | None = None
+        self._wake_fd = -1
+        self._idle = False
+        self._closing = False
+        # the thread's own
+        self._server: EmbeddedServer | None = None
+        self._child: Child | None = None
+        self._store: RedisStore | None = None
+        self._token = os.urandom(16).hex()
+        self._epoch = 1
+        self._failed_starts = 0
+        self._delay_s = config.backoff_s[0]
+        self._told = False  # of the present outage
+        self._connected_at: float | None = None
+        self._keep_at: float | None = None  # when a shared server must hear that the session lives
+
+    # --- any thread -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to write what was, and will be, posted. Only the first call counts."""
+        with self._lock:
+            if self._thread is not None or self._closing or self._config.mode == "off":
+                return
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
+            self._thread.start()
+
+    def post(self, op: Op) -> None:
+        """Take one operation; never blocks. It waits for `start`; after `close`, or in mode "off", it is ignored."""
+        if self._closing or self._config.mode == "off":
+            return
+        queue = self._queue
+        queue.append(op)
+        if self._idle or len(queue) == self._config.batch_ops:
+            self._wake()
+
+    def server_exited(self, pid: int, status: int) -> None:
+        """The node reaped the process `pid`. `status`: exit code, or minus the signal. Other pids are ignored."""
+        child = self._child
+        if child is not None and child.pid == pid:
+            self._exits[pid] = status
+            self._wake()
+
+    @property
+    def server_pid(self) -> int | None:
+        """The embedded server's process, while there is one."""
+        child = self._child
+        return child.pid if child is not None else None
+
+    def close(self, timeout_s: float = 0.4) -> None:
+        """Write what is waiting, remove the session's rows, end the embedded server and remove its files.
+
+        What is not written after `timeout_s` is given up; unacknowledged batches are told Lost.
+        """
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        self._wake()
+        thread.join(timeout_s)
+        if thread.is_alive():
+            self._cut_short()
+            thread.join(KILL_WAIT_S)
+
+    def _cut_short(self) -> None:
+        """End the round trip that the thread is in: its server hangs, or is slow."""
+        child, store = self._child, self._store
+        if child is not None:
+            child.kill()
+        if store is not None:
+            store.close()
+
+    def _wake(self) -> None:
+        self._idle = False
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    # --- the thread -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._connect()
+                self._serve()
+            except ControlStoreError as error:
+                self._outage(str(error))
+            except Exception as error:  # a defect of ours must not end the thread in silence
+                self._outage(f"internal error: {error!r}")
+        self._finish()
+
+    def _serve(self) -> None:
+        """Write what comes, until the writer closes or the store fails (ControlStoreError)."""
+        while not self._closing:
+            self._gather(None if self._keep_at is None else self._keep_at - self._clock())
+            if self._child is not None and self._child.gone():
+                raise ControlStoreError(self._how_it_ended(self._child))
+            self._keep_session()
+            self._flush()
+
+    def _gather(self, timeout_s: float | None) -> None:
+        """Wait for operations, then a moment for more of them, and take them in."""
+        if not self._queue:
+            self._idle = True
+            if not self._queue and not self._closing:
+                self._sleep(timeout_s)
+            self._idle = False
+        if 0 < len(self._queue) < self._config.batch_ops and not self._closing:
+            self._sleep(self._config.flush_s)
+        self._drain()
+
+    def _sleep(self, timeout_s: float | None) -> None:
+        """Until `_wake`, the server's end, or the time-out."""
+        readable(timeout_s, self._wake_fd, self._child.fd if self._child is not None else -1)
+        if readable(0.0, self._wake_fd):
+            os.eventfd_read(self._wake_fd)
+
+    def _drain(self) -> None:
+        queue, ledger = self._queue, self._ledger
+        for _ in range(len(queue)):
+            ledger.apply(queue.popleft())
+        self._tell_acks()
+
+    def _tell_acks(self) -> None:
+        for batch_no in self._ledger.take_acks():
+            self._notify(Committed(batch_no))
+
+    def _flush(self) -> None:
+        """Write everything that the store does not have yet. Raises ControlStoreError; then it comes again."""
+        ledger, store = self._ledger, self._store
+        assert store is not None
+        while ledger.pending:
+            writes = ledger.next_writes(self._config.batch_ops)
+            try:
+                store.apply(writes)
+            except BaseException:
+                ledger.failed()
+                raise
+            ledger.written()
+            self._tell_acks()
+
+    def _keep_session(self) -> None:
+        """On a shared server: say that we live; if it forgot us, write everything again."""
+        if self._keep_at is None or self._clock() < self._keep_at or self._store is None:
+            return
+        if not self._store.keep_session(time.time()):
+            self._register()
+        self._keep_at = self._clock() + KEEP_SESSION_EVERY_S
+
+    # --- connecting -------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        """Have a store that knows this node and everything that lives. Raises ControlStoreError."""
+        from dpool._gcs.redis_store import connect_socket, connect_url  # 0.1 s of imports: not before it is needed
+
+        config = self._config
+        self._drain()
+        if config.url:
+            store = connect_url(config.session, config.url, config.reply_timeout_s)
+        else:
+            server = self._running_server()
+            store = connect_socket(
+                config.session, server.socket_path, server.user, server.password, config.reply_timeout_s
+            )
+        self._store = store
+        if config.url:
+            store.keep_session(time.time())
+            self._keep_at = self._clock() + KEEP_SESSION_EVERY_S
+        self._register()
+        self._connected_at = self._clock()
+        self._notify(Connected(self._epoch))
+
+    def _register(self) -> None:
+        """Register the node, and write everything that lives."""
+        assert self._store is not None
+        self._epoch = self._store.register_node(self._config.node, self._token, self._epoch)
+        self._ledger.rewrite_all()
+        self._flush()
+
+    def _running_server(self) -> EmbeddedServer:
+        """The embedded server, started if it is not running, and answering. Raises ControlStoreError."""
+        from dpool._gcs.server import EmbeddedServer
+
+        if self._server is None:
+            self._server = EmbeddedServer(self._config.directory, maxmemory_bytes=self._config.maxmemory_bytes)
+        server = self._server
+        if self._child is None:
+            self._child = self._start(server)
+        child = self._child
+
+        def pause(seconds: float) -> bool:
+            self._sleep(seconds)
+            self._drain()
+            return not self._closing and not child.gone()
+
+        if not server.wait_ready(self._config.start_timeout_s, pause):
+            self._failed_starts += 1
+            if self._closing:
+                raise ControlStoreError("closed before the embedded server answered")
+            if child.gone():
+                raise ControlStoreError(self._how_it_ended(child))
+            child.kill()
+            raise ControlStoreError(f"{server.binary} did not answer within {self._config.start_timeout_s:g} s")
+        self._failed_starts = 0
+        return server
+
+    def _start(self, server: EmbeddedServer) -> Child:
+        if self._failed_starts >= STARTS_BEFORE_SET_ASIDE:
+            server.set_data_aside()  # it may be what it stumbles over; what lives is written again
+        argv, config = server.command()
+        try:
+            return Child(self._spawn(argv, config, self._config.log_file), self._exits)
+        except Exception as error:
+            raise ControlStoreError(f"cannot start {server.binary}: {error}") from error
+
+    def _how_it_ended(self, child: Child) -> str:
+        from dpool._gcs.server import last_line
+
+        name = os.path.basename(self._server.binary) if self._server is not None else "the server"
+        return f"{name} (pid {child.pid}) {child.end()}; its last words: {last_line(self._config.log_file)}"
+
+    def _outage(self, reason: str) -> None:
+        """Tell it once, let go of what is gone, and wait before the next attempt."""
+        config = self._config
+        if self._connected_at is not None and self._clock() - self._connected_at >= config.steady_s:
+            self._told = False
+            self._delay_s = config.backoff_s[0]
+        self._connected_at = self._keep_at = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        if self._child is not None and self._child.gone():
+            self._child.release()
+            self._child = None
+        if self._closing:
+            return
+        if not self._told:
+            self._told = True
+            self._notify(Unavailable(reason, "" if config.url else config.log_file))
+        until = self._clock() + self._delay_s
+        self._delay_s = min(2 * self._delay_s, config.backoff_s[1])
+        while not self._closing and self._clock() < until:
+            self._gather(until - self._clock())
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        self._drain()
+        store = self._store
+        if store is not None:
+            try:
+                self._flush()
+                if self._config.url:
+                    store.close_session()
+            except ControlStoreError as error:
+                self._notify(Unavailable(f"closing: {error}", "" if self._config.url else self._config.log_file))
+            store.close()
+        for batch_no in self._ledger.unacknowledged():
+            self._notify(Lost(batch_no))
+        if self._child is not None:
+            self._child.kill()  # not asked to end in order: its data go with it
+            self._child.release()
+            self._child = None
+        if self._server is not None:
+            self._server.remove_files()
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
