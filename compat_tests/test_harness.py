@@ -1,0 +1,70 @@
+"""The harness itself: dpool really stands in the tests, and the tables name tests that exist."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import sys
+import unittest
+
+import pytest
+from test.support import script_helper  # type: ignore[import-not-found,unused-ignore]
+
+from compat_tests import exclusions, substitute, suite
+
+VERSION = sys.version_info[:2]
+CLASSES = suite.process_pool_classes(suite.import_suite())
+
+
+def test_every_process_pool_class_uses_the_substitute() -> None:
+    used = {case.executor_type for case in CLASSES.values() if hasattr(case, "executor_type")}
+    assert len(used) == 1
+    assert all(issubclass(executor, substitute.base()) for executor in used)
+    assert concurrent.futures.ProcessPoolExecutor is substitute.process_pool_executor()
+
+
+def test_no_class_of_the_suite_is_missed() -> None:
+    kinds = ["ProcessPoolExecutor", "ProcessPoolShutdown", "ExecutorDeadlock"]
+    kinds += ["Wait", "AsCompleted", "Initializer", "FailingInitializer"]
+    expected = {f"ProcessPool{method}{kind}Test" for method in ("Fork", "Spawn", "Forkserver") for kind in kinds}
+    assert {name.replace("Tests", "Test") for name in CLASSES} >= expected
+    assert not [name for name in CLASSES if name.startswith("ThreadPool")]
+    assert len(suite.test_ids(CLASSES)) > 150
+
+
+@pytest.mark.parametrize("row", [*exclusions.EXCLUDED, *exclusions.STRICT], ids=lambda row: row.pattern)
+def test_every_row_names_a_test(row: exclusions.Row) -> None:
+    everywhere = row._replace(since=VERSION, before=None)
+    matched = [test for test in suite.test_ids(CLASSES) if exclusions.find((everywhere,), test, VERSION)]
+    assert bool(matched) == row.holds(VERSION), matched
+
+
+def test_scripts_import_the_substitute() -> None:
+    run = suite._with_substitute(script_helper.assert_python_ok)
+    script = "if 1:\n    " + suite.IMPORT_LINE + "\n    print(ProcessPoolExecutor.__mro__)"
+    _rc, out, _err = run("-c", script)
+    assert substitute.base().__qualname__ in out.decode()
+    assert "compat_tests.substitute" in out.decode()
+
+
+def test_a_script_of_another_form_is_refused() -> None:
+    run = suite._with_substitute(script_helper.assert_python_ok)
+    with pytest.raises(AssertionError, match="unknown form"):
+        run("-c", "import concurrent.futures as f; f.ProcessPoolExecutor")
+
+
+def test_the_tests_future_is_the_substitute() -> None:
+    chosen = substitute.future()
+    future_tests = CLASSES["FutureTests"]
+    assert sys.modules[future_tests.__module__].Future is chosen
+
+
+def test_a_failing_test_of_the_suite_fails() -> None:
+    class Broken(substitute.base()):  # type: ignore[misc]
+        def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+            return super().submit(pow, 1, 1)
+
+    case = CLASSES["ProcessPoolSpawnProcessPoolExecutorTest"]
+    broken = type(case.__name__, (case,), {"executor_type": Broken})
+    result = unittest.TestResult()
+    broken("test_submit").run(result)
+    assert len(result.failures) == 1
