@@ -74,6 +74,8 @@ class Event(NamedTuple):
 
 
 Op = CommitLineage | DropTasks | PutJob | EndJob | PutFunction | PutObject | RemoveObject | Heartbeat | Event
+OPS = frozenset((CommitLineage, DropTasks, PutJob, EndJob, PutFunction, PutObject, RemoveObject, Heartbeat, Event))
+"""The same, to look a type up."""
 
 
 class _Batch:
@@ -135,11 +137,12 @@ class Ledger:
     # --- what the node says -----------------------------------------------------------------------------------------
 
     def apply(self, op: Op) -> None:
-        """Take in one operation. Raises TypeError for what is none."""
-        handler = self._handlers.get(type(op))
-        if handler is None:
-            raise TypeError(f"{type(op).__name__} is no operation of the control store")
-        handler(op)
+        """Take in one operation."""
+        self._handlers[type(op)](op)
+
+    def jobs(self) -> list[JobID]:
+        """The jobs of this node's drivers that have not ended."""
+        return [job_id for job_id, job in self._jobs.items() if job.row is None or job.row.node_id == self.node_id]
 
     def _job(self, job_id: JobID) -> _Job | None:
         """The job's rows; None if it has ended: what comes late for it is ignored."""

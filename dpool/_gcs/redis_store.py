@@ -121,8 +121,9 @@ class RedisStore:
         if not commands:
             return []
         pipe = self._client.pipeline(transaction=False)
+        stage: Callable[..., object] = pipe.execute_command
         for command in commands:
-            pipe.execute_command(*command)
+            stage(*command)
         try:
             answers = pipe.execute(raise_on_error=False)
         except (redis.RedisError, OSError, ValueError) as error:
@@ -136,7 +137,7 @@ class RedisStore:
         return self._run([command])[0]
 
     def _error(self, error: Exception) -> ControlStoreError:
-        return ControlStoreError(f"{self._where}: {error or type(error).__name__}")
+        return ControlStoreError(f"{self._where}: {str(error) or type(error).__name__}")
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 

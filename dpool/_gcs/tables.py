@@ -169,16 +169,7 @@ class AddEvent(NamedTuple):
 
 
 Write = (
-    Beat
-    | PutJob
-    | EndJob
-    | PutFunction
-    | PutBatch
-    | MarkDropped
-    | RemoveBatch
-    | PutObject
-    | RemoveObject
-    | AddEvent
+    Beat | PutJob | EndJob | PutFunction | PutBatch | MarkDropped | RemoveBatch | PutObject | RemoveObject | AddEvent
 )
 
 

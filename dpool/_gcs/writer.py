@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Committed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event, Heartbeat, Ledger, Op
+from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Ledger, Op
 from dpool._gcs.tables import EndJob, JobRow, NodeRow, PutFunction, PutJob, PutObject, RemoveObject
 from dpool.errors import ControlStoreError
 
@@ -104,7 +104,7 @@ class GcsWriter:
         self._token = os.urandom(16).hex()
         self._epoch = 1
         self._failed_starts = 0
-        self._delay_s = config.backoff_s[0]
+        self._backoff_s = 0.0  # how long the next attempt waits
         self._told = False  # of the present outage
         self._connected_at: float | None = None
         self._keep_at: float | None = None  # when a shared server must hear that the session lives
@@ -122,6 +122,8 @@ class GcsWriter:
 
     def post(self, op: Op) -> None:
         """Take one operation; never blocks. It waits for `start`; after `close`, or in mode "off", it is ignored."""
+        if type(op) not in OPS:
+            raise TypeError(f"{type(op).__name__} is no operation of the control store")
         if self._closing or self._config.mode == "off":
             return
         queue = self._queue
@@ -175,15 +177,19 @@ class GcsWriter:
     # --- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closing:
-            try:
-                self._connect()
-                self._serve()
-            except ControlStoreError as error:
-                self._outage(str(error))
-            except Exception as error:  # a defect of ours must not end the thread in silence
-                self._outage(f"internal error: {error!r}")
-        self._finish()
+        try:
+            while not self._closing:
+                try:
+                    self._pause()
+                    self._connect()
+                    self._serve()
+                except ControlStoreError as error:
+                    self._outage(str(error))
+                except Exception as error:  # a defect of ours: told like any outage, not the thread's silent end
+                    self._outage(f"internal error: {error!r}")
+            self._last_writes()
+        finally:
+            self._let_go()
 
     def _serve(self) -> None:
         """Write what comes, until the writer closes or the store fails (ControlStoreError)."""
@@ -316,43 +322,55 @@ class GcsWriter:
         return f"{name} (pid {child.pid}) {child.end()}; its last words: {last_line(self._config.log_file)}"
 
     def _outage(self, reason: str) -> None:
-        """Tell it once, let go of what is gone, and wait before the next attempt."""
+        """Tell it once, let go of what is gone, and set the pause before the next attempt."""
         config = self._config
         if self._connected_at is not None and self._clock() - self._connected_at >= config.steady_s:
             self._told = False
-            self._delay_s = config.backoff_s[0]
+            self._backoff_s = 0.0
         self._connected_at = self._keep_at = None
+        self._backoff_s = min(max(2 * self._backoff_s, config.backoff_s[0]), config.backoff_s[1])
         if self._store is not None:
             self._store.close()
             self._store = None
         if self._child is not None and self._child.gone():
             self._child.release()
             self._child = None
-        if self._closing:
-            return
-        if not self._told:
+        if not self._told and not self._closing:
             self._told = True
             self._notify(Unavailable(reason, "" if config.url else config.log_file))
-        until = self._clock() + self._delay_s
-        self._delay_s = min(2 * self._delay_s, config.backoff_s[1])
+
+    def _pause(self) -> None:
+        """After a failure: take operations in for a while before the next attempt."""
+        until = self._clock() + self._backoff_s
         while not self._closing and self._clock() < until:
             self._gather(until - self._clock())
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def _finish(self) -> None:
+    def _last_writes(self) -> None:
+        """Write what is waiting; on a shared server, remove what is ours; tell what could not be written."""
         self._drain()
-        store = self._store
-        if store is not None:
+        if self._store is not None:
             try:
                 self._flush()
                 if self._config.url:
-                    store.close_session()
+                    self._leave(self._store)
             except ControlStoreError as error:
-                self._notify(Unavailable(f"closing: {error}", "" if self._config.url else self._config.log_file))
-            store.close()
+                if self._config.url:  # an embedded server's rows go with it
+                    self._notify(Unavailable(f"this session's rows may be left: {error}", ""))
         for batch_no in self._ledger.unacknowledged():
             self._notify(Lost(batch_no))
+
+    def _leave(self, store: RedisStore) -> None:
+        """Remove this node and its jobs; the last node removes the session."""
+        store.apply([EndJob(job_id) for job_id in self._ledger.jobs()])
+        store.remove_node(self._config.node.node_id)
+        if not store.nodes():
+            store.close_session()
+
+    def _let_go(self) -> None:
+        if self._store is not None:
+            self._store.close()
         if self._child is not None:
             self._child.kill()  # not asked to end in order: its data go with it
             self._child.release()
