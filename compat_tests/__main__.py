@@ -1,8 +1,8 @@
 """`python -m compat_tests`: run the suites on every interpreter of this machine that has them.
 
 ```
-interpreters ──► has it the suite? ──► .venv-compat/<version>: venv, dpool, pytest ──► pytest compat_tests ──► a line each
-                  (else: Debian's copy for that version)
+interpreters ──► has it the suite? ──► .venv-compat/<version>: dpool, pytest ──► pytest compat_tests ──► a line each
+                 (else: Debian's copy for that version)
 ```
 
 Interpreters are looked for on PATH and among pyenv's; of each minor version the first that has a suite is taken.

@@ -7,8 +7,8 @@ DPOOL_COMPAT_FUTURE=dpool:Future     ──► the class the tests build by hand
 
 It is imported by the tests' own process and by the scripts which the tests start with `python -I -c`.
 It adds three things and nothing else: the name that the scripts import; `strict=True` where a test asks for the
-standard library's "one crash breaks the pool" (see `exclusions.STRICT`); and stand-ins for two private attributes, so that tests
-which only *join* them still run.
+standard library's "one crash breaks the pool" (see `exclusions.STRICT`); and stand-ins for two private attributes, so
+that tests which only *join* them still run.
 """
 
 from __future__ import annotations
