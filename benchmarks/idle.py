@@ -20,7 +20,7 @@ from benchmarks.peers import Peer
 def measure(peer: Peer, size: Size) -> Sample:
     workers = peer.worker_pids()
     time.sleep(size["settle_s"])
-    everyone = procs.mine()
+    everyone = sorted({*procs.mine(), *workers})
     helpers = set(everyone) - set(workers) - {os.getpid()}
     memory = {pid: procs.private_bytes(pid) / 1e6 for pid in everyone}
     before, begin = procs.cpu_s(everyone), time.perf_counter()

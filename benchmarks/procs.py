@@ -1,7 +1,8 @@
 """What /proc says about processes: memory, processor time, and which processes a measurement has started.
 
-Every process of a measurement carries `MARK` in its environment (inherited by forks and by programs they start), or
-stands in the session of the measurement's first process. So a daemon is found too, whoever its parent is by now.
+A process of a measurement carries `MARK` in its environment (inherited by forks and by programs they start), stands
+in the session of the measurement's first process, or descends from one of these. So a daemon is found whoever its parent
+is by now, and so is a program that was started with a clean environment, as a Redis may be.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 MARK = "BENCHMARK_CELL"
 
@@ -40,9 +42,15 @@ def cpu_s(pids: Iterable[int]) -> dict[int, float]:
 
 
 def marked(mark: str, session: int) -> list[int]:
-    """Every living process that carries `mark` or belongs to `session` (zombies are not living)."""
-    numbers = (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
-    return [pid for pid in numbers if _belongs(pid, f"{MARK}={mark}".encode(), session)]
+    """Every living process that carries `mark`, belongs to `session`, or descends from one that does."""
+    living = _living()
+    setting = f"{MARK}={mark}".encode()
+    found = {pid for pid, process in living.items() if process.session == session or _carries(pid, setting)}
+    fresh = found
+    while fresh:
+        fresh = {pid for pid, process in living.items() if process.parent in fresh} - found
+        found |= fresh
+    return sorted(found)
 
 
 def mine() -> list[int]:
@@ -58,21 +66,32 @@ def name_of(pid: int) -> str:
         return "?"
 
 
-def _belongs(pid: int, setting: bytes, session: int) -> bool:
+class _Process(NamedTuple):
+    parent: int
+    session: int
+
+
+def _living() -> dict[int, _Process]:
+    """All processes of the machine but zombies."""
+    found = {}
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            # The name in parentheses may contain anything; after it come state, parent, group, session.
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except _GONE:
+            continue
+        if fields[0] not in ("Z", "X"):
+            found[int(entry.name)] = _Process(parent=int(fields[1]), session=int(fields[3]))
+    return found
+
+
+def _carries(pid: int, setting: bytes) -> bool:
     try:
-        fields = _stat_fields(pid)
-        if fields[0] in ("Z", "X"):
-            return False
-        if int(fields[3]) == session:
-            return True
         return setting in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
     except _GONE:
         return False
-
-
-def _stat_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; the name before it may contain anything."""
-    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
 def _cpu_of(pid: int) -> float:

@@ -223,6 +223,22 @@ def test_a_daemon_that_stays_is_found_named_and_ended() -> None:
     assert int(finished.result) not in procs.marked("no such mark", session=int(finished.result))
 
 
+def test_a_program_with_a_clean_environment_is_found_by_its_parent() -> None:
+    ask = (
+        "import subprocess, sys\n"
+        "from benchmarks import procs\n"
+        "hang = 'import signal; print(1, flush=True); signal.pause()'\n"
+        "program = subprocess.Popen([sys.executable, '-c', hang], stdout=-1, start_new_session=True, env={})\n"
+        "program.stdout.readline()\n"
+        "open(sys.argv[1], 'w').write(str(program.pid in procs.mine()))\n"
+        "program.kill()\n"
+        "program.wait()\n"
+    )
+    launcher = Launcher()
+    assert launcher.run(["-c", ask]).result == "True"
+    assert launcher.left_behind == []
+
+
 def test_processes_are_measured() -> None:
     pid = os.getpid()
     before = procs.cpu_s([pid])[pid]
