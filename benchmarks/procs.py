@@ -1,7 +1,7 @@
 """What /proc says about processes: memory, processor time, and which processes a measurement has started.
 
 A process of a measurement carries `MARK` in its environment (inherited by forks and by programs they start), stands
-in the session of the measurement's first process, or descends from one of these. So a daemon is found whoever its parent
+in the session of its first process, or descends from one of these. So a daemon is found whoever its parent
 is by now, and so is a program that was started with a clean environment, as a Redis may be.
 """
 
