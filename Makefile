@@ -2,7 +2,7 @@
 #
 #   make demo     analyse the standard library: serially, with ProcessPoolExecutor and with dpool
 #   make test     the whole test suite                     (make test ARGS="-k crash")
-#   make compat   the interpreter's own test suite for process pools, run with dpool.Executor
+#   make compat   the own test suite of each Python found here, with dpool.Executor as the process pool
 #   make bench    the benchmarks, peers in the same run    (make bench ARGS="round_trip --quick")
 #   make check    ruff, mypy --strict, the import walls
 #   make clean    remove the environment and every cache
@@ -22,7 +22,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .PHONY: help demo test compat bench check format clean
 
 help:
-	@sed -n 's/^#  *\(make [a-z]*  .*\)/  \1/p' Makefile
+	@sed -n 's/^#  *\(make [a-z]*  .*\)/  \1/p' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.with-progress
 	@$(python) examples/stdlib_report.py $(ARGS)
@@ -31,7 +31,7 @@ test: $(VENV)/.with-test
 	@$(python) -m pytest $(ARGS)
 
 compat: $(VENV)/.with-test
-	@$(python) -m pytest compat_tests $(ARGS)
+	@$(python) -m compat_tests $(ARGS)
 
 bench: $(VENV)/.with-bench
 	@$(python) -m benchmarks $(ARGS)

@@ -18,7 +18,7 @@ LEAKS = {
     "orphan": f"import subprocess, sys\ndef test(): subprocess.run([sys.executable, '-c', {ORPHAN!r}], check=True)",
     "directory": "import tempfile\ndef test(): tempfile.mkdtemp(prefix='dpool-')",
     "file descriptor": "import os\ndef test(): os.pipe()",
-    "thread": "import threading as t\ndef test(): t.Thread(target=t.Event().wait, name='dpool-io', daemon=True).start()",
+    "thread": "import threading as t\ndef test(): t.Thread(target=t.Event().wait, name='dpool', daemon=True).start()",
 }
 CLEAN = """
 import os, subprocess, tempfile, threading
