@@ -169,23 +169,24 @@ class References:
         if entry.holders:
             return out
         entry.state = MOVES[entry.state, Unheld]
-        candidates = [obj]
-        while candidates:
-            obj = candidates.pop()
-            entry = self._objects[obj]
-            if entry.holders or entry.inside:
-                continue
+        unreachable = [] if entry.inside else [obj]
+        while unreachable:
+            obj = unreachable.pop()
+            entry = self._objects.pop(obj)
             entry.state = MOVES[entry.state, Freed]
-            del self._objects[obj]
             out.append(Freed(obj))
-            for inner in entry.contents:
-                self._objects[inner].inside.remove(obj)
-                candidates.append(inner)
+            for name in entry.contents:
+                inner = self._objects[name]
+                inner.inside.remove(obj)
+                if not inner.inside and not inner.holders:
+                    unreachable.append(name)
         return out
 
     def _contains(self, event: Contains) -> list[Instruction]:
         outer, inner = self._known(event.outer, Contains), self._known(event.inner, Contains)
-        if self._reaches(event.inner, event.outer):
+        # The walk is rarely needed: an object is nearly always stored in a new one, which nothing contains.
+        could_close = outer is inner or (outer.inside and inner.contents)
+        if could_close and self._reaches(event.inner, event.outer):
             raise ValueError(f"object {event.outer.hex()} would contain itself")
         outer.contents[event.inner] = None
         inner.inside.add(event.outer)

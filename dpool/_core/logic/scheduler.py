@@ -295,7 +295,7 @@ class _Worker:
     Attributes:
         lease: what it holds, from its Grant until it is returned or the worker is gone; None: nothing.
         gpus: the devices of that lease.
-        lent: the lease's CPUs are lent to others (it blocks).
+        lent: the lease's CPUs are lent to others (it blocks, or retires and keeps its GPUs until it is gone).
         generation: its pool's when it was started; of workers that die at once, one per generation counts.
     """
 
@@ -516,10 +516,13 @@ class LocalScheduler:
         worker.move(ReturnLease)
         pool.idle[worker.number] = worker
         self._end_back_off(pool)
-        # A process that has used a GPU keeps it open, so another lease cannot be sure of that device until it is gone.
-        if not worker.gpus:
+        used_gpus = bool(worker.gpus)
+        if used_gpus:
+            # The process keeps its GPUs open, so nobody else can be sure of those devices until it is gone.
+            self._lend_cpus(worker)
+        else:
             self._give_back(worker)
-        if event.retire or worker.gpus or pool.state == CLOSING or _staying(pool) > pool.max_workers:
+        if event.retire or used_gpus or pool.state == CLOSING or _staying(pool) > pool.max_workers:
             self._retire(worker, out)
 
     def _grant_all(self, out: list[Instruction]) -> None:
@@ -577,19 +580,18 @@ class LocalScheduler:
         worker = self._worker(event.worker, Blocked)
         if worker is None:
             return
-        lends = worker.state == LEASED
+        blocks = worker.state == LEASED
         worker.move(Blocked)
-        if lends and worker.lease is not None:
-            worker.lent = True
-            self.account.release_cpus(worker.lease)
+        if blocks:
+            self._lend_cpus(worker)
 
     def _unblocked(self, event: Unblocked, out: list[Instruction]) -> None:
         worker = self._worker(event.worker, Unblocked)
         if worker is None:
             return
-        lent = worker.state == BLOCKED
+        goes_on = worker.state == BLOCKED
         worker.move(Unblocked)
-        if lent and worker.lease is not None:
+        if goes_on and worker.lease is not None:
             worker.lent = False
             self.account.reclaim_cpus(worker.lease)
 
@@ -637,6 +639,11 @@ class LocalScheduler:
         worker.pool.idle.pop(worker.number, None)
         if not killed_before:
             out.append(KillWorker(worker.number))
+
+    def _lend_cpus(self, worker: _Worker) -> None:
+        if worker.lease is not None and not worker.lent:
+            worker.lent = True
+            self.account.release_cpus(worker.lease)
 
     def _give_back(self, worker: _Worker) -> None:
         if worker.lease is None:
@@ -736,7 +743,8 @@ class LocalScheduler:
             assert worker.number == number < self._next_worker
             assert worker.lease is None or worker.state != IDLE
             assert worker.lease is not None or worker.state not in (LEASED, BLOCKED)
-            assert worker.lent == (worker.state == BLOCKED) or (worker.lent and worker.state == KILLED)
+            assert worker.lease is None or worker.state != RETIRING or (worker.gpus and worker.lent)
+            assert worker.lent == (worker.state == BLOCKED) or (worker.lent and worker.state in (RETIRING, KILLED))
 
     def _check_queue(self) -> None:
         waiting: list[_Request] = []
