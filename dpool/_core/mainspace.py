@@ -1,0 +1,199 @@
+"""A worker's `__main__`, and the functions it has been sent.
+
+```
+ frame ──install()──► definitions ──► sys.modules["__main__"]   (at once, one inside the other where they need it)
+                      functions   ──► kept as bytes, loaded when first called
+```
+
+One thread: the worker's. Items arrive in the order in which the submitter wrote them, between the tasks that need the
+old and the new version of a name. A definition or function that fails to load is remembered with its error; only the
+tasks that require it fail. What the worker itself wrote into a global stays until the submitter's own value changes.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import pickle
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import serialize_rebuild as rebuild
+from dpool._core.serialize_pickler import MAIN_NAMES, MISSING
+from dpool.errors import DeserializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+members: dict[str, Any] = {}
+"""In a worker: the globals of `__main__` that the submitter sent, as they were installed."""
+
+installed = False
+"""This process' `__main__` was built by `install_main`."""
+
+
+def install_main(file: str | None = None, package: str | None = None) -> ModuleType:
+    """Replace `__main__` by an empty one that looks like the driver's: same `__file__` and `__package__`."""
+    global installed
+    module = ModuleType("__main__")
+    module.__dict__.update(__builtins__=builtins, __package__=package, __spec__=None, __loader__=None)
+    if file is not None:
+        module.__file__ = file
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    members.clear()
+    installed = True
+    return module
+
+
+def explain(error: BaseException) -> str:
+    """The type and text of an error in one line."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class _Loader(pickle.Unpickler):
+    """Loads what refers to globals of `__main__` that may not have been loaded yet."""
+
+    def __init__(self, importer: Importer, blob: bytes) -> None:
+        super().__init__(io.BytesIO(blob))
+        self._ensure = importer.ensure
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in MAIN_NAMES:
+            self._ensure(name.partition(".")[0])
+        return super().find_class(module, name)
+
+    def persistent_load(self, name: Any) -> Any:
+        self._ensure(name)
+        return rebuild.main_dict()[name]
+
+
+class Importer:
+    """What a worker has received from its submitter."""
+
+    def __init__(self) -> None:
+        self._functions: dict[int, Callable[..., Any]] = {}
+        self._blobs: dict[int, bytes] = {}
+        self._pending: dict[str, tuple[int, bytes]] = {}
+        self._failed: dict[int, BaseException] = {}
+        self._broken: dict[str, BaseException] = {}
+        self.install_main = install_main
+
+    def install(self, items: list[tuple[int, str, bytes]]) -> None:
+        """Take `(number, name, blob)` items: definitions of the global `name`, or a function where `name` is empty."""
+        for number, name, blob in items:
+            if name:
+                self._pending[name] = (number, blob)
+            else:
+                self._blobs[number] = blob
+                self._functions.pop(number, None)
+        while self._pending:
+            self._define(next(iter(self._pending)))
+
+    def ensure(self, name: str) -> None:
+        """Load the definition of `name` if it waits; raise its error if it could not be loaded."""
+        if name in self._pending:
+            self._define(name)
+        error = self._broken.get(name)
+        if error is not None:
+            raise error
+
+    def _define(self, name: str) -> None:
+        number, blob = self._pending.pop(name)
+        self._failed.pop(number, None)
+        self._broken.pop(name, None)
+        space = rebuild.main_dict()
+        if not blob:  # the submitter has deleted it
+            space.pop(name, None)
+            members.pop(name, None)
+            return
+        try:
+            space[name] = members[name] = _Loader(self, blob).load()
+        except KeyboardInterrupt:
+            self._pending[name] = (number, blob)
+            raise
+        except BaseException as error:
+            space.pop(name, None)
+            members.pop(name, None)
+            cause = DeserializationError(f"the global {name!r} of __main__ does not load in the worker: {explain(error)}")
+            cause.__cause__ = error.with_traceback(None)
+            self._failed[number] = self._broken[name] = cause
+
+    def function(self, number: int) -> Callable[..., Any]:
+        """The function that was shipped as `number`.
+
+        Raises:
+            DeserializationError: it, or a global that it refers to, does not load here.
+        """
+        try:
+            return self._functions[number]
+        except KeyError:
+            return self._load_function(number)
+
+    def _load_function(self, number: int) -> Callable[..., Any]:
+        blob = self._blobs.get(number)
+        if blob is None:
+            raise DeserializationError(f"the worker was never sent the function number {number}")
+        requires, kind, content = pickle.loads(blob)
+        self._check(requires)
+        try:
+            function: Callable[..., Any] = rebuild.resolve(*content) if kind else _Loader(self, content).load()
+        except (KeyboardInterrupt, DeserializationError):
+            raise
+        except BaseException as error:
+            raise DeserializationError(f"the function does not load in the worker: {explain(error)}") from error
+        self._functions[number] = function
+        return function
+
+    def _check(self, requires: tuple[int, ...]) -> None:
+        if self._failed:
+            for number in requires:
+                if number in self._failed:
+                    raise self._failed[number]
+
+    def forget(self, numbers: list[int]) -> None:
+        """Drop functions that the submitter will not use again."""
+        for number in numbers:
+            self._blobs.pop(number, None)
+            self._functions.pop(number, None)
+
+    def load_call(self, payload: bytes) -> Call:
+        """`(args, kwargs)` of a task.
+
+        Raises:
+            DeserializationError: unpickling raised; the message names what.
+        """
+        try:
+            return pickle.loads(payload)  # type: ignore[no-any-return]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self._argument_error(error) from error
+
+    def load_inline(self, payload: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """`(function, args, kwargs)` of a task whose function travels with it.
+
+        Raises:
+            DeserializationError: as for `load_call`.
+        """
+        requires, function, content = pickle.loads(payload)
+        self._check(requires)
+        try:
+            if function is None:
+                return pickle.loads(content)  # type: ignore[no-any-return]
+            return (_Loader(self, function).load(), *pickle.loads(content))
+        except (KeyboardInterrupt, DeserializationError):
+            raise
+        except BaseException as error:
+            raise self._argument_error(error) from error
+
+    def _argument_error(self, error: BaseException) -> DeserializationError:
+        failed = next(iter(self._broken.values()), None)
+        also = f" ({failed})" if failed is not None else ""
+        return DeserializationError(f"the arguments of the task do not unpickle in the worker: {explain(error)}{also}")
+
+
+__all__ = ["MISSING", "Importer", "install_main", "installed", "members"]

@@ -1,0 +1,208 @@
+"""How results and exceptions come home.
+
+A result that does not pickle fails with the error that pickling raised; one that does not unpickle fails with
+`DeserializationError`. An exception is tried out in the worker: if its pickle cannot be loaded there, a surrogate travels, an
+exception of a class of the same name that carries the text. The traceback travels as text, as the `__cause__` that
+`concurrent.futures` gives it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import mainspace
+from dpool._core.mainspace import explain
+from dpool._core.serialize_pickler import PROTOCOL, Pickler, dumps, plain
+from dpool.errors import DeserializationError, DpoolError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _home_pickler() -> Pickler:
+    if mainspace.installed:
+        return Pickler(known=mainspace.members, home=True)
+    return Pickler()
+
+
+def dump_result(value: Any, label: str) -> bytes:
+    """The pickle of a task's result.
+
+    Raises:
+        PicklingError, TypeError, …: what pickling raised; its text names the task and the type.
+    """
+    try:
+        if plain(value):
+            return pickle.dumps(value, PROTOCOL)
+        return dumps(value, _home_pickler())
+    except Exception as error:
+        what = f"the result of {label!r}" if label else "the task's result"
+        _say(error, f"while pickling {what}, of type {type(value).__qualname__}")
+        raise
+
+
+def _say(error: Exception, text: str) -> None:
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]} ({text})",)
+    elif sys.version_info >= (3, 11):
+        error.add_note(text)
+
+
+def load_result(data: bytes, label: str) -> Any:
+    """What `dump_result` pickled.
+
+    Raises:
+        DeserializationError: anything was raised while unpickling (SystemExit too; only KeyboardInterrupt passes).
+    """
+    try:
+        return pickle.loads(data)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise DeserializationError(f"the result of {label!r} does not unpickle: {explain(error)}") from error
+
+
+# ---------------------------------------------------------------------------------------- exceptions
+
+
+def dump_exception(exc: BaseException, label: str) -> bytes:
+    """A task's exception with its traceback as text; frames and tracebacks are let go."""
+    text = _format(exc)
+    _drop_tracebacks(exc)
+    facts = _facts(exc)
+    blob = None
+    for make in (_pickle_whole, _pickle_without_init):
+        try:
+            blob = make(exc)
+            break
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # whatever its reducers raise: the next, simpler way is tried
+            continue
+    return pickle.dumps((text, blob, facts), PROTOCOL)
+
+
+def load_exception(data: bytes, label: str) -> BaseException:
+    """The exception that `dump_exception` pickled, or its surrogate, with the remote traceback as `__cause__`."""
+    text, blob, facts = pickle.loads(data)
+    exc: BaseException | None = None
+    if blob is not None:
+        try:
+            exc = pickle.loads(blob)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # its class is not here: the surrogate says what it was
+            exc = None
+    if not isinstance(exc, BaseException):
+        exc = make_surrogate(*facts)
+    from concurrent.futures.process import _RemoteTraceback  # type: ignore[attr-defined]
+
+    exc.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')
+    return exc
+
+
+def _format(exc: BaseException) -> str:
+    import traceback
+
+    first: TracebackType | None = exc.__traceback__
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_HERE):
+        first = first.tb_next  # dpool's own frames above the task
+    try:
+        return "".join(traceback.format_exception(type(exc), exc, first or exc.__traceback__))
+    except Exception as error:  # a __str__ that raises
+        return f"{type(exc).__qualname__} (its traceback cannot be formatted: {explain(error)})\n"
+
+
+def _drop_tracebacks(exc: BaseException) -> None:
+    """Let go of the frames, and with them of the task's locals."""
+    waiting: list[BaseException | None] = [exc]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.__traceback__ = None
+        waiting += (one.__cause__, one.__context__)
+        waiting += getattr(one, "exceptions", ())
+
+
+def _pickle_whole(exc: BaseException) -> bytes:
+    """The exception's own pickle, if loading it gives the same type and text."""
+    blob = dumps(exc, _home_pickler())
+    again = pickle.loads(blob)
+    if type(again) is not type(exc) or str(again) != str(exc):
+        raise pickle.PicklingError("it comes back as something else")
+    return blob
+
+
+def _pickle_without_init(exc: BaseException) -> bytes:
+    """For classes whose `__init__` does not take `self.args`: type, args and attributes, without calling it."""
+    cls = type(exc)
+    if cls.__reduce__ is not BaseException.__reduce__ or cls.__basicsize__ != _native_base(cls).__basicsize__:
+        raise pickle.PicklingError("it has its own way of pickling")
+    if _native_base(cls).__basicsize__ != BaseException.__basicsize__:
+        raise pickle.PicklingError("it has fields that only its __init__ sets")
+    blob = dumps(_Bare(exc), _home_pickler())
+    again = pickle.loads(blob)
+    if type(again) is not cls or str(again) != str(exc):
+        raise pickle.PicklingError("it comes back as something else")
+    return blob
+
+
+class _Bare:
+    """Pickles as `make_bare(type, args, attributes)`."""
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def __reduce__(self) -> Any:
+        exc = self._exc
+        return make_bare, (type(exc), exc.args, dict(exc.__dict__))
+
+
+def make_bare(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
+    """An exception made without its `__init__`."""
+    exc = cls.__new__(cls)
+    exc.args = args
+    exc.__dict__.update(attributes)
+    return exc
+
+
+def _native_base(cls: type) -> type:
+    """The nearest builtin exception class, or BaseException."""
+    return next((base for base in cls.__mro__ if base.__module__ == "builtins"), BaseException)
+
+
+def _facts(exc: BaseException) -> tuple[str, str, str, str]:
+    """What a surrogate is made from: name, full name, builtin base, text."""
+    cls = type(exc)
+    try:
+        text = str(exc)
+    except Exception as error:  # a __str__ that raises
+        text = f"(its text cannot be made: {explain(error)})"
+    return cls.__name__, f"{cls.__module__}.{cls.__qualname__}", _native_base(cls).__name__, text
+
+
+def make_surrogate(name: str, full_name: str, base_name: str, text: str) -> BaseException:
+    """An exception for one that cannot travel: its class has the same name and builtin base, and is a `DpoolError`.
+
+    Its attribute `remote_type` has the original's full name.
+    """
+    base: Any = getattr(builtins, base_name, Exception)
+    facts = (name, full_name, base_name, text)
+    for bases in ((DpoolError, base), (DpoolError,)):
+        try:
+            cls: Any = type(name, bases, {"__reduce__": lambda self: (make_surrogate, facts), "__module__": __name__})
+            made: BaseException = cls(text)
+        except TypeError:  # a builtin that takes other arguments, as UnicodeDecodeError does
+            continue
+        break
+    made.remote_type = full_name  # type: ignore[attr-defined]
+    return made

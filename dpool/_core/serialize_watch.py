@@ -1,0 +1,274 @@
+"""Noticing that something which was captured has changed.
+
+A `Plan` is what must still be true for a pickle made earlier to be what pickling would give now. Immutable captures are
+compared by identity; mutable ones are pickled again and the bytes compared. The common function, which captures
+nothing mutable, costs a few dictionary look-ups.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+from typing import TYPE_CHECKING, Any
+
+from dpool._core.serialize_pickler import (
+    ATOMIC,
+    MISSING,
+    MODULE_FACTS,
+    PROTOCOL,
+    by_reference,
+    captured_globals,
+    captured_packages,
+    code_facts,
+    is_dispatch,
+    main_path,
+    walk,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_FIXED_TYPES = ATOMIC | {
+    BuiltinFunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    WrapperDescriptorType,
+    range,
+    type(...),
+    type(NotImplemented),
+    object,
+}
+_FIXED_NAMES = frozenset(
+    {
+        ("_abc", "_abc_data"),
+        ("_thread", "RLock"),
+        ("_thread", "_local"),
+        ("_thread", "lock"),
+        ("collections", "_tuplegetter"),
+        ("datetime", "date"),
+        ("datetime", "datetime"),
+        ("datetime", "timedelta"),
+        ("decimal", "Decimal"),
+        ("fractions", "Fraction"),
+        ("logging", "Logger"),
+        ("logging", "RootLogger"),
+        ("pathlib", "PosixPath"),
+        ("pathlib._local", "PosixPath"),
+        ("re", "Pattern"),
+        ("typing", "TypeVar"),
+        ("uuid", "UUID"),
+    }
+)
+"""Types whose objects do not change, or whose changes do not travel."""
+
+_MADE_BY_THE_CLASS = frozenset(
+    """__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__ __dataclass_fields__
+    __dataclass_params__ __dict__ __doc__ __firstlineno__ __match_args__ __module__ __non_callable_proto_members__
+    __orig_bases__ __parameters__ __protocol_attrs__ __qualname__ __slotnames__ __static_attributes__ __type_params__
+    __weakref__ _abc_impl _generate_next_value_ _hashable_values_ _member_map_ _member_names_ _member_type_
+    _unhashable_values_ _unhashable_values_map_ _value2member_map_""".split()
+)
+"""Class attributes that the class statement made and nobody changes by hand."""
+
+
+class Plan:
+    """What must still hold. Empty: nothing can have changed."""
+
+    __slots__ = ("cells", "functions", "lookups", "mappings", "pickles", "sizes", "volatile")
+
+    def __init__(self) -> None:
+        self.lookups: list[tuple[dict[str, Any], str, Any]] = []
+        """(namespace, name, the object that the name means there, or MISSING)."""
+        self.functions: list[tuple[Any, Any, Any, Any, int]] = []
+        """(function, code, defaults, keyword defaults, number of attributes)."""
+        self.cells: list[tuple[Any, Any]] = []
+        """(closure cell, contents or MISSING)."""
+        self.mappings: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = []
+        """(mapping, keys, values)."""
+        self.sizes: list[tuple[Any, int]] = []
+        """(namespace of a package, length): a submodule may have been imported."""
+        self.pickles: list[tuple[dict[str, Any], str, bytes]] = []
+        """(namespace, name, pickle of the mutable object there)."""
+        self.volatile: list[Any] = []
+        """Nodes that must be pickled again by the exporter to know."""
+
+    def extend(self, other: Plan) -> None:
+        """Take over all of another plan."""
+        for field in Plan.__slots__:
+            getattr(self, field).extend(getattr(other, field))
+
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        for space, name, value in self.lookups:
+            if space.get(name, MISSING) is not value:
+                return False
+        for function, code, defaults, kwdefaults, size in self.functions:
+            if (
+                function.__code__ is not code
+                or function.__defaults__ is not defaults
+                or function.__kwdefaults__ is not kwdefaults
+                or len(function.__dict__) != size
+            ):
+                return False
+        if self.cells or self.mappings or self.sizes or self.pickles or self.volatile:
+            return self._rest_holds()
+        return True
+
+    def _rest_holds(self) -> bool:
+        for cell, contents in self.cells:
+            if contents_of(cell) is not contents:
+                return False
+        for mapping, keys, values in self.mappings:
+            if tuple(mapping) != keys or any(a is not b for a, b in zip(mapping.values(), values, strict=True)):
+                return False
+        for package, size in self.sizes:
+            if len(package) != size:
+                return False
+        for space, name, blob in self.pickles:
+            if repickled(space.get(name, MISSING)) != blob:
+                return False
+        return all(node.unchanged() for node in self.volatile)
+
+
+def contents_of(cell: Any) -> Any:
+    """What a closure cell holds, or MISSING."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
+
+
+def repickled(value: Any) -> bytes | None:
+    """The standard pickle of `value`, or None if it has none."""
+    try:
+        return pickle.dumps(value, PROTOCOL)
+    except Exception:  # whatever a reducer raises: pickling it in earnest will report it
+        return None
+
+
+class Watcher:
+    """Fills one plan for one function, class or value."""
+
+    def __init__(self, index: dict[int, str], name: str = "") -> None:
+        self.plan = Plan()
+        self.steady = True
+        """False: something can only be checked by pickling all of it again."""
+        self._index = index
+        self._name = name
+        self._seen: set[int] = set()
+
+    def watch_all(self, values: Iterable[Any]) -> None:
+        for value in values:
+            self.watch(value)
+
+    @staticmethod
+    def is_fixed(value: Any) -> bool:
+        """Whether an object of this kind is the same as long as it is the same object, but for what it refers to."""
+        kind = type(value)
+        return kind in _FIXED_TYPES or kind is tuple or kind is frozenset or (kind.__module__, kind.__name__) in _FIXED_NAMES
+
+    def watch(self, value: Any) -> None:
+        """Watch a captured value."""
+        kind = type(value)
+        if kind in _FIXED_TYPES or (kind.__module__, kind.__name__) in _FIXED_NAMES or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if kind is tuple or kind is frozenset:
+            self.watch_all(value)
+        elif kind is FunctionType or issubclass(kind, type):
+            self._watch_definition(value)
+        elif kind is staticmethod or kind is classmethod:
+            self.watch(value.__func__)
+        elif kind is property:
+            self.watch_all((value.fget, value.fset, value.fdel))
+        elif id(value) in self._index:
+            return  # the value of a global, which has a plan of its own
+        else:
+            self.watch_mutable({"value": value}, "value")
+
+    def watch_mutable(self, space: dict[str, Any], name: str) -> None:
+        """Watch an object of unknown kind by its pickle."""
+        value = space[name]
+        kind = type(value)
+        if isinstance(kind, type) and type(kind).__name__ in ("EnumMeta", "EnumType"):
+            return  # members do not change; their class has its own plan
+        if kind.__module__ == "functools" and kind.__name__ == "_lru_cache_wrapper":
+            self.watch(value.__wrapped__)
+            return
+        blob = repickled(value)
+        if blob is None:
+            self.steady = False
+        else:
+            self.plan.pickles.append((space, name, blob))
+
+    def _watch_definition(self, value: Any) -> None:
+        path = main_path(value)
+        if path is not None and path.partition(".")[0] != self._name:
+            return  # a reference into __main__, which the pickle's loads note
+        found = by_reference(value)
+        if found is not None:
+            space, _, qualname = found
+            top = qualname.partition(".")[0]
+            self.plan.lookups.append((space, top, space.get(top, MISSING)))
+        elif type(value) is FunctionType:
+            self.watch_function(value)
+        else:
+            self.watch_class(value)
+
+    def watch_function(self, function: Any, itself: bool = True) -> None:
+        """Watch a function that travels by value. Without `itself`, whoever calls it watches its own four attributes."""
+        plan = self.plan
+        if is_dispatch(function):
+            plan.mappings.append(snapshot(function.registry))
+            self.watch_all(function.registry.values())
+            return
+        defaults, kwdefaults, attributes = function.__defaults__, function.__kwdefaults__, function.__dict__
+        if itself:
+            plan.functions.append((function, function.__code__, defaults, kwdefaults, len(attributes)))
+        self.watch_all(defaults or ())
+        for mapping in (kwdefaults, attributes):
+            if mapping:
+                plan.mappings.append(snapshot(mapping))
+                self.watch_all(mapping.values())
+        for cell in function.__closure__ or ():
+            contents = contents_of(cell)
+            plan.cells.append((cell, contents))
+            self.watch(contents)
+        facts = code_facts(function.__code__)
+        for package in captured_packages(function, facts):
+            plan.sizes.append((package.__dict__, len(package.__dict__)))
+        scope = function.__globals__
+        if scope is not sys.modules["__main__"].__dict__:
+            captured = captured_globals(function, facts)
+            for name in facts.reads:
+                if name not in MODULE_FACTS:
+                    plan.lookups.append((scope, name, captured.get(name, MISSING)))
+            self.watch_all(captured.values())
+
+    def watch_class(self, cls: type) -> None:
+        """Watch a class that travels by value."""
+        self.plan.mappings.append(snapshot(cls.__dict__))
+        self.watch_all(cls.__bases__)
+        self.watch(type(cls))
+        is_enum = type(type(cls)) is type and type(cls).__name__ in ("EnumMeta", "EnumType")
+        for name, value in cls.__dict__.items():
+            if name in _MADE_BY_THE_CLASS or (is_enum and type(value) not in (FunctionType, staticmethod, classmethod)):
+                continue
+            self.watch(value)
+
+
+def snapshot(mapping: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+    """A mapping with the keys and the values it has now."""
+    return mapping, tuple(mapping), tuple(mapping.values())
+
+
+__all__ = ["Plan", "Watcher", "contents_of", "repickled", "snapshot", "walk"]
