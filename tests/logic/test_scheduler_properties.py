@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from dpool._core.logic import IllegalMove
 from dpool._core.logic import scheduler as sc
@@ -30,20 +37,18 @@ shapes = st.sampled_from(
 class SchedulerMachine(RuleBasedStateMachine):
     """A role that does what it is told, and remembers what it was told."""
 
-    clients = Bundle("clients")
-    pools = Bundle("pools")
-
     def __init__(self):
         super().__init__()
         self.scheduler = sc.LocalScheduler(Account(TOTAL))
         self.now_s = 0.0
-        self.numbers = 0
+        self.clients = set()
+        self.pool_numbers = 0
         self.alive = {}  # worker -> pool: processes
         self.doomed = set()  # workers told to go
         self.leases = {}  # worker -> pool: as the clients know them
         self.told = set()
+        self.late = []
         self.open = {}  # pool -> client
-        self.left = set()
 
     def send(self, event):
         """Apply an event; one that the scheduler refuses must be one that a broken peer sent."""
@@ -66,86 +71,117 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert instruction.worker in self.alive
             self.doomed.add(instruction.worker)
         elif isinstance(instruction, sc.TellDied):
-            assert instruction.client not in self.left
+            self.leases.pop(instruction.worker, None)
+            assert instruction.client in self.clients
             assert instruction.worker not in self.told, "told twice"
             self.told.add(instruction.worker)
         elif isinstance(instruction, sc.PoolGone):
             assert instruction.pool not in self.alive.values()
 
-    @rule(target=clients)
-    def join(self):
-        self.numbers += 1
-        self.send(sc.ClientJoined(self.numbers))
-        return self.numbers
+    @initialize()
+    def begin(self):
+        """Two clients, the first with two pools; both may leave and come back."""
+        for client in (1, 2):
+            self.join(client)
+        for client in (1, 1, 2):
+            self.open_pool(client, 3)
 
-    @rule(client=clients)
+    def join(self, client):
+        self.clients.add(client)
+        self.send(sc.ClientJoined(client))
+
+    @rule(client=st.sampled_from([1, 1, 2]), sure=st.integers(0, 4))
+    def leave_or_join(self, client, sure):
+        if client not in self.clients:
+            self.join(client)
+        elif sure == 0:
+            self.leave(client)
+
     def leave(self, client):
-        if client not in self.left:
-            self.left.add(client)
-            gone = [pool for pool, owner in self.open.items() if owner == client]
-            for pool in gone:
-                del self.open[pool]
-            self.leases = {worker: pool for worker, pool in self.leases.items() if pool not in gone}
-            self.send(sc.ClientLeft(client))
+        self.clients.remove(client)
+        gone = [pool for pool, owner in self.open.items() if owner == client]
+        for pool in gone:
+            del self.open[pool]
+        self.leases = {worker: pool for worker, pool in self.leases.items() if pool not in gone}
+        self.send(sc.ClientLeft(client))
 
-    @rule(target=pools, client=clients, max_workers=st.integers(1, 4))
+    @rule(client=st.sampled_from([1, 1, 2]), max_workers=st.integers(1, 4))
     def open_pool(self, client, max_workers):
-        self.numbers += 1
-        if client not in self.left:
-            self.open[self.numbers] = client
-            self.send(sc.OpenPool(client, self.numbers, max_workers))
-        return self.numbers
+        if client in self.clients and len(self.open) < 4:
+            self.pool_numbers += 1
+            self.open[self.pool_numbers] = client
+            self.send(sc.OpenPool(client, self.pool_numbers, max_workers))
 
-    @rule(pool=pools, max_workers=st.integers(1, 4))
-    def resize(self, pool, max_workers):
-        if pool in self.open:
-            self.send(sc.ResizePool(pool, max_workers))
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 9), max_workers=st.integers(1, 4))
+    def resize(self, which, max_workers):
+        pool = sorted(self.open)[which % len(self.open)]
+        self.send(sc.ResizePool(pool, max_workers))
 
-    @rule(pool=pools, kill=st.booleans())
-    def close(self, pool, kill):
-        if self.open.pop(pool, None) is not None:
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 9), kill=st.booleans(), sure=st.integers(0, 3))
+    def close(self, which, kill, sure):
+        if sure == 0:
+            pool = sorted(self.open)[which % len(self.open)]
+            del self.open[pool]
             self.send(sc.ClosePool(pool, kill))
 
-    @rule(pool=pools, asked=shapes, count=st.integers(1, 4))
-    def request(self, pool, asked, count):
-        if pool in self.open:
-            self.send(sc.RequestLeases(pool, asked, count))
+    @rule(pool=st.integers(1, 3))
+    def close_again(self, pool):
+        if pool not in self.open:
+            self.send(sc.ClosePool(pool, kill=True))
 
-    @rule(pool=pools, asked=shapes)
-    def cancel(self, pool, asked):
-        if pool in self.open:
-            self.send(sc.CancelRequests(pool, asked))
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 9), asked=shapes, count=st.integers(1, 4))
+    def request(self, which, asked, count):
+        pool = sorted(self.open)[which % len(self.open)]
+        self.send(sc.RequestLeases(pool, asked, count))
 
-    @rule(data=st.data(), retire=st.booleans())
-    def return_lease(self, data, retire):
-        if self.leases:
-            worker = data.draw(st.sampled_from(sorted(self.leases)))
-            self.send(sc.ReturnLease(self.leases.pop(worker), worker, retire))
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 9), asked=shapes)
+    def cancel(self, which, asked):
+        pool = sorted(self.open)[which % len(self.open)]
+        self.send(sc.CancelRequests(pool, asked))
 
-    @rule(data=st.data(), blocks=st.booleans())
-    def block(self, data, blocks):
-        if self.alive:
-            worker = data.draw(st.sampled_from(sorted(self.alive)))
-            known = self.scheduler.workers[worker].state
-            if not (blocks and known == sc.BLOCKED):
-                self.send(sc.Blocked(worker) if blocks else sc.Unblocked(worker))
+    @precondition(lambda self: self.leases)
+    @rule(which=st.integers(0, 9), retire=st.booleans())
+    def return_lease(self, which, retire):
+        worker = sorted(self.leases)[which % len(self.leases)]
+        self.send(sc.ReturnLease(self.leases.pop(worker), worker, retire))
 
-    @rule(data=st.data(), early=st.booleans(), failed=st.booleans())
-    def die(self, data, early, failed):
-        if not self.alive:
-            return
-        worker = data.draw(st.sampled_from(sorted(self.alive)))
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, 9), blocks=st.booleans())
+    def block(self, which, blocks):
+        worker = sorted(self.alive)[which % len(self.alive)]
+        if not (blocks and self.scheduler.workers[worker].state == sc.BLOCKED):
+            self.send(sc.Blocked(worker) if blocks else sc.Unblocked(worker))
+
+    @precondition(lambda self: self.alive)
+    @rule(which=st.integers(0, 9), early=st.booleans(), failed=st.booleans())
+    def die(self, which, early, failed):
+        worker = sorted(self.alive)[which % len(self.alive)]
         failed = failed and self.scheduler.workers[worker].state != sc.BLOCKED
-        del self.alive[worker]
-        self.leases.pop(worker, None)
+        pool = self.alive.pop(worker)
         self.send(sc.StartFailed(worker, self.now_s) if failed else sc.WorkerDied(worker, self.now_s, early))
         self.send(sc.WorkerDied(worker, self.now_s, early))
+        self.late = [
+            sc.Blocked(worker),
+            sc.Unblocked(worker),
+            sc.KillRequested(pool, worker),
+            sc.ReturnLease(pool, worker, early),
+            sc.StartFailed(worker, self.now_s),
+        ]
 
-    @rule(data=st.data())
-    def kill(self, data):
-        if self.leases:
-            worker = data.draw(st.sampled_from(sorted(self.leases)))
-            self.send(sc.KillRequested(self.leases[worker], worker))
+    @precondition(lambda self: self.late)
+    @rule()
+    def say_something_late(self):
+        self.send(self.late.pop())
+
+    @precondition(lambda self: self.leases)
+    @rule(which=st.integers(0, 9))
+    def kill(self, which):
+        worker = sorted(self.leases)[which % len(self.leases)]
+        self.send(sc.KillRequested(self.leases[worker], worker))
 
     @rule(elapsed_s=st.sampled_from([0.0, 0.04, 0.3, 3.0]))
     def tick(self, elapsed_s):
@@ -167,7 +203,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self):
         """All clients leave and all workers die: nothing is left and everything is free."""
-        for client in list(self.scheduler.clients):
+        for client in sorted(self.clients):
             self.leave(client)
         for worker in sorted(self.alive):
             del self.alive[worker]
@@ -181,5 +217,5 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 def test_the_scheduler_keeps_its_invariants_whatever_happens():
     run_state_machine_as_test(
-        SchedulerMachine, settings=settings(max_examples=60, stateful_step_count=50, deadline=None)
+        SchedulerMachine, settings=settings(max_examples=100, stateful_step_count=60, deadline=None)
     )
