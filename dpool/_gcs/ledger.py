@@ -10,8 +10,11 @@ State, not a log: what was changed ten times is written once, what came and went
 and while the store is away this grows with what is alive, not with what happened. Only events are a log: bounded,
 oldest dropped first, with a count. After an outage `rewrite_all` makes everything dirty once more.
 
-Invariants (`check`): a dirty key stands for a live row, or for a removed one that the store may still have; a task is
-in at most one batch; a batch has at least one live task.
+Removals go first, since a full store takes nothing else, and what failed goes last, so that one row that is refused
+does not hold up the others.
+
+Invariants (`check`): a dirty key stands for a live row; a gone key for a removed one that the store may still have; a
+task is in at most one batch; a batch has at least one live task.
 """
 
 from __future__ import annotations
@@ -117,9 +120,10 @@ class Ledger:
         self._load: bytes | None = None
         self._events: deque[AddEvent] = deque()
         self._event_id = (0, 0)
-        self._dirty: dict[_Key, None] = {}
+        self._dirty: dict[_Key, None] = {}  # live rows that the store does not have like this
+        self._gone: dict[_Key, None] = {}  # rows that the store may have and should not
         self._sent: set[_Key] = set()  # the store may have a row for these
-        self._in_flight: dict[_Key, bool] = {}  # → whether it is a removal
+        self._in_flight: list[_Key] = []
         self._events_in_flight = 0
         self._acks: list[int] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -155,7 +159,7 @@ class Ledger:
         job = self._job(op.row.job_id)
         if job is not None:
             job.row = op.row
-            self._dirty[("job", op.row.job_id, 0)] = None
+            self._changed(("job", op.row.job_id, 0))
 
     def _end_job(self, op: EndJob) -> None:
         job = self._jobs.pop(op.job_id, None)
@@ -167,20 +171,21 @@ class Ledger:
                 del self._task_batch[task]
             self._ack(batch)
         self._dirty = {key: None for key in self._dirty if key[1] != op.job_id}
+        self._gone = {key: None for key in self._gone if key[1] != op.job_id}
         self._sent = {key for key in self._sent if key[1] != op.job_id}
-        self._dirty[("end", op.job_id, 0)] = None
+        self._gone["end", op.job_id, 0] = None
 
     def _put_function(self, op: PutFunction) -> None:
         job = self._job(op.job_id)
         if job is not None and op.function_id not in job.functions:
             job.functions[op.function_id] = op.blob
-            self._dirty[("function", op.job_id, op.function_id)] = None
+            self._changed(("function", op.job_id, op.function_id))
 
     def _put_object(self, op: PutObject) -> None:
         job = self._job(op.job_id)
         if job is not None:
             job.objects[op.object_id] = op
-            self._dirty[("object", op.job_id, op.object_id)] = None
+            self._changed(("object", op.job_id, op.object_id))
 
     def _remove_object(self, op: RemoveObject) -> None:
         job = self._job(op.job_id)
@@ -189,14 +194,18 @@ class Ledger:
 
     def _heartbeat(self, op: Heartbeat) -> None:
         self._load = op.load
-        self._dirty[("load", b"", 0)] = None
+        self._changed(("load", b"", 0))
+
+    def _changed(self, key: _Key) -> None:
+        """The row is not in the store as it is here."""
+        self._dirty[key] = None
+        self._gone.pop(key, None)
 
     def _removed(self, key: _Key) -> None:
         """The row is gone here: tell the store, unless it never heard of it."""
+        self._dirty.pop(key, None)
         if key in self._sent:
-            self._dirty[key] = None
-        else:
-            self._dirty.pop(key, None)
+            self._gone[key] = None
 
     # --- lineage ----------------------------------------------------------------------------------------------------
 
@@ -211,7 +220,7 @@ class Ledger:
         batch = job.batches[op.batch_no] = _Batch(op.batch_no, op.job_id, records)
         for task in records:
             self._task_batch[task] = batch
-        self._dirty[("batch", op.job_id, op.batch_no)] = None
+        self._changed(("batch", op.job_id, op.batch_no))
 
     def _drop(self, op: DropTasks) -> None:
         self._forget_tasks(op.task_ids)
@@ -228,7 +237,7 @@ class Ledger:
                 self._ack(batch)
                 self._removed(key)
                 continue
-            self._dirty[key] = None
+            self._changed(key)
             if len(batch.ids) >= COMPACT_FROM and 2 * len(batch.records) <= len(batch.ids):
                 batch.rewrite = True
 
@@ -265,23 +274,22 @@ class Ledger:
     @property
     def pending(self) -> bool:
         """Whether something is not in the store yet."""
-        return bool(self._dirty or self._events)
+        return bool(self._dirty or self._gone or self._events)
 
     def next_writes(self, limit: int, limit_bytes: int = 4 << 20) -> list[Write]:
         """At most `limit` writes (and about `limit_bytes`); then call `written` or `failed`, before the next ones."""
         writes: list[Write] = []
         size = 0
-        while self._dirty and len(writes) < limit and size < limit_bytes:
-            key = next(iter(self._dirty))
-            del self._dirty[key]
-            write = self._write(key)
-            removal = isinstance(write, (RemoveBatch, RemoveObject, EndJob))
-            self._in_flight[key] = removal
-            if not removal:
+        for keys in (self._gone, self._dirty):
+            while keys and len(writes) < limit and size < limit_bytes:
+                key = next(iter(keys))
+                del keys[key]
+                write = self._write(key)
+                self._in_flight.append(key)
                 self._sent.add(key)
-            writes.append(write)
-            size += len(write.packed) if isinstance(write, PutBatch) else 256
-            size += len(write.blob) if isinstance(write, PutFunction) else 0
+                writes.append(write)
+                size += len(write.packed) if isinstance(write, PutBatch) else 256
+                size += len(write.blob) if isinstance(write, PutFunction) else 0
         if self.events_dropped:
             self._add_event(self._event_id[0], "events.dropped", f"count={self.events_dropped}")
             self.events_dropped = 0
@@ -317,9 +325,9 @@ class Ledger:
 
     def written(self) -> None:
         """The last writes are in the store."""
-        for key, removal in self._in_flight.items():
+        for key in self._in_flight:
             kind, job_id, name = key
-            if removal and key not in self._dirty:
+            if not self._live(key) and key not in self._gone:
                 self._sent.discard(key)
             job = self._jobs.get(job_id) if kind == "batch" else None
             batch = job.batches.get(name) if job is not None and isinstance(name, int) else None
@@ -333,28 +341,43 @@ class Ledger:
 
     def failed(self) -> None:
         """The last writes may be in the store or not: they come again."""
-        self._dirty = {**dict.fromkeys(key for key in self._in_flight if self._alive(key)), **self._dirty}
+        for key in self._in_flight:
+            if self._live(key):
+                self._dirty[key] = None
+            elif key[0] == "end" or key[1] in self._jobs:  # the end of a job is the end of its rows
+                self._gone[key] = None
         self._in_flight.clear()
         self._events_in_flight = 0
 
-    def _alive(self, key: _Key) -> bool:
-        """Whether the key still means something: rows of a job that ended meanwhile do not."""
-        return key[0] in ("load", "end") or key[1] in self._jobs
+    def _live(self, key: _Key) -> bool:
+        """Whether the key stands for a row that lives."""
+        kind, job_id, name = key
+        if kind == "load":
+            return True
+        job = self._jobs.get(job_id)
+        if job is None or kind == "end":
+            return False
+        return (
+            kind == "job"
+            or (kind == "function" and name in job.functions)
+            or (kind == "object" and name in job.objects)
+            or (kind == "batch" and name in job.batches)
+        )
 
     def rewrite_all(self) -> None:
         """The store may have lost anything: every live row is dirty again."""
-        dirty: dict[_Key, None] = {}
         if self._load is not None:
-            dirty[("load", b"", 0)] = None
+            self._changed(("load", b"", 0))
         for job_id, job in self._jobs.items():
             if job.row is not None:
-                dirty[("job", job_id, 0)] = None
-            dirty.update(dict.fromkeys(("function", job_id, name) for name in job.functions))
-            dirty.update(dict.fromkeys(("object", job_id, name) for name in job.objects))
+                self._changed(("job", job_id, 0))
+            for function_id in job.functions:
+                self._changed(("function", job_id, function_id))
+            for object_id in job.objects:
+                self._changed(("object", job_id, object_id))
             for batch in job.batches.values():
                 batch.rewrite = True
-                dirty[("batch", job_id, batch.batch_no)] = None
-        self._dirty = {**self._dirty, **dirty}
+                self._changed(("batch", job_id, batch.batch_no))
 
     # --- invariants -------------------------------------------------------------------------------------------------
 
@@ -367,8 +390,9 @@ class Ledger:
                 assert batch.records, "a batch has at least one live task"
                 assert not tasks.keys() & batch.records.keys(), "a task is in at most one batch"
                 assert batch.rewrite or batch.records.keys() <= set(batch.ids), "what the store has includes what lives"
-                assert batch.acked or ("batch", job_id, batch.batch_no) in {**self._dirty, **self._in_flight}
+                assert batch.acked or ("batch", job_id, batch.batch_no) in [*self._dirty, *self._in_flight]
                 tasks.update(dict.fromkeys(batch.records, batch))
         assert tasks == self._task_batch
-        assert all(self._alive(key) for key in self._dirty), "rows of an ended job are not dirty"
+        assert all(map(self._live, self._dirty)), "a dirty key stands for a live row"
+        assert not any(map(self._live, self._gone)), "a gone key does not"
         assert len(self._events) <= self._max_events + 1

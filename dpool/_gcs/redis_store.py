@@ -1,9 +1,9 @@
 """The control store on a real Redis; the only module that imports redis.
 
 One connection, used by one thread. Nothing is retried behind our back: redis-py's own retries are off, every call has
-a time-out, and each failure, of the network or of the server, is a ControlStoreError whose text holds no secret. A
-caller repeats the call as it was; see `tables` for why that is safe. Only two things need a script (one key each):
-giving an epoch, recognised by its token, and releasing a function, which goes with its last job.
+a time-out, and each failure, of the network (ControlStoreError) or of the server (StoreRefused), has a text without
+secrets. A caller repeats the call as it was; see `tables` for why that is safe. Only two things need a script (one key
+each): giving an epoch, recognised by its token, and releasing a function, which goes with its last job.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from dpool._gcs.tables import (
     PutObject,
     RemoveBatch,
     RemoveObject,
+    StoreRefused,
 )
 from dpool.errors import ControlStoreError
 
@@ -60,7 +61,9 @@ else
   epoch = math.max(last + 1, tonumber(ARGV[3]))
   redis.call('HSET', KEYS[1], 'epoch', epoch, 'token:' .. name, token .. ' ' .. epoch)
 end
-redis.call('HSET', KEYS[1], 'row:' .. name, ARGV[4])
+if redis.call('HGET', KEYS[1], 'row:' .. name) ~= ARGV[4] then  -- a full store refuses even the same value
+  redis.call('HSET', KEYS[1], 'row:' .. name, ARGV[4])
+end
 return epoch
 """
 
@@ -127,17 +130,17 @@ class RedisStore:
         try:
             answers = pipe.execute(raise_on_error=False)
         except (redis.RedisError, OSError, ValueError) as error:
-            raise self._error(error) from None
+            raise ControlStoreError(self._story(error)) from None
         for command, answer in zip(commands, answers, strict=True):
             if isinstance(answer, Exception) and not (command[0] == "XADD" and STALE_EVENT in str(answer)):
-                raise self._error(answer)
+                raise StoreRefused(self._story(answer))
         return answers
 
     def _one(self, *command: Any) -> Any:
         return self._run([command])[0]
 
-    def _error(self, error: Exception) -> ControlStoreError:
-        return ControlStoreError(f"{self._where}: {str(error) or type(error).__name__}")
+    def _story(self, error: Exception) -> str:
+        return f"{self._where}: {str(error) or type(error).__name__}"
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from dpool.errors import ControlStoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -34,6 +36,7 @@ __all__ = [
     "RemoveBatch",
     "RemoveObject",
     "Store",
+    "StoreRefused",
     "Write",
 ]
 
@@ -171,6 +174,10 @@ class AddEvent(NamedTuple):
 Write = (
     Beat | PutJob | EndJob | PutFunction | PutBatch | MarkDropped | RemoveBatch | PutObject | RemoveObject | AddEvent
 )
+
+
+class StoreRefused(ControlStoreError):
+    """The store answered, but refused (it is full, or its disk): the connection is sound, so try again later."""
 
 
 class Store(Protocol):

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Committed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
 from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Ledger, Op
-from dpool._gcs.tables import EndJob, JobRow, NodeRow, PutFunction, PutJob, PutObject, RemoveObject
+from dpool._gcs.tables import EndJob, JobRow, NodeRow, PutFunction, PutJob, PutObject, RemoveObject, StoreRefused
 from dpool.errors import ControlStoreError
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class GcsWriter:
         self._store: RedisStore | None = None
         self._token = os.urandom(16).hex()
         self._epoch = 1
+        self._registered = False  # with the present store
         self._failed_starts = 0
         self._backoff_s = 0.0  # how long the next attempt waits
         self._told = False  # of the present outage
@@ -183,6 +184,8 @@ class GcsWriter:
                     self._pause()
                     self._connect()
                     self._serve()
+                except StoreRefused as error:
+                    self._outage(str(error), sound=True)
                 except ControlStoreError as error:
                     self._outage(str(error))
                 except Exception as error:  # a defect of ours: told like any outage, not the thread's silent end
@@ -246,38 +249,43 @@ class GcsWriter:
         if self._keep_at is None or self._clock() < self._keep_at or self._store is None:
             return
         if not self._store.keep_session(time.time()):
-            self._register()
+            self._register(self._store)
         self._keep_at = self._clock() + KEEP_SESSION_EVERY_S
 
     # --- connecting -------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        """Have a store that knows this node and everything that lives. Raises ControlStoreError."""
-        from dpool._gcs.redis_store import connect_socket, connect_url  # 0.1 s of imports: not before it is needed
+        """Have a store that knows this node and has everything that lives. Raises ControlStoreError.
 
-        config = self._config
+        A store that refused is kept, since its connection is sound, and gets what it does not have yet.
+        """
         self._drain()
-        if config.url:
-            store = connect_url(config.session, config.url, config.reply_timeout_s)
-        else:
-            server = self._running_server()
-            store = connect_socket(
-                config.session, server.socket_path, server.user, server.password, config.reply_timeout_s
-            )
-        self._store = store
-        if config.url:
-            store.keep_session(time.time())
-            self._keep_at = self._clock() + KEEP_SESSION_EVERY_S
-        self._register()
+        if self._store is None:
+            self._registered = False
+            self._store = self._open_store()
+        if not self._registered:
+            if self._config.url:
+                self._store.keep_session(time.time())
+                self._keep_at = self._clock() + KEEP_SESSION_EVERY_S
+            self._register(self._store)
+            self._registered = True
+        self._flush()
         self._connected_at = self._clock()
         self._notify(Connected(self._epoch))
 
-    def _register(self) -> None:
-        """Register the node, and write everything that lives."""
-        assert self._store is not None
-        self._epoch = self._store.register_node(self._config.node, self._token, self._epoch)
+    def _open_store(self) -> RedisStore:
+        from dpool._gcs.redis_store import connect_socket, connect_url  # 0.1 s of imports: not before it is needed
+
+        config = self._config
+        if config.url:
+            return connect_url(config.session, config.url, config.reply_timeout_s)
+        server = self._running_server()
+        return connect_socket(config.session, server.socket_path, server.user, server.password, config.reply_timeout_s)
+
+    def _register(self, store: RedisStore) -> None:
+        """Register the node; whatever the store had of it may be gone, so everything is to be written."""
+        self._epoch = store.register_node(self._config.node, self._token, self._epoch)
         self._ledger.rewrite_all()
-        self._flush()
 
     def _running_server(self) -> EmbeddedServer:
         """The embedded server, started if it is not running, and answering. Raises ControlStoreError."""
@@ -321,17 +329,17 @@ class GcsWriter:
         name = os.path.basename(self._server.binary) if self._server is not None else "the server"
         return f"{name} (pid {child.pid}) {child.end()}; its last words: {last_line(self._config.log_file)}"
 
-    def _outage(self, reason: str) -> None:
-        """Tell it once, let go of what is gone, and set the pause before the next attempt."""
+    def _outage(self, reason: str, *, sound: bool = False) -> None:
+        """Tell it once, let go of what is gone (not of a `sound` connection), and set the next attempt's pause."""
         config = self._config
         if self._connected_at is not None and self._clock() - self._connected_at >= config.steady_s:
             self._told = False
             self._backoff_s = 0.0
-        self._connected_at = self._keep_at = None
+        self._connected_at = None
         self._backoff_s = min(max(2 * self._backoff_s, config.backoff_s[0]), config.backoff_s[1])
-        if self._store is not None:
+        if self._store is not None and not sound:
             self._store.close()
-            self._store = None
+            self._store = self._keep_at = None
         if self._child is not None and self._child.gone():
             self._child.release()
             self._child = None
@@ -342,7 +350,7 @@ class GcsWriter:
     def _pause(self) -> None:
         """After a failure: take operations in for a while before the next attempt."""
         until = self._clock() + self._backoff_s
-        while not self._closing and self._clock() < until:
+        while not self._closing and self._clock() < until and not (self._child is not None and self._child.gone()):
             self._gather(until - self._clock())
 
     # --- the end ----------------------------------------------------------------------------------------------------
