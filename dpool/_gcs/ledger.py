@@ -112,7 +112,8 @@ class Ledger:
 
     def __init__(self, node_id: NodeID, max_events: int = 1000) -> None:
         self.node_id = node_id
-        self.events_dropped = 0
+        self.events_dropped = 0  # ever
+        self._dropped_told = self._dropped_in_flight = 0
         self._max_events = max_events
         self._jobs: dict[JobID, _Job] = {}
         self._ended: deque[JobID] = deque(maxlen=REMEMBERED_ENDED_JOBS)
@@ -262,19 +263,20 @@ class Ledger:
             self._events.popleft()
             self._events_in_flight = max(0, self._events_in_flight - 1)
             self.events_dropped += 1
-        self._add_event(int(op.at_s * 1000), op.name, op.detail)
+        self._events.append(self._next_event(int(op.at_s * 1000), op.name, op.detail))
 
-    def _add_event(self, at_ms: int, name: str, detail: str) -> None:
+    def _next_event(self, at_ms: int, name: str, detail: str) -> AddEvent:
+        """An event whose id is greater than all before, whatever the wall clock does."""
         last_ms, last_seq = self._event_id
         self._event_id = (at_ms, 0) if at_ms > last_ms else (last_ms, last_seq + 1)
-        self._events.append(AddEvent(self.node_id, self._event_id, name, detail))
+        return AddEvent(self.node_id, self._event_id, name, detail)
 
     # --- what the store is told -------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
         """Whether something is not in the store yet."""
-        return bool(self._dirty or self._gone or self._events)
+        return bool(self._dirty or self._gone or self._events or self.events_dropped > self._dropped_told)
 
     def next_writes(self, limit: int, limit_bytes: int = 4 << 20) -> list[Write]:
         """At most `limit` writes (and about `limit_bytes`); then call `written` or `failed`, before the next ones."""
@@ -290,11 +292,12 @@ class Ledger:
                 writes.append(write)
                 size += len(write.packed) if isinstance(write, PutBatch) else 256
                 size += len(write.blob) if isinstance(write, PutFunction) else 0
-        if self.events_dropped:
-            self._add_event(self._event_id[0], "events.dropped", f"count={self.events_dropped}")
-            self.events_dropped = 0
-        self._events_in_flight = min(len(self._events), max(0, limit - len(writes)))
+        self._events_in_flight = min(len(self._events), limit - len(writes))
         writes.extend(self._events[i] for i in range(self._events_in_flight))
+        everything = self._events_in_flight == len(self._events)  # an id may only be followed by greater ones
+        if self.events_dropped > self._dropped_told and everything and len(writes) < limit:
+            self._dropped_in_flight = self.events_dropped
+            writes.append(self._next_event(0, "events.dropped", f"total={self.events_dropped}"))
         return writes
 
     def _write(self, key: _Key) -> Write:
@@ -338,6 +341,7 @@ class Ledger:
         for _ in range(self._events_in_flight):
             self._events.popleft()
         self._events_in_flight = 0
+        self._dropped_told = max(self._dropped_told, self._dropped_in_flight)
 
     def failed(self) -> None:
         """The last writes may be in the store or not: they come again."""
@@ -348,6 +352,7 @@ class Ledger:
                 self._gone[key] = None
         self._in_flight.clear()
         self._events_in_flight = 0
+        self._dropped_in_flight = 0
 
     def _live(self, key: _Key) -> bool:
         """Whether the key stands for a row that lives."""
@@ -395,4 +400,4 @@ class Ledger:
         assert tasks == self._task_batch
         assert all(map(self._live, self._dirty)), "a dirty key stands for a live row"
         assert not any(map(self._live, self._gone)), "a gone key does not"
-        assert len(self._events) <= self._max_events + 1
+        assert len(self._events) <= self._max_events

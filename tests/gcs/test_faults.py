@@ -290,7 +290,7 @@ def test_events_are_bounded_while_the_server_is_away(short_path, monkeypatch):
                 *(f"event.{n}" for n in range(990, 1000)),
                 "events.dropped",
             ]
-            assert store.events(N)[-1].detail == "count=990"
+            assert store.events(N)[-1].detail == "total=990"
 
 
 def test_a_later_failure_is_a_new_outage(short_path):

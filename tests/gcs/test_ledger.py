@@ -141,7 +141,7 @@ def test_events_are_bounded_and_the_oldest_go_first_with_a_count():
         ("7", ""),
         ("8", ""),
         ("9", ""),
-        ("events.dropped", "count=7"),
+        ("events.dropped", "total=7"),
     ]
     assert [write.event_id for write in writes] == sorted({write.event_id for write in writes})
 

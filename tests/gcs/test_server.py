@@ -164,7 +164,7 @@ FORBIDDEN = [
 @needs_server
 @pytest.mark.parametrize("command", FORBIDDEN)
 def test_our_user_may_not(shared_server, command):
-    refusal = r"(?i)no permission|can't run this command|ACL failure|command not allowed"
+    refusal = r"(?i)no permission|can't run this command|can't access|ACL failure|command not allowed"
     with closing(client_of(shared_server)) as store, pytest.raises(ControlStoreError, match=refusal):
         store._one(*command.split())
 
