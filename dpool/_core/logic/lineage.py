@@ -47,7 +47,7 @@ class Remember(NamedTuple):
 
 
 class Delivered(NamedTuple):
-    """Their outputs have been delivered: nobody needs their records. Unknown tasks are passed over."""
+    """Nobody needs their records: their outputs have been delivered, or their client has left. Unknown ones pass."""
 
     now_s: float
     tasks: Sequence[int]
