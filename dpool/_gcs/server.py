@@ -171,8 +171,11 @@ class EmbeddedServer:
                 argv, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self.directory, env={}, start_new_session=True
             )
         assert process.stdin is not None
-        with process.stdin as stdin:
-            stdin.write(config)
+        try:
+            with process.stdin as stdin:
+                stdin.write(config)
+        except BrokenPipeError:
+            pass  # it has ended already, and its log says why
 
         def pause(seconds: float) -> bool:
             try:

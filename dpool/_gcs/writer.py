@@ -70,9 +70,10 @@ class GcsWriter:
     Args:
         config: see `GcsConfig`.
         spawn: starts `argv` with the bytes on its standard input (then end of file) and both outputs appended to the
-            log's path, and returns the pid at once; an OSError says why it cannot. A process group of its own lets the
-            writer end the server's own children with it. The child dies with the node (PDEATHSIG; mind that this
-            signal is bound to the thread that forks, and that `spawn` is called on the writer's).
+            log's path, and returns the pid at once; an OSError says why it cannot (a broken pipe does not: then the
+            process has ended, and is named by its pid). A process group of its own lets the writer end the server's
+            own children with it. The child must die with the node (PDEATHSIG; that signal is bound to the thread
+            that forks, and `spawn` is called on the writer's). It must not wait for the thread that calls `close`.
         notify: takes a `GcsEvent`; called on the writer's thread.
         clock: monotonic seconds.
     """

@@ -68,8 +68,11 @@ class Spawner:
         self.processes.append(process)
         self.inputs.append(config)
         assert process.stdin is not None
-        with process.stdin as stdin:
-            stdin.write(config)
+        try:
+            with process.stdin as stdin:
+                stdin.write(config)
+        except BrokenPipeError:
+            pass  # it has ended already; the writer sees that
         return process.pid
 
     def reap(self) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -103,15 +104,18 @@ def test_a_file_that_the_server_cannot_load_is_set_aside(short_path):
     assert len(one.recorder.all(Unavailable)) == 1
 
 
-def test_the_exit_that_the_node_reports_is_named(short_path):
-    """Where the server is not the writer's own child, or is reaped first, the node's word counts."""
+def test_the_exit_that_the_node_reports_is_named(short_path, monkeypatch):
+    """On a kernel without pidfd the node's word counts."""
+
+    def pidfd_open(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "no pidfd")
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
     with bench(short_path, backoff_s=(0.01, 0.05)) as one:
         one.recorder.wait(Connected)
         child = one.writer._child
         assert child is not None
         one.writer.server_exited(child.pid + 1, 7)  # somebody else
-        os.close(child.fd)
-        child.fd = -1  # a kernel without pidfd
         kill_server(one)
         one.spawner.reap()
         one.writer.server_exited(child.pid, -9)
