@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import serialize_rebuild as rebuild
-from dpool._core.serialize_pickler import MAIN_NAMES, MISSING
+from dpool._core.serialize_names import MAIN_NAMES
 from dpool.errors import DeserializationError
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ class Importer:
         except BaseException as error:
             space.pop(name, None)
             members.pop(name, None)
-            cause = DeserializationError(f"the global {name!r} of __main__ does not load in the worker: {explain(error)}")
+            cause = DeserializationError(
+                f"the global {name!r} of __main__ does not load in the worker: {explain(error)}"
+            )
             cause.__cause__ = error.with_traceback(None)
             self._failed[number] = self._broken[name] = cause
 
@@ -196,4 +198,4 @@ class Importer:
         return DeserializationError(f"the arguments of the task do not unpickle in the worker: {explain(error)}{also}")
 
 
-__all__ = ["MISSING", "Importer", "install_main", "installed", "members"]
+__all__ = ["Importer", "install_main", "installed", "members"]

@@ -1,7 +1,7 @@
 """The functions that stand inside dpool's pickles by name: they rebuild what was pickled by value.
 
 A pickle made by `serialize_pickler` says `make_function(code, …)`, `use_module("numpy")`, and so on; whoever loads it
-(mostly a worker) runs these. Nothing here imports cloudpickle, so loading functions of `__main__` costs no start-up time.
+(mostly a worker) runs these. Nothing here imports cloudpickle, so loading functions of `__main__` starts fast.
 
 `__main__` is always that of the loading process: in a worker the namespace that `mainspace` built. An object that is
 defined under a name of `__main__` is put there as soon as it exists, before it is filled, so that definitions which
@@ -62,8 +62,13 @@ def fill_cell(cell: CellType, state: tuple[Any]) -> None:
     cell.cell_contents = state[0]
 
 
-def make_function(code: Any, space: dict[str, Any] | None, cells: tuple[CellType, ...] | None, name: str = "") -> FunctionType:
-    """A bare function: `code` marshalled or a code object, globals `space` (None: `__main__`), defined as `name` there."""
+def make_function(
+    code: Any, space: dict[str, Any] | None, cells: tuple[CellType, ...] | None, name: str = ""
+) -> FunctionType:
+    """A bare function, defined as `name` in `__main__` if it has one there.
+
+    `code` is marshalled or a code object; `space` becomes its globals, or `__main__` where it is None.
+    """
     if isinstance(code, bytes):
         code = marshal.loads(code)
     if space is None:
@@ -169,9 +174,9 @@ def make_cached_property(function: Any, name: str | None) -> Any:
     return made
 
 
-def make_plain(cls: type) -> Any:
+def make_plain(cls: type[Any]) -> Any:
     """An instance without `__init__`, for singletons whose `__reduce__` is their own global name."""
-    return cls.__new__(cls)
+    return object.__new__(cls)
 
 
 def fill_plain(instance: Any, attributes: dict[str, Any]) -> None:
@@ -198,6 +203,23 @@ def make_local() -> Any:
     import threading
 
     return threading.local()
+
+
+def make_type_parameter(kind: Any, name: str, constraints: tuple[Any, ...], facts: dict[str, Any], module: str) -> Any:
+    """A `TypeVar`, `ParamSpec` or `TypeVarTuple` of `module`."""
+    made = kind(name, *constraints, **facts)
+    made.__module__ = module
+    return made
+
+
+def make_new_type(name: str, supertype: Any, module: str) -> Any:
+    """A `typing.NewType` of `module`."""
+    import typing
+
+    make: Any = typing.NewType
+    made = make(name, supertype)
+    made.__module__ = module
+    return made
 
 
 def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:

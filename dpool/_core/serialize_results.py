@@ -1,9 +1,9 @@
 """How results and exceptions come home.
 
 A result that does not pickle fails with the error that pickling raised; one that does not unpickle fails with
-`DeserializationError`. An exception is tried out in the worker: if its pickle cannot be loaded there, a surrogate travels, an
-exception of a class of the same name that carries the text. The traceback travels as text, as the `__cause__` that
-`concurrent.futures` gives it.
+`DeserializationError`. An exception is tried out in the worker: if its pickle cannot be loaded there, a surrogate
+travels, an exception of a class of the same name that carries the text. The traceback travels as text, and becomes the
+`__cause__` that `concurrent.futures` gives it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core import mainspace
 from dpool._core.mainspace import explain
-from dpool._core.serialize_pickler import PROTOCOL, Pickler, dumps, plain
+from dpool._core.serialize_names import ATOMIC, plain
+from dpool._core.serialize_pickler import PROTOCOL, Pickler, dumps
 from dpool.errors import DeserializationError, DpoolError
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ def load_exception(data: bytes, label: str) -> BaseException:
             exc = None
     if not isinstance(exc, BaseException):
         exc = make_surrogate(*facts)
-    from concurrent.futures.process import _RemoteTraceback  # type: ignore[attr-defined]
+    from concurrent.futures import process
 
-    exc.__cause__ = _RemoteTraceback(f'\n"""\n{text}"""')
+    remote: Any = process._RemoteTraceback
+    exc.__cause__ = remote(f'\n"""\n{text}"""')
     return exc
 
 
@@ -121,38 +123,45 @@ def _format(exc: BaseException) -> str:
 
 def _drop_tracebacks(exc: BaseException) -> None:
     """Let go of the frames, and with them of the task's locals."""
-    waiting: list[BaseException | None] = [exc]
+    waiting: list[Any] = [exc]
     seen: set[int] = set()
     while waiting:
         one = waiting.pop()
-        if one is None or id(one) in seen:
+        if not isinstance(one, BaseException) or id(one) in seen:
             continue
         seen.add(id(one))
         one.__traceback__ = None
         waiting += (one.__cause__, one.__context__)
-        waiting += getattr(one, "exceptions", ())
+        if type(one).__basicsize__ > BaseException.__basicsize__:  # perhaps a group
+            members = getattr(one, "exceptions", None)
+            waiting += members if isinstance(members, tuple) else ()
 
 
 def _pickle_whole(exc: BaseException) -> bytes:
-    """The exception's own pickle, if loading it gives the same type and text."""
+    """The exception's own pickle, if loading it gives the same type and arguments."""
     blob = dumps(exc, _home_pickler())
     again = pickle.loads(blob)
-    if type(again) is not type(exc) or str(again) != str(exc):
+    if type(again) is not type(exc) or not _same_args(again.args, exc.args):
         raise pickle.PicklingError("it comes back as something else")
     return blob
 
 
+def _same_args(one: Any, other: Any) -> bool:
+    """Whether two exceptions' arguments agree, as far as they are atomic."""
+    return len(one) == len(other) and all(
+        type(a) is type(b) and (type(a) not in ATOMIC or a == b or a != a) for a, b in zip(one, other, strict=True)
+    )
+
+
 def _pickle_without_init(exc: BaseException) -> bytes:
-    """For classes whose `__init__` does not take `self.args`: type, args and attributes, without calling it."""
+    """For classes whose `__init__` does not take what is in `args`: type, args and attributes, without calling it."""
     cls = type(exc)
-    if cls.__reduce__ is not BaseException.__reduce__ or cls.__basicsize__ != _native_base(cls).__basicsize__:
+    if cls.__reduce__ is not BaseException.__reduce__ or cls.__reduce_ex__ is not BaseException.__reduce_ex__:
         raise pickle.PicklingError("it has its own way of pickling")
-    if _native_base(cls).__basicsize__ != BaseException.__basicsize__:
-        raise pickle.PicklingError("it has fields that only its __init__ sets")
+    if cls.__basicsize__ != BaseException.__basicsize__:
+        raise pickle.PicklingError("it has fields that only its own constructor fills")
     blob = dumps(_Bare(exc), _home_pickler())
-    again = pickle.loads(blob)
-    if type(again) is not cls or str(again) != str(exc):
-        raise pickle.PicklingError("it comes back as something else")
+    pickle.loads(blob)
     return blob
 
 
@@ -169,8 +178,7 @@ class _Bare:
 
 def make_bare(cls: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
     """An exception made without its `__init__`."""
-    exc = cls.__new__(cls)
-    exc.args = args
+    exc = BaseException.__new__(cls, *args)
     exc.__dict__.update(attributes)
     return exc
 

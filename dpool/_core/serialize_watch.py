@@ -8,7 +8,6 @@ nothing mutable, costs a few dictionary look-ups.
 from __future__ import annotations
 
 import pickle
-import sys
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -19,22 +18,30 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any
 
-from dpool._core.serialize_pickler import (
+from dpool._core import serialize_rebuild as rebuild
+from dpool._core.serialize_names import (
     ATOMIC,
     MISSING,
     MODULE_FACTS,
-    PROTOCOL,
     by_reference,
     captured_globals,
     captured_packages,
     code_facts,
+    contents_of,
     is_dispatch,
     main_path,
-    walk,
 )
+from dpool._core.serialize_pickler import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Protocol
+
+    class Volatile(Protocol):
+        """Something that can only be checked by pickling it again as it was pickled."""
+
+        def unchanged(self) -> bool: ...
+
 
 _FIXED_TYPES = ATOMIC | {
     BuiltinFunctionType,
@@ -42,10 +49,10 @@ _FIXED_TYPES = ATOMIC | {
     MemberDescriptorType,
     ModuleType,
     WrapperDescriptorType,
+    object,
     range,
     type(...),
     type(NotImplemented),
-    object,
 }
 _FIXED_NAMES = frozenset(
     {
@@ -64,18 +71,48 @@ _FIXED_NAMES = frozenset(
         ("pathlib", "PosixPath"),
         ("pathlib._local", "PosixPath"),
         ("re", "Pattern"),
+        ("typing", "NewType"),
+        ("typing", "ParamSpec"),
         ("typing", "TypeVar"),
+        ("typing", "TypeVarTuple"),
         ("uuid", "UUID"),
     }
 )
 """Types whose objects do not change, or whose changes do not travel."""
 
 _MADE_BY_THE_CLASS = frozenset(
-    """__abstractmethods__ __annotate__ __annotate_func__ __annotations__ __annotations_cache__ __dataclass_fields__
-    __dataclass_params__ __dict__ __doc__ __firstlineno__ __match_args__ __module__ __non_callable_proto_members__
-    __orig_bases__ __parameters__ __protocol_attrs__ __qualname__ __slotnames__ __static_attributes__ __type_params__
-    __weakref__ _abc_impl _generate_next_value_ _hashable_values_ _member_map_ _member_names_ _member_type_
-    _unhashable_values_ _unhashable_values_map_ _value2member_map_""".split()
+    {
+        "__abstractmethods__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__dataclass_fields__",
+        "__dataclass_params__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__match_args__",
+        "__module__",
+        "__non_callable_proto_members__",
+        "__orig_bases__",
+        "__parameters__",
+        "__protocol_attrs__",
+        "__qualname__",
+        "__slotnames__",
+        "__static_attributes__",
+        "__type_params__",
+        "__weakref__",
+        "_abc_impl",
+        "_generate_next_value_",
+        "_hashable_values_",
+        "_member_map_",
+        "_member_names_",
+        "_member_type_",
+        "_unhashable_values_",
+        "_unhashable_values_map_",
+        "_value2member_map_",
+    }
 )
 """Class attributes that the class statement made and nobody changes by hand."""
 
@@ -86,7 +123,7 @@ class Plan:
     __slots__ = ("cells", "functions", "lookups", "mappings", "pickles", "sizes", "volatile")
 
     def __init__(self) -> None:
-        self.lookups: list[tuple[dict[str, Any], str, Any]] = []
+        self.lookups: list[tuple[Any, str, Any]] = []
         """(namespace, name, the object that the name means there, or MISSING)."""
         self.functions: list[tuple[Any, Any, Any, Any, int]] = []
         """(function, code, defaults, keyword defaults, number of attributes)."""
@@ -98,8 +135,7 @@ class Plan:
         """(namespace of a package, length): a submodule may have been imported."""
         self.pickles: list[tuple[dict[str, Any], str, bytes]] = []
         """(namespace, name, pickle of the mutable object there)."""
-        self.volatile: list[Any] = []
-        """Nodes that must be pickled again by the exporter to know."""
+        self.volatile: list[Volatile] = []
 
     def extend(self, other: Plan) -> None:
         """Take over all of another plan."""
@@ -136,15 +172,7 @@ class Plan:
         for space, name, blob in self.pickles:
             if repickled(space.get(name, MISSING)) != blob:
                 return False
-        return all(node.unchanged() for node in self.volatile)
-
-
-def contents_of(cell: Any) -> Any:
-    """What a closure cell holds, or MISSING."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return MISSING
+        return all(one.unchanged() for one in self.volatile)
 
 
 def repickled(value: Any) -> bytes | None:
@@ -155,8 +183,22 @@ def repickled(value: Any) -> bytes | None:
         return None
 
 
+def snapshot(mapping: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
+    """A mapping with the keys and the values it has now."""
+    return mapping, tuple(mapping), tuple(mapping.values())
+
+
+def _is_enum(cls: type) -> bool:
+    return type(cls).__name__ in ("EnumMeta", "EnumType") and type(cls).__module__ == "enum"
+
+
 class Watcher:
-    """Fills one plan for one function, class or value."""
+    """Fills a plan for what one pickle contains.
+
+    Args:
+        index: see `value_index`; what globals name is not watched here, each global has a plan.
+        name: the global of `__main__` whose value is watched, or "".
+    """
 
     def __init__(self, index: dict[int, str], name: str = "") -> None:
         self.plan = Plan()
@@ -166,45 +208,53 @@ class Watcher:
         self._name = name
         self._seen: set[int] = set()
 
-    def watch_all(self, values: Iterable[Any]) -> None:
+    def watch_global(self, space: dict[str, Any], name: str) -> None:
+        """Watch the value of a global, which is pickled by value."""
+        value = space[name]
+        if self._same_if_identical(value):
+            self.plan.lookups.append((space, name, value))
+            self.watch(value)
+        else:
+            self._watch_pickle(space, name)
+
+    @staticmethod
+    def _same_if_identical(value: Any) -> bool:
+        """Whether it is enough to compare identity, and to watch what the object refers to."""
+        kind = type(value)
+        return (
+            kind in _FIXED_TYPES
+            or kind in (FunctionType, tuple, frozenset, staticmethod, classmethod, property)
+            or issubclass(kind, type)
+            or _is_enum(kind)
+            or (kind.__module__, kind.__name__) in _FIXED_NAMES
+            or (kind.__module__, kind.__name__) == ("functools", "_lru_cache_wrapper")
+        )
+
+    def _watch_all(self, values: Iterable[Any]) -> None:
         for value in values:
             self.watch(value)
 
-    @staticmethod
-    def is_fixed(value: Any) -> bool:
-        """Whether an object of this kind is the same as long as it is the same object, but for what it refers to."""
-        kind = type(value)
-        return kind in _FIXED_TYPES or kind is tuple or kind is frozenset or (kind.__module__, kind.__name__) in _FIXED_NAMES
-
     def watch(self, value: Any) -> None:
-        """Watch a captured value."""
+        """Watch a captured value, whose identity somebody else watches."""
         kind = type(value)
-        if kind in _FIXED_TYPES or (kind.__module__, kind.__name__) in _FIXED_NAMES or id(value) in self._seen:
+        if kind in ATOMIC or id(value) in self._seen:
             return
         self._seen.add(id(value))
         if kind is tuple or kind is frozenset:
-            self.watch_all(value)
+            self._watch_all(value)
         elif kind is FunctionType or issubclass(kind, type):
             self._watch_definition(value)
         elif kind is staticmethod or kind is classmethod:
             self.watch(value.__func__)
         elif kind is property:
-            self.watch_all((value.fget, value.fset, value.fdel))
-        elif id(value) in self._index:
-            return  # the value of a global, which has a plan of its own
-        else:
-            self.watch_mutable({"value": value}, "value")
-
-    def watch_mutable(self, space: dict[str, Any], name: str) -> None:
-        """Watch an object of unknown kind by its pickle."""
-        value = space[name]
-        kind = type(value)
-        if isinstance(kind, type) and type(kind).__name__ in ("EnumMeta", "EnumType"):
-            return  # members do not change; their class has its own plan
-        if kind.__module__ == "functools" and kind.__name__ == "_lru_cache_wrapper":
+            self._watch_all((value.fget, value.fset, value.fdel))
+        elif kind.__module__ == "functools" and kind.__name__ == "_lru_cache_wrapper":
             self.watch(value.__wrapped__)
-            return
-        blob = repickled(value)
+        elif id(value) not in self._index and not self._same_if_identical(value):
+            self._watch_pickle({"value": value}, "value")
+
+    def _watch_pickle(self, space: dict[str, Any], name: str) -> None:
+        blob = repickled(space[name])
         if blob is None:
             self.steady = False
         else:
@@ -213,32 +263,30 @@ class Watcher:
     def _watch_definition(self, value: Any) -> None:
         path = main_path(value)
         if path is not None and path.partition(".")[0] != self._name:
-            return  # a reference into __main__, which the pickle's loads note
+            return  # a reference into __main__, which the pickle has noted
         found = by_reference(value)
         if found is not None:
-            space, _, qualname = found
-            top = qualname.partition(".")[0]
-            self.plan.lookups.append((space, top, space.get(top, MISSING)))
+            self.plan.lookups += steps(found[0], found[2])
         elif type(value) is FunctionType:
             self.watch_function(value)
         else:
-            self.watch_class(value)
+            self._watch_class(value)
 
     def watch_function(self, function: Any, itself: bool = True) -> None:
-        """Watch a function that travels by value. Without `itself`, whoever calls it watches its own four attributes."""
+        """Watch a function that travels by value; without `itself`, the caller watches its code, defaults and size."""
         plan = self.plan
         if is_dispatch(function):
             plan.mappings.append(snapshot(function.registry))
-            self.watch_all(function.registry.values())
+            self._watch_all(function.registry.values())
             return
         defaults, kwdefaults, attributes = function.__defaults__, function.__kwdefaults__, function.__dict__
         if itself:
             plan.functions.append((function, function.__code__, defaults, kwdefaults, len(attributes)))
-        self.watch_all(defaults or ())
+        self._watch_all(defaults or ())
         for mapping in (kwdefaults, attributes):
             if mapping:
                 plan.mappings.append(snapshot(mapping))
-                self.watch_all(mapping.values())
+                self._watch_all(mapping.values())
         for cell in function.__closure__ or ():
             contents = contents_of(cell)
             plan.cells.append((cell, contents))
@@ -247,28 +295,28 @@ class Watcher:
         for package in captured_packages(function, facts):
             plan.sizes.append((package.__dict__, len(package.__dict__)))
         scope = function.__globals__
-        if scope is not sys.modules["__main__"].__dict__:
+        if scope is not rebuild.main_dict():
             captured = captured_globals(function, facts)
-            for name in facts.reads:
+            for name in (*facts.reads, *facts.writes):
                 if name not in MODULE_FACTS:
                     plan.lookups.append((scope, name, captured.get(name, MISSING)))
-            self.watch_all(captured.values())
+            self._watch_all(captured.values())
 
-    def watch_class(self, cls: type) -> None:
-        """Watch a class that travels by value."""
+    def _watch_class(self, cls: type) -> None:
         self.plan.mappings.append(snapshot(cls.__dict__))
-        self.watch_all(cls.__bases__)
+        self._watch_all(cls.__bases__)
         self.watch(type(cls))
-        is_enum = type(type(cls)) is type and type(cls).__name__ in ("EnumMeta", "EnumType")
+        members = (FunctionType, staticmethod, classmethod, property) if _is_enum(cls) else None
         for name, value in cls.__dict__.items():
-            if name in _MADE_BY_THE_CLASS or (is_enum and type(value) not in (FunctionType, staticmethod, classmethod)):
-                continue
-            self.watch(value)
+            if name not in _MADE_BY_THE_CLASS and (members is None or type(value) in members):
+                self.watch(value)
 
 
-def snapshot(mapping: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
-    """A mapping with the keys and the values it has now."""
-    return mapping, tuple(mapping), tuple(mapping.values())
-
-
-__all__ = ["Plan", "Watcher", "contents_of", "repickled", "snapshot", "walk"]
+def steps(space: Any, qualname: str) -> list[tuple[Any, str, Any]]:
+    """The look-ups, one per dot, that lead from a namespace to the object at `qualname`."""
+    found = []
+    for part in qualname.split("."):
+        value = space.get(part, MISSING)
+        found.append((space, part, value))
+        space = getattr(value, "__dict__", {})
+    return found

@@ -10,18 +10,18 @@ import pickle
 import struct
 import subprocess
 import sys
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from dpool._core import serialize
 
 
-def write(stream: BinaryIO, content: Any) -> None:
+def write(stream: IO[bytes], content: Any) -> None:
     data = pickle.dumps(content, 5)
     stream.write(struct.pack("<Q", len(data)) + data)
     stream.flush()
 
 
-def read(stream: BinaryIO) -> Any:
+def read(stream: IO[bytes]) -> Any:
     (size,) = struct.unpack("<Q", stream.read(8))
     return pickle.loads(stream.read(size))
 
@@ -34,7 +34,7 @@ class Peer:
     def __init__(self) -> None:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "import serialize_peer; serialize_peer.serve()"],
+            [sys.executable, "-c", "from tests.core.serialize_peer import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=env,
@@ -52,7 +52,8 @@ class Peer:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         assert self._process.wait(30) == 0
