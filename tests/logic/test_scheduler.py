@@ -146,14 +146,14 @@ def test_blocked_and_unblocked_may_arrive_after_the_lease_or_the_worker_has_ende
     assert s.handle(Unblocked(1)) == []
     assert s.account.free[CPUS] == 10_000
     s.handle(WorkerDied(1, 1.0, False))
-    for late in (
+    for later in (
         Blocked(1),
         Unblocked(1),
         KillRequested(POOL, 1),
         ReturnLease(POOL, 1, False),
         WorkerDied(1, 2.0, True),
     ):
-        assert s.handle(late) == []
+        assert s.handle(later) == []
 
 
 def test_every_death_is_told_once():
