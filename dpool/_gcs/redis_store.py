@@ -9,6 +9,7 @@ each): giving an epoch, recognised by its token, and releasing a function, which
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -48,6 +49,7 @@ Command = tuple[Any, ...]
 
 FORGET_SESSION_S = 3600.0
 """On a shared server, the rows of a session that was not seen for this long are removed by the next one."""
+GLOB = re.compile(r"[*?\[\]\\^-]")
 STALE_EVENT = "equal or smaller than the target stream top item"
 
 REGISTER = """
@@ -339,9 +341,10 @@ class RedisStore:
 
     def _remove_session(self, session: str) -> None:
         """Everything under the session's prefix, found by SCAN: this is rare and must not depend on any index."""
+        pattern = GLOB.sub(r"\\\g<0>", keys.session_prefix(session)) + "*"  # the name may come from the shared server
         cursor = b"0"
         while True:
-            cursor, found = self._one("SCAN", cursor, "MATCH", keys.session_prefix(session) + "*", "COUNT", 1000)
+            cursor, found = self._one("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
             self._run([("UNLINK", key) for key in found])
             if int(cursor) == 0:
                 break

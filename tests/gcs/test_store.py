@@ -273,6 +273,21 @@ def test_a_session_unseen_for_long_is_swept_by_the_next_one(shared_server):
         assert client.keys("dpool:*.session:*") == []
 
 
+def test_a_session_name_is_no_pattern(shared_server):
+    """What the shared list of sessions says is data: a name like `*` removes itself, not everybody."""
+    mine, odd = (
+        connect_socket(name, shared_server.socket_path, shared_server.user, shared_server.password, 5.0)
+        for name in ("mine", "*")
+    )
+    mine.register_node(NODE, "token")
+    odd.register_node(NODE, "token")
+    odd.close_session()
+    assert (len(mine.nodes()), odd.nodes()) == (1, {})
+    mine.close_session()
+    for store in (mine, odd):
+        store.close()
+
+
 def test_every_key_is_one_of_those_spelled_in_keys(shared_server):
     """The page at the top of keys.py names every key that a session makes."""
     store = connect_socket("spelled", shared_server.socket_path, shared_server.user, shared_server.password, 5.0)
