@@ -43,7 +43,7 @@ class Definition:
 class Node:
     """A global of `__main__` as it was last pickled."""
 
-    __slots__ = ("definition", "is_class", "loaded", "loads", "name", "needs", "plan", "value")
+    __slots__ = ("definition", "loaded", "loads", "name", "needs", "origin", "plan", "value")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -57,7 +57,13 @@ class Node:
         """Those of them that it needs to be loaded."""
         self.loaded: dict[str, int] | None = None
         """The versions of those; None while the node is new."""
-        self.is_class = False
+        self.origin: int | None = None
+        """Of a class: the number of its first definition. Its later ones update it where it is."""
+
+    @property
+    def version(self) -> int:
+        """What must be the same for objects that were loaded with it to be up to date."""
+        return self.definition.number if self.origin is None else self.origin
 
     def unchanged(self) -> bool:
         """Whether pickling it again gives the same bytes."""
@@ -153,6 +159,9 @@ class Globals:
             node.definition, node.loaded = old.definition, old.loaded
         else:
             node.definition = Definition(next(numbers), name, blob)
+        if issubclass(type(value), type):
+            known = old is not None and old.value is value
+            node.origin = old.origin if known and old is not None else node.definition.number
         if old is not None and old.value is not node.value:
             self.outdated.append(old.value)
         self._nodes[name] = node
@@ -165,8 +174,7 @@ class Globals:
         self.note_writes(pickler.writes)
         node.loads = tuple(pickler.loads)
         node.needs = (*pickler.loads, *pickler.uses)
-        node.is_class = issubclass(type(value), type)
-        if node.is_class or hasattr(type(value), "__get__"):
+        if issubclass(type(value), type) or hasattr(type(value), "__get__"):
             node.value = value
         watcher = Watcher(index, name)
         if plain(value) and type(value) in (list, dict, set):
@@ -210,15 +218,13 @@ def _renew_dependents(nodes: dict[str, Node]) -> None:
     for name in stale:
         nodes[name].definition = Definition(next(numbers), name, nodes[name].definition.blob)
     for node in nodes.values():
-        node.loaded = {name: nodes[name].definition.number for name in node.loads if name in nodes}
+        node.loaded = {name: nodes[name].version for name in node.loads if name in nodes}
 
 
 def _has_outdated(node: Node, loaded: dict[str, int], nodes: dict[str, Node], changed: set[str]) -> bool:
     for name in node.loads:
         other = nodes.get(name)
-        if other is None or other.is_class:
-            continue  # a class is updated where it is
-        if name in changed or loaded.get(name) != other.definition.number:
+        if other is not None and (loaded.get(name) != other.version or (name in changed and other.origin is None)):
             return True
     return False
 

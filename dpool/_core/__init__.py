@@ -1,0 +1,1 @@
+"""The runtime beneath the faces: roles, messages, and the pure logic that drives them."""

@@ -1,0 +1,99 @@
+"""Every setting of the runtime in one frozen object; the only file that reads the environment.
+
+Names carry their units. Relations between settings are checked once, in `validate`.
+
+| variable | meaning | default |
+|---|---|---|
+| `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
+| `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
+| `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
+| `DPOOL_TMPDIR` | where session directories are made | the system's temporary directory |
+| `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
+| `DPOOL_STOPPED_WORKER_S` | seconds a stopped (SIGSTOP) worker is waited for before it is replaced | 30 |
+| `DPOOL_NUM_CPUS`, `DPOOL_NUM_GPUS` | what this machine offers, instead of what is found | found |
+| `DPOOL_LOG_LEVEL` | level of the runtime's own log files | `INFO` |
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    """Settings of one runtime; the driver reads them and hands them to its node."""
+
+    gcs: str = "on"
+    redis_url: str = ""
+    linger_s: float = 2.0
+    tmpdir: str = ""
+    start_timeout_s: float = 30.0
+    stopped_worker_s: float = 30.0
+    num_cpus: float = 0.0
+    """0: found by `loky.cpu_count()`."""
+    num_gpus: float = -1.0
+    """-1: found through NVML."""
+    log_level: str = "INFO"
+
+    poll_s: float = 50e-6
+    """How long a reader polls before it sleeps; waking a sleeping core costs about 20 µs."""
+    tick_s: float = 0.002
+    """How often the io thread looks whether a user's thread still reads, and for stalled frames."""
+    frame_s: float = 0.001
+    """Work that one frame of tiny tasks should carry."""
+    stall_s: float = 0.004
+    """A frame of several tasks that has not been answered for so long is taken apart."""
+    max_batch: int = 512
+    """Tasks in one frame, at most."""
+    lineage_flush_s: float = 0.010
+    """A task that takes longer than this is written to the control store."""
+
+    def validate(self) -> Config:
+        """Itself, or a ValueError that names the setting that cannot be."""
+        if self.gcs not in ("on", "off"):
+            raise ValueError(f"DPOOL_GCS is 'on' or 'off', not {self.gcs!r}")
+        for name in ("start_timeout_s", "stopped_worker_s", "tick_s", "frame_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
+        if self.linger_s < 0:
+            raise ValueError(f"DPOOL_LINGER_S must not be negative, it is {self.linger_s}")
+        if not self.stall_s > 2 * self.frame_s:
+            raise ValueError("stall_s must be above 2 × frame_s, else healthy frames are taken apart")
+        return self
+
+
+VERSION = "0.1.0"
+
+INLINE_LIMIT = 128 * 1024
+"""Bytes of one message on a socket; a larger one travels in a memory file whose descriptor is sent."""
+JOURNAL_BYTES = 64 * 1024
+"""Room for the results of tasks that finished in a frame that is not answered yet."""
+PROTOCOL = 1
+"""Version of the messages; different versions refuse each other at the handshake."""
+
+
+def _number(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    if text is None or not text.strip():
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"the environment variable {name} must be a number, not {text!r}") from None
+
+
+def from_environment() -> Config:
+    """The settings of this process, read from its environment now."""
+    env = os.environ
+    default = Config()
+    return Config(
+        gcs=env.get("DPOOL_GCS", default.gcs).lower() or default.gcs,
+        redis_url=env.get("DPOOL_REDIS_URL", ""),
+        linger_s=_number("DPOOL_LINGER_S", default.linger_s),
+        tmpdir=env.get("DPOOL_TMPDIR", ""),
+        start_timeout_s=_number("DPOOL_START_TIMEOUT_S", default.start_timeout_s),
+        stopped_worker_s=_number("DPOOL_STOPPED_WORKER_S", default.stopped_worker_s),
+        num_cpus=_number("DPOOL_NUM_CPUS", default.num_cpus),
+        num_gpus=_number("DPOOL_NUM_GPUS", default.num_gpus),
+        log_level=env.get("DPOOL_LOG_LEVEL", default.log_level),
+    ).validate()

@@ -1,0 +1,709 @@
+"""The native runtime in a process that submits: its connection to the node, its workers' sockets, and who reads them.
+
+```
+ outer epoll (io thread sleeps here)             inner epoll
+ ├─ wake  (eventfd)                              ├─ node      Grant, WorkerUp, WorkerDied, Output, …
+ └─ inner epoll, armed or not ──────────────────►├─ worker 1  frames of results
+                                                 └─ worker 2
+```
+
+Threads. The *reading role* belongs to one thread at a time (`_reading`): a thread that waits in `result()` takes it and reads for itself, so that no
+hand-off between threads stands between a worker's answer and its reader; a thread that submits many tasks takes it for a moment now and then
+(`pump`). As soon as a thread has done so, the inner epoll is disarmed in the outer one, and the io thread only looks every `tick_s` whether
+somebody still reads; if not, it arms it again and reads itself. So an idle process sleeps without a tick, and a busy one has one reader.
+
+The io thread also keeps the timers, takes stalled frames apart and hands lineage on. It lives while an executor is open.
+
+Invariants: the io thread is armed, or it wakes within `tick_s`, or a reader is in a long wait and will wake it when it leaves. `tell` never blocks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import config as configuration
+from dpool._core import ids, launch, wire
+from dpool._core.context import here
+from dpool._core.executor_pool import ExecutorPool
+from dpool._core.frames import Page
+from dpool._core.future import DONE, Future
+from dpool._core.lane import Link
+from dpool._core.messages import (
+    Blocked,
+    Bye,
+    Closed,
+    Grant,
+    Hello,
+    Notice,
+    Output,
+    Refused,
+    Welcome,
+    WorkerDied,
+    WorkerUp,
+    versions,
+)
+from dpool._core.replicate import make_setup
+from dpool._core.serialize import Exporter
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future as AnyFuture
+
+LONG_S = 0.02
+"""A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
+_EPOLLIN = select.EPOLLIN
+
+
+class NativeRuntime:
+    """See the module. One for each process; made by `runtime()`."""
+
+    def __init__(self, config: configuration.Config) -> None:
+        self.config = config
+        self.pid = os.getpid()
+        self.cores = len(os.sched_getaffinity(0))
+        self.exporter = Exporter()
+        self.job = here.worker.job if here.worker is not None else os.urandom(ids.ID_BYTES)
+        self.pools: dict[int, ExecutorPool] = {}
+        self.exiting = False
+        self.node_lost = False
+        self.welcome: Welcome | None = None
+        self.session = ""
+        self._numbers = itertools.count(1)
+        self._node: wire.ControlChannel | None = None
+        self._node_child = 0
+        self._send_lock = threading.RLock()
+        self._start_lock = threading.RLock()
+        self._reading = threading.RLock()
+        self._reader = 0
+        """The thread that has the reading role, or 0."""
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._inner = select.epoll()
+        self._outer = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else _pipe_event()
+        self._outer.register(self._wake_fd, _EPOLLIN)
+        self._outer.register(self._inner.fileno(), _EPOLLIN)
+        self._armed = True
+        self._asleep = False
+        """The io thread sleeps without a time limit."""
+        self._long = False
+        self._touched = 0
+        """Counts reads by threads other than the io thread."""
+        self._watching = False
+        """Frames of several tasks are out."""
+        self._timers: list[tuple[float, int, Callable[[], Any]]] = []
+        self._deferred: list[Callable[[], Any]] = []
+        self._io: threading.Thread | None = None
+        self._stop_io = False
+        self._sleepers = 0
+        """Threads that wait on a Condition because another one reads."""
+        self._in_flight_hint = 0
+        self._warned: set[str] = set()
+
+    # -- pools
+
+    def open_pool(self, **options: Any) -> ExecutorPool:
+        """A new executor's pool; its workers start when the first task comes."""
+        self._check_process()
+        with self._start_lock:
+            if self.exiting:
+                raise RuntimeError("cannot create an executor at interpreter shutdown")
+            self.start()
+            pool = ExecutorPool(self, next(self._numbers), **options)
+            self.pools[pool.number] = pool
+            self._start_io()
+        return pool
+
+    def forget(self, pool: ExecutorPool) -> None:
+        """The pool has ended; with the last one the io thread ends too."""
+        with self._start_lock:
+            self.pools.pop(pool.number, None)
+            if not self.pools:
+                self._stop_io = True
+                self.wake()
+
+    def setup_for(self, pool: ExecutorPool) -> bytes:
+        return make_setup(self.job, pool.max_workers_hint(), pool.env)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self.pid:
+            from dpool.errors import ForkedRuntimeError
+
+            raise ForkedRuntimeError(
+                f"this process (pid {os.getpid()}) was forked from pid {self.pid}, whose executors and futures it cannot use; "
+                "make a new dpool.Executor here"
+            )
+
+    # -- the node
+
+    def start(self) -> None:
+        """Start a node (or, in a worker, connect to the worker's own); returns before it has answered."""
+        if self._node is not None:
+            if not self._node_gone():
+                return
+            self._drop_node()
+        if here.worker is not None:
+            self.session = here.worker.session
+            sock = launch.connect_node(self.session)
+        else:
+            self.session = launch.make_session(self.config)
+            try:
+                self._node_child, sock = launch.spawn_node(self.session)
+            except OSError as error:
+                launch.remove_session(self.session)
+                from dpool.errors import StartupError
+
+                raise StartupError(f"the node process could not be started ({sys.executable}): {error}") from error
+        self._node = wire.ControlChannel(sock)
+        self.node_lost = False
+        self.welcome = None
+        self._handlers[sock.fileno()] = self._node_readable
+        self._inner.register(sock.fileno(), _EPOLLIN)
+        self.tell(
+            Hello(
+                configuration.PROTOCOL,
+                *versions(),
+                self.pid,
+                self.job,
+                os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python",
+                here.worker.worker if here.worker is not None else 0,
+                tuple(self.config),
+                list(sys.path),
+            )
+        )
+        if here.worker is None:
+            self.at(monotonic() + self.config.start_timeout_s, lambda s=self.session: self._start_timeout(s))
+
+    def _start_timeout(self, session: str) -> None:
+        if self.session == session and self.welcome is None and self._node is not None and self.pools:
+            self._node_closed(f"did not answer within {self.config.start_timeout_s} s")
+
+    def _node_gone(self) -> bool:
+        """Whether the node left while nobody read (it leaves when it has lingered long enough)."""
+        while True:
+            try:
+                assert self._node is not None
+                message, fds = self._node.receive()
+            except (BlockingIOError, InterruptedError):
+                return False
+            except (wire.Closed, wire.DescriptorsLost, wire.ProtocolError):
+                return True
+            self._handle(message, fds)
+
+    def _drop_node(self) -> None:
+        if self._node is not None:
+            fd = self._node.fileno()
+            self._handlers.pop(fd, None)
+            if fd >= 0:
+                self._inner.unregister(fd)
+            self._node.close()
+            self._node = None
+        self._reap()
+        if here.worker is None and self.session:
+            launch.remove_session(self.session)
+
+    def _reap(self) -> None:
+        """The process that we started exits as soon as the node stands on its own."""
+        if self._node_child:
+            try:
+                os.waitpid(self._node_child, 0)
+            except ChildProcessError:  # somebody else waited for any child
+                pass
+            self._node_child = 0
+
+    def tell(self, message: Any) -> None:
+        """Send a control message to the node; what cannot be sent now is sent by the reader."""
+        with self._send_lock:
+            if self._node is None or self.node_lost:
+                return
+            try:
+                waited = self._node.pending
+                self._node.send(message)
+                if self._node.pending and not waited:
+                    self._inner.modify(self._node.fileno(), _EPOLLIN | select.EPOLLOUT)
+            except wire.Closed:
+                return  # the end of file is read, and dealt with, by the reader
+
+    def _node_readable(self) -> None:
+        node = self._node
+        if node is None:
+            return
+        if node.pending:
+            with self._send_lock:
+                try:
+                    node.flush()
+                except wire.Closed:
+                    pass  # read below
+                if not node.pending:
+                    self._inner.modify(node.fileno(), _EPOLLIN)
+        try:
+            message, fds = node.receive()
+        except (BlockingIOError, InterruptedError):
+            return
+        except wire.Closed:
+            self._node_closed("closed its connection")
+            return
+        except wire.DescriptorsLost:
+            self.descriptors_lost()
+            return
+        self._handle(message, fds)
+
+    def _handle(self, message: Any, fds: list[int]) -> None:
+        kind = type(message)
+        if kind is Grant:
+            pool = self.pools.get(message.pool)
+            if pool is not None:
+                pool.granted(message, fds)
+            else:
+                for fd in fds:
+                    os.close(fd)
+        elif kind is WorkerUp or kind is WorkerDied or kind is Closed:
+            pool = self.pools.get(message.pool)
+            if pool is None:
+                return
+            if kind is WorkerUp:
+                pool.worker_up(message.worker, message.pid)
+            elif kind is WorkerDied:
+                pool.worker_died(message)
+            else:
+                pool.closed()
+        elif kind is Output:
+            _write_output(message)
+        elif kind is Notice:
+            self._notice(message)
+        elif kind is Welcome:
+            self.welcome = message
+            self._reap()
+        elif kind is Refused:
+            self._node_closed(f"refused us: {message.reason}")
+
+    def _notice(self, message: Notice) -> None:
+        """One warning for one cause."""
+        if message.text in self._warned:
+            return
+        self._warned.add(message.text)
+        import warnings
+
+        warnings.warn(message.text, RuntimeWarning, stacklevel=2)
+
+    def descriptors_lost(self) -> None:
+        """A message came without its descriptors."""
+        from dpool.errors import StartupError
+
+        error = StartupError(
+            "this process has no file descriptors left for another worker (see `ulimit -n`); close files, or raise the limit"
+        )
+        for pool in list(self.pools.values()):
+            if not pool.processes:
+                pool.break_all(error)
+            else:
+                self._notice(Notice("descriptors", str(error)))
+
+    def _node_closed(self, what: str) -> None:
+        """The node died, or never came up: its workers died with it."""
+        if self.node_lost:
+            return
+        self.node_lost = True
+        log_file = os.path.join(self.session, launch.NODE_LOG)
+        started = self.welcome is not None
+        tail = "" if started else launch.log_tail(log_file)
+        self._drop_node()
+        pools = list(self.pools.values())
+        if started and not self.exiting:
+            for pool in pools:
+                pool.node_died(log_file)
+            if self.pools:
+                self.start()
+                for pool in list(self.pools.values()):
+                    for lane in list(pool._lanes.values()):
+                        lane.push()
+            return
+        from dpool.errors import StartupError
+
+        error = StartupError(f"the node process {what}; its log ends with:\n{tail}")
+        for pool in pools:
+            pool.break_all(error)
+            pool.closed()
+
+    # -- links to workers
+
+    def link(self, message: Grant, fds: list[int]) -> Link:
+        """Our side of a worker that is new to us."""
+        ours, peer, page = fds
+        try:
+            return Link(socket.socket(fileno=ours), socket.socket(fileno=peer), Page(page), message.log_file)
+        finally:
+            os.close(page)
+
+    def watch(self, link: Link, handler: Callable[[], None]) -> None:
+        """Read this worker's answers from now on."""
+        fd = link.fileno()
+        self._handlers[fd] = handler
+        self._inner.register(fd, _EPOLLIN)
+
+    def unwatch(self, link: Link) -> None:
+        fd = link.fileno()
+        if self._handlers.pop(fd, None) is not None:
+            self._inner.unregister(fd)
+
+    def may_poll(self, adding: int) -> bool:
+        """Whether a worker should poll after its next frame: only while cores are left over."""
+        if self.cores < 2:
+            return False
+        n = adding
+        for pool in self.pools.values():
+            n += len(pool.main.queue)
+            for slot in pool.main.dispatcher.slots.values():
+                n += len(slot.frames)
+        return n < self.cores
+
+    # -- reading
+
+    def _take_duty(self) -> None:
+        """The io thread need not wake for the sockets while this thread reads."""
+        self._touched += 1
+        if self._armed:
+            self._armed = False
+            self._outer.modify(self._inner.fileno(), 0)
+            if self._asleep:
+                self.wake()
+
+    def attend(self) -> None:
+        """Somebody waits without reading: the io thread takes over now."""
+        if not self._armed and self._reader == 0:
+            self._arm()
+
+    def _arm(self) -> None:
+        self._armed = True
+        self._outer.modify(self._inner.fileno(), _EPOLLIN)
+
+    def _read_events(self, timeout: float) -> int:
+        """Handle what is readable, waiting up to `timeout` seconds; the caller has the reading role."""
+        events = self._inner.poll(timeout)
+        for fd, _ in events:
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler()
+        if self._deferred:
+            self.run_deferred()
+        return len(events)
+
+    def defer(self, action: Callable[[], Any]) -> None:
+        """Run `action` soon, with no lock held."""
+        self._deferred.append(action)
+        if self._reader != threading.get_ident():
+            self.wake()
+
+    def run_deferred(self) -> None:
+        while self._deferred:
+            try:
+                action = self._deferred.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            action()
+
+    def pump(self) -> None:
+        """Handle what is readable now, if nobody else does."""
+        if self._reading.acquire(blocking=False):
+            before, self._reader = self._reader, threading.get_ident()
+            try:
+                self._take_duty()
+                self._read_events(0)
+            finally:
+                self._reader = before
+                self._reading.release()
+
+    def wait_for(self, future: Future[Any], timeout: float | None, pool: ExecutorPool | None = None) -> None:
+        """Wait until the future is done, or the time is over; reads meanwhile if nobody else does."""
+        self._check_process()
+        if pool is not None and future._state not in DONE:
+            pool.nudge()
+        try:
+            self._wait(lambda: future._state in DONE, timeout, future)
+        except KeyboardInterrupt:
+            if pool is not None and threading.current_thread() is threading.main_thread():
+                pool.interrupt()
+            raise
+
+    def wait_until(self, done: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait until `done()`, reading meanwhile if nobody else does; True if it came true in time."""
+        self._wait(done, timeout, None)
+        return done()
+
+    def _wait(self, done: Callable[[], bool], timeout: float | None, future: Future[Any] | None) -> None:
+        until = None if timeout is None else monotonic() + timeout
+        while not done():
+            if self._reading.acquire(blocking=False):
+                try:
+                    self._read_until(done, until)
+                finally:
+                    self._reading.release()
+                if self._sleepers:
+                    self.attend()
+            else:
+                self._sleep_until(done, until, future)
+            if until is not None and monotonic() >= until:
+                return
+
+    def _sleep_until(self, done: Callable[[], bool], until: float | None, future: Future[Any] | None) -> None:
+        """Another thread reads: it will end our future, or leave the reading role to us."""
+        self._sleepers += 1
+        try:
+            left = LONG_S if future is None else 1.0
+            if until is not None:
+                left = min(left, max(0.0, until - monotonic()))
+            if future is None:
+                if self._reading.acquire(timeout=left):
+                    self._reading.release()
+                return
+            condition = future._condition
+            with condition:
+                if not done():
+                    condition.wait(left)
+        finally:
+            self._sleepers -= 1
+
+    def _read_until(self, done: Callable[[], bool], until: float | None) -> None:
+        before, self._reader = self._reader, threading.get_ident()
+        blocked = False
+        try:
+            self._take_duty()
+            if self.cores > 1 and self._worth_polling():
+                poll, deadline = self._inner.poll, perf_counter() + self.config.poll_s
+                while not done():
+                    if poll(0):
+                        self._read_events(0)
+                    elif perf_counter() > deadline:
+                        break
+            while not done():
+                left = LONG_S if not self._long else 3600.0
+                if until is not None:
+                    left = min(left, until - monotonic())
+                    if left <= 0:
+                        return
+                if not blocked and here.holds_cpus:
+                    blocked = True
+                    self.tell(Blocked(True))
+                if not self._read_events(left) and not done():
+                    self._long = True
+        finally:
+            if blocked:
+                self.tell(Blocked(False))
+            self._reader = before
+            if self._long:
+                self._long = False
+                self.wake()
+
+    def _worth_polling(self) -> bool:
+        return self.may_poll(0)
+
+    # -- the io thread
+
+    def wake(self) -> None:
+        """Let the io thread look around."""
+        try:
+            os.write(self._wake_fd, b"\1\0\0\0\0\0\0\0")
+        except (BlockingIOError, OSError):
+            return  # it is awake already, or the runtime is gone
+
+    def at(self, when_s: float, action: Callable[[], Any]) -> None:
+        """Run `action` at a monotonic time, in the io thread."""
+        heapq.heappush(self._timers, (when_s, next(self._numbers), action))
+        if self._timers[0][0] == when_s:
+            self.wake()
+
+    def _start_io(self) -> None:
+        self._stop_io = False
+        if self._io is None or not self._io.is_alive():
+            self._armed = False
+            self._arm()
+            self._io = threading.Thread(target=self._io_loop, name="dpool-io", daemon=True)
+            self._io.start()
+        else:
+            self.wake()
+
+    def join_io(self) -> None:
+        """Wait until the io thread has ended, if it is to end."""
+        io = self._io
+        if io is not None and self._stop_io and io is not threading.current_thread():
+            io.join(5)
+
+    def _io_loop(self) -> None:
+        touched = self._touched
+        while not self._stop_io:
+            timeout = self._io_timeout()
+            self._asleep = timeout is None
+            events = self._outer.poll(-1 if timeout is None else timeout)
+            self._asleep = False
+            for fd, _ in events:
+                if fd == self._wake_fd:
+                    os.read(fd, 8)
+            self._run_timers()
+            if self._deferred and self._reader == 0:
+                self.run_deferred()
+            if self._armed:
+                if any(fd != self._wake_fd for fd, _ in events):
+                    self._io_read()
+            elif self._reader == 0 and touched == self._touched:
+                self._arm()
+            touched = self._touched
+            self._housekeeping()
+
+    def _io_read(self) -> None:
+        if not self._reading.acquire(timeout=self.config.tick_s):
+            return
+        self._reader = threading.get_ident()
+        try:
+            self._read_events(0)
+        finally:
+            self._reader = 0
+            self._reading.release()
+
+    def _io_timeout(self) -> float | None:
+        timeout: float | None = None
+        if not self._armed and not self._long:
+            timeout = self.config.tick_s
+        elif self._watching:
+            timeout = self.config.tick_s
+        elif self.has_unrecorded():
+            timeout = self.config.lineage_flush_s
+        if self._timers:
+            left = max(0.0, self._timers[0][0] - monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        return timeout
+
+    def _run_timers(self) -> None:
+        now = monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+    def _housekeeping(self) -> None:
+        now = monotonic()
+        watching = False
+        dead, self.exporter.dead = self.exporter.dead, []
+        for pool in list(self.pools.values()):
+            if dead:
+                pool.forget_numbers(dead)
+            for lane in list(pool._lanes.values()):
+                watching |= lane.rescue(now, self.config.stall_s)
+        self._watching = watching
+
+    def has_unrecorded(self) -> bool:
+        return False
+
+    # -- ending
+
+    def at_exit(self) -> None:
+        """The interpreter exits: what is pending is finished first, unless Ctrl-C ended the program."""
+        self.exiting = True
+        if os.getpid() != self.pid:
+            return
+        interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+        for pool in list(self.pools.values()):
+            if interrupted:
+                pool.interrupt()
+            pool.close(cancel_futures=interrupted)
+        try:
+            self.wait_until(lambda: not self.pools)
+        except KeyboardInterrupt:
+            for pool in list(self.pools.values()):
+                pool.signal_workers(int(signal.SIGKILL))
+        self.close()
+
+    def close(self) -> None:
+        """Leave the node, which ends when it was only ours."""
+        self.tell(Bye())
+        if self._node is not None and here.worker is None:
+            self._await_node_end()
+        self._drop_node()
+
+    def _await_node_end(self) -> None:
+        """Read the node's last words until it closes; kill it if it does not within 5 s."""
+        assert self._node is not None
+        waiter = select.poll()
+        waiter.register(self._node.fileno(), select.POLLIN)
+        until = monotonic() + 5
+        while True:
+            left = until - monotonic()
+            if left <= 0 or not waiter.poll(left * 1000):
+                if self.welcome is not None:
+                    os.kill(self.welcome.pid, signal.SIGKILL)
+                return
+            try:
+                message, fds = self._node.receive()
+            except (BlockingIOError, InterruptedError):
+                continue
+            except (wire.Closed, wire.DescriptorsLost, wire.ProtocolError):
+                return
+            self._handle(message, fds)
+
+    def after_fork(self) -> None:
+        """In a forked child: close what we own there, without a word to the node."""
+        self.pools = {}
+        for fd in (self._wake_fd, self._inner.fileno(), self._outer.fileno()):
+            try:
+                os.close(fd)
+            except OSError:
+                continue
+
+
+def _pipe_event() -> int:
+    """Python 3.10 has eventfd; this is for builds without it."""
+    raise OSError("this Python has no os.eventfd: dpool needs Linux")
+
+
+def _write_output(message: Output) -> None:
+    """What a worker wrote, to where this process writes."""
+    stream = sys.stdout if message.stream == 1 else sys.stderr
+    if stream is None:
+        return
+    try:
+        stream.write(message.data.decode(errors="replace"))
+        stream.flush()
+    except (OSError, ValueError):  # closed
+        return
+
+
+class _Current:
+    """The one documented default runtime of this process."""
+
+    runtime: NativeRuntime | None = None
+    lock = threading.Lock()
+    hooked = False
+
+
+def runtime() -> NativeRuntime:
+    """The runtime of this process, made at first use."""
+    current = _Current.runtime
+    if current is not None and current.pid == os.getpid():
+        return current
+    with _Current.lock:
+        current = _Current.runtime
+        if current is None or current.pid != os.getpid():
+            current = _Current.runtime = NativeRuntime(configuration.from_environment())
+            if not _Current.hooked:
+                _Current.hooked = True
+                threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+                os.register_at_fork(after_in_child=_forked)
+        return current
+
+
+def _at_exit() -> None:
+    current = _Current.runtime
+    if current is not None:
+        current.at_exit()
+
+
+def _forked() -> None:
+    current = _Current.runtime
+    if current is not None:
+        current.after_fork()
+    _Current.lock = threading.Lock()

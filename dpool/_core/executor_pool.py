@@ -1,0 +1,824 @@
+"""One executor's tasks and workers, as the submitting process sees them.
+
+```
+ Executor.submit ─► ExecutorPool.submit ─► Lane (one per resource shape) ─► workers
+                         │                    ▲
+                         ├─ Dependencies ─────┘ tasks whose arguments are futures
+                         └─ node: OpenPool, RequestLeases, ReturnLease, KillWorker, ClosePool
+```
+
+Threads: `submit` from any; the events of workers from whoever has the reading role. `lock` guards everything here and in the lanes; it is
+not held while futures are settled, since their callbacks are the user's code.
+
+Invariants: a worker is in one lane, or in `_spare` (granted once, returned); the pool holds at most `max_workers` live ones. A pool ends once:
+CLOSED after its tasks are done, or BROKEN with the error that every later submit raises.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import frames, wire
+from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, FINISHED, PENDING, Future, to_pending
+from dpool._core.lane import Lane, Link, Route
+from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Failed, Ready, Resolved
+from dpool._core.logic.dispatch import Slot
+from dpool._core.messages import (
+    CancelRequests,
+    ClosePool,
+    Grant,
+    KillWorker,
+    OpenPool,
+    RequestLeases,
+    ResizePool,
+    ReturnLease,
+    Shape,
+    UpdateSetup,
+    WorkerDied,
+)
+
+if TYPE_CHECKING:
+    import socket
+
+    from dpool._core.driver import NativeRuntime
+
+OPEN, CLOSING, BROKEN, CLOSED = "open", "closing", "broken", "closed"
+MAX_FAILED_STARTS = 5
+"""Workers in a row that die before they do anything: then the pool gives up."""
+PUMP_EVERY = 64
+"""Submits between two looks at the workers' sockets."""
+
+
+class ExecutorPool:
+    """See the module."""
+
+    def __init__(
+        self,
+        runtime: NativeRuntime,
+        number: int,
+        *,
+        max_workers: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks_per_child: int | None,
+        strict: bool,
+        all_at_once: bool,
+        idle_timeout_s: float | None,
+        env: dict[str, str] | None,
+        label: str,
+    ) -> None:
+        self.runtime = runtime
+        self.number = number
+        self.label = label
+        self.lock = threading.RLock()
+        self.state = OPEN
+        self.closing = False
+        self.broken: BaseException | None = None
+        self.drained = threading.Event()
+        self.gone = threading.Event()
+        self.processes: dict[int, WorkerProcess] = {}
+        self._max_workers = max_workers
+        self._initializer = initializer
+        self._initargs = initargs
+        self._init_frame: tuple[Any, Any] | None = None
+        self._init_fds: tuple[int, ...] = ()
+        self._lifetime = max_tasks_per_child
+        self._strict = strict
+        self._all_at_once = all_at_once
+        self._idle_timeout_s = idle_timeout_s
+        self.env = env or {}
+        self._opened = False
+        self._failed_starts = 0
+        self._lanes: dict[tuple[Shape, bool], Lane] = {}
+        self._slots: dict[int, tuple[Slot, Lane | None]] = {}
+        self._submitted = 0
+        self._waiting: dict[int, tuple[Future[Any], Any, tuple[Any, ...], dict[str, Any]]] = {}
+        self._dependencies = Dependencies()
+        self._dep_numbers = 0
+        self._deferred: list[Callable[[], Any]] = []
+        self._prepare = runtime.exporter.prepare
+        self.main = self.lane((), single=False)
+        self.route = Route(self, self.main, 0, None, "")
+
+    # -- settings
+
+    @property
+    def max_workers(self) -> int:
+        """How many workers there may be; counted at first need, because counting CPUs takes longer than starting one."""
+        if self._max_workers is None:
+            from loky import cpu_count
+
+            self._max_workers = int(cpu_count())
+        return self._max_workers
+
+    def max_workers_hint(self) -> int:
+        """`max_workers`, or 0 while it has not been counted."""
+        return self._max_workers or 0
+
+    def nudge(self) -> None:
+        """Somebody waits for a task: settle what was put off while the first worker started."""
+        if self._max_workers is None and self._opened:
+            with self.lock:
+                self.runtime.tell(ResizePool(self.number, self.max_workers))
+                for lane in self._lanes.values():
+                    lane._push()
+
+    def resize(self, max_workers: int) -> None:
+        """Change `max_workers`; surplus workers leave when they are idle."""
+        with self.lock:
+            self._max_workers = max_workers
+            if self._opened:
+                self.runtime.tell(ResizePool(self.number, max_workers))
+            live = [worker for worker, (slot, _) in self._slots.items() if not slot.retiring]
+            surplus = len(live) - max_workers
+        for worker in live:
+            if surplus <= 0:
+                break
+            surplus -= self._retire_if_idle(worker)
+        for lane in list(self._lanes.values()):
+            lane.push()
+
+    def lane(self, shape: Shape, single: bool) -> Lane:
+        """The lane for a resource shape; `single`: tasks that may be killed (time-out) never share a frame."""
+        with self.lock:
+            lane = self._lanes.get((shape, single))
+            if lane is None:
+                lane = self._lanes[shape, single] = Lane(self, shape, single, self._lifetime)
+            return lane
+
+    def make_route(self, shape: Shape, max_retries: int, timeout_s: float | None, name: str) -> Route:
+        """Options for tasks; tasks with a time-out have workers of their own while they run."""
+        return Route(self, self.lane(shape, single=timeout_s is not None), max_retries, timeout_s, name)
+
+    # -- submitting
+
+    def submit(self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        """One task. Errors of pickling its arguments land on the future."""
+        if self.state is not OPEN:
+            self._refuse()
+        try:
+            export, call = self._prepare(fn, args, kwargs)
+        except BaseException as error:
+            return self._unprepared(route, fn, args, kwargs, error)
+        future: Future[Any] = Future(route, export, call)
+        lane = route.lane
+        lane.queue.append(future)
+        if lane.hungry:
+            lane.push()
+        else:
+            self._submitted += 1
+            if not self._submitted % PUMP_EVERY:
+                self.runtime.pump()
+        if self.state is not OPEN:
+            self._submitted_too_late(future)
+        return future
+
+    def _refuse(self) -> None:
+        if self.broken is not None:
+            raise self._broken_again()
+        if self.runtime.exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def _broken_again(self) -> BaseException:
+        error = self.broken
+        assert error is not None
+        return type(error)(*error.args)
+
+    def _submitted_too_late(self, future: Future[Any]) -> None:
+        """The pool closed while the task was submitted: it is run if there is still somebody to run it."""
+        if self.state in (CLOSED, BROKEN) and future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING):
+            self._refuse()
+
+    def _unprepared(
+        self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException
+    ) -> Future[Any]:
+        """The arguments do not pickle: because a future is among them, or for good."""
+        import concurrent.futures
+
+        future: Future[Any] = Future(route)
+        needs = [a for a in (*args, *kwargs.values()) if isinstance(a, concurrent.futures.Future)]
+        if needs:
+            self._wait_for(future, needs, fn, args, kwargs)
+        elif not isinstance(error, Exception):
+            raise error
+        else:
+            future._settle(FINISHED, None, error)
+            self.want_workers(self.main, at_least=1)
+        return future
+
+    # -- futures as arguments
+
+    def _wait_for(
+        self, future: Future[Any], needs: list[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        numbers: dict[int, Any] = {id(need): need for need in needs}
+        with self.lock:
+            self._dep_numbers += 1
+            number = self._dep_numbers
+            self._waiting[number] = (future, fn, args, kwargs)
+            future._more().group = number
+            self._handle(self._dependencies.handle(Add(number, tuple(numbers))))
+        for need in numbers.values():
+            need.add_done_callback(self._need_done)
+
+    def _need_done(self, need: Any) -> None:
+        """A future that tasks wait for has ended."""
+        failed = need.cancelled() or need.exception() is not None
+        event = Failed(id(need)) if failed else Resolved(id(need))
+        with self.lock:
+            self._handle(self._dependencies.handle(event), need)
+        self.run_deferred()
+        if self.closing:
+            self.check_drained()
+
+    def _handle(self, instructions: list[Any], need: Any = None) -> None:
+        for instruction in instructions:
+            if isinstance(instruction, Ready):
+                self._now_ready(*self._waiting.pop(instruction.task))
+            elif isinstance(instruction, Fail):
+                future = self._waiting.pop(instruction.task)[0]
+                self._fail_with(future, need)
+
+    def _fail_with(self, future: Future[Any], need: Any) -> None:
+        from concurrent.futures import CancelledError
+
+        error = CancelledError("a future among the task's arguments was cancelled") if need.cancelled() else need.exception()
+        self.later(lambda: future._settle(FINISHED, None, error))
+
+    def _now_ready(
+        self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        from concurrent.futures import Future as AnyFuture
+
+        def value(a: Any) -> Any:
+            return a.result() if isinstance(a, AnyFuture) else a
+
+        try:
+            future._export, future._call = self._prepare(fn, tuple(map(value, args)), {k: value(v) for k, v in kwargs.items()})
+        except Exception as error:
+            failure = error
+            self.later(lambda: future._settle(FINISHED, None, failure))
+            return
+        assert future._route is not None
+        lane = future._route.lane
+        lane.queue.append(future)
+        self.later(lane.push)
+
+    def later(self, action: Callable[[], Any]) -> None:
+        """Run `action` when no lock is held."""
+        self._deferred.append(action)
+        self.runtime.defer(self.run_deferred)
+
+    def run_deferred(self) -> None:
+        while self._deferred:
+            self._deferred.pop(0)()
+
+    # -- workers
+
+    def may_grow(self, lane: Lane) -> bool:
+        """Whether another worker could be asked for."""
+        if self.state in (BROKEN, CLOSED):
+            return False
+        return self._workers() + self._asked() < self.max_workers
+
+    def _workers(self) -> int:
+        """Leased workers; those returned to the node are leased again on request."""
+        return sum(len(lane.dispatcher.slots) for lane in self._lanes.values())
+
+    def _asked(self) -> int:
+        return sum(lane.requested for lane in self._lanes.values())
+
+    def want_workers(self, lane: Lane, at_least: int = 0) -> None:
+        """Ask the node for as many leases as the lane's tasks could use. Under the lane's lock, or with nothing held."""
+        if self.state in (BROKEN, CLOSED):
+            return
+        if not self._opened:
+            self._open()
+        waiting = len(lane.queue) + lane.dispatcher.in_flight() - len(lane.dispatcher.slots) - lane.requested
+        if self._all_at_once:
+            waiting = self.max_workers
+        waiting = max(waiting, at_least - lane.requested - len(lane.dispatcher.slots))
+        if waiting <= 0:
+            return
+        first = not self._slots and not self._asked()
+        if first and waiting == 1 and self._max_workers is None:
+            count = 1  # do not count the CPUs before the first worker is on its way
+        else:
+            count = min(waiting, self.max_workers - self._workers() - self._asked())
+            if lane.shape or lane.single:
+                count = max(count, 0) + self._give_up_spare(lane, waiting - max(count, 0))
+        if count > 0:
+            lane.requested += count
+            self.runtime.tell(RequestLeases(self.number, lane.shape, count))
+
+    def _give_up_spare(self, lane: Lane, wanted: int) -> int:
+        """Other lanes' idle workers go back to the node, so that it can lease them for this lane's shape."""
+        given = 0
+        for other in list(self._lanes.values()):
+            if other is lane or given >= wanted:
+                continue
+            for slot in list(other.dispatcher.slots.values()):
+                if given < wanted and not slot.frames and not slot.held and not slot.retiring and not other.queue:
+                    self._give_back(other, slot)
+                    given += 1
+        return given
+
+    def _give_back(self, lane: Lane, slot: Slot) -> None:
+        del lane.dispatcher.slots[slot.worker]
+        self._slots[slot.worker] = (slot, None)
+        self.runtime.tell(ReturnLease(self.number, slot.worker, False))
+
+    def _open(self) -> None:
+        with self.lock:
+            if self._opened:
+                return
+            self._opened = True
+            setup = self.runtime.setup_for(self)
+            self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, setup))
+
+    def refresh_setup(self) -> None:
+        """The driver's working directory, environment, … as they are now, for workers started from now on."""
+        self.runtime.tell(UpdateSetup(self.number, self.runtime.setup_for(self)))
+
+    def granted(self, message: Grant, fds: list[int]) -> None:
+        """The node leased a worker to us."""
+        lane = self.lane_for(message.shape)
+        if message.fresh:
+            link = self.runtime.link(message, fds)
+            slot = Slot(message.worker, link)
+            link.up = False
+        else:
+            known = self._slots.get(message.worker)
+            if known is None:
+                return  # it died, and its death was told
+            slot = known[0]
+            slot.held = slot.retiring = False
+        if message.gpus or message.shape:
+            slot.link.gpus = self._lease_env(message)
+        with self.lock:
+            self._slots[message.worker] = (slot, lane)
+        if message.fresh:
+            self.runtime.watch(slot.link, lambda s=slot: self._readable(s))
+        if self.state in (CLOSED, BROKEN):
+            self._say_exit(slot)
+            return
+        hold = message.fresh and self._initializer is not None
+        if hold:
+            hold = self._send_initializer(slot)
+        lane.granted(slot, hold)
+        if self.closing:
+            self.check_drained()
+
+    def lane_for(self, shape: Shape) -> Lane:
+        """The lane that waits for a lease of `shape`."""
+        lanes = [lane for (s, _), lane in self._lanes.items() if s == shape]
+        waiting = [lane for lane in lanes if lane.requested and lane.queue] or [lane for lane in lanes if lane.requested]
+        return (waiting or lanes or [self.main])[0]
+
+    @staticmethod
+    def _lease_env(message: Grant) -> dict[str, str]:
+        names = [name for name, _ in message.shape]
+        env = {"\0cpus": "1" if "num_cpus" in names else "0"}
+        if "num_gpus" in names:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
+        return env
+
+    def _readable(self, slot: Slot) -> None:
+        lane = self._slots.get(slot.worker, (slot, None))[1] or self.main
+        lane.on_readable(slot)
+
+    def _send_initializer(self, slot: Slot) -> bool:
+        """The first frame of a fresh worker; False if there is nothing to wait for."""
+        from pickle import dumps
+
+        try:
+            export, call = self._prepared_initializer()
+        except BaseException as error:
+            self._initializer_failed(slot, error)
+            return True
+        items = slot.link.shipped.missing(export)
+        env, slot.link.gpus = slot.link.gpus, None
+        data = dumps((0, frames.INIT, (items, [], env), 0 if export.inline else export.number, [call]), 5)
+        wire.send(slot.link.sock, data, self._init_fds)
+        return True
+
+    def _prepared_initializer(self) -> tuple[Any, Any]:
+        if self._init_frame is None:
+            from dpool._core.inherit import pickling_for_workers
+
+            with pickling_for_workers() as inherited:
+                export, call = self._prepare(self._initializer, self._initargs, {})  # type: ignore[arg-type]
+                if call.__class__ is tuple:
+                    from pickle import dumps
+
+                    call = dumps((call, {}), 5)
+            self._init_frame = export, call
+            self._init_fds = inherited.take()
+        return self._init_frame
+
+    def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
+        """The initializer of a worker has ended."""
+        if value is None:
+            self._failed_starts = 0
+            lane.initialized(slot)
+            return
+        from dpool._core.serialize import load_exception
+
+        error = load_exception(value[1], "the initializer") if value.__class__ is tuple else None
+        self._initializer_failed(slot, error)
+
+    def _initializer_failed(self, slot: Slot, error: BaseException | None) -> None:
+        from dpool.errors import InitializerFailed
+
+        what = f"{type(error).__name__}: {error}" if error is not None else "its worker died in it"
+        failure = InitializerFailed(
+            f"the initializer of the executor failed ({what}); no task can run, see {slot.link.log_file}"
+        )
+        failure.__cause__ = error
+        self.break_all(failure)
+
+    # -- workers end
+
+    def worker_idle(self, lane: Lane, slot: Slot) -> None:
+        """A worker has nothing to do: other lanes may need it, resources must not be held for nothing."""
+        if lane.shape or lane.single or any(other is not lane and other.queue for other in self._lanes.values()):
+            with self.lock:
+                if slot.worker in lane.dispatcher.slots:
+                    self._give_back(lane, slot)
+            for other in self._lanes.values():
+                if other is not lane and other.queue and not other.requested:
+                    self.later(other.push)
+        elif self._idle_timeout_s is not None:
+            worker, seen = slot.worker, slot.next_seq
+            self.runtime.at(monotonic() + self._idle_timeout_s, lambda: self._idle_too_long(worker, seen))
+
+    def _idle_too_long(self, worker: int, seen: int) -> None:
+        known = self._slots.get(worker)
+        if known is not None and known[0].next_seq == seen:
+            self._retire_if_idle(worker)
+
+    def _retire_if_idle(self, worker: int) -> int:
+        known = self._slots.get(worker)
+        if known is None:
+            return 0
+        slot, lane = known
+        with (lane or self.main).lock:
+            if slot.frames or slot.held or slot.retiring:
+                return 0
+            slot.retiring = True
+        self._say_exit(slot)
+        return 1
+
+    def worker_leaves(self, lane: Lane, slot: Slot) -> None:
+        """It has run its last task and exits by itself."""
+        self.runtime.tell(ReturnLease(self.number, slot.worker, True))
+
+    def _say_exit(self, slot: Slot) -> None:
+        from pickle import dumps
+
+        try:
+            wire.send(slot.link.sock, dumps((slot.next_seq, frames.EXIT, None, 0, []), 5))
+        except OSError:
+            self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGTERM)))
+        if self._slots.get(slot.worker, (slot, None))[1] is not None:
+            self.runtime.tell(ReturnLease(self.number, slot.worker, True))
+
+    def worker_up(self, worker: int, pid: int) -> None:
+        known = self._slots.get(worker)
+        if known is not None:
+            known[0].link.pid = pid
+            known[0].link.up = True
+            self.processes[pid] = WorkerProcess(self, worker, pid)
+
+    def worker_died(self, message: WorkerDied) -> None:
+        """The node says so: its tasks are retried or fail, the others go on."""
+        with self.lock:
+            known = self._slots.pop(message.worker, None)
+        self._forget_process(message.pid)
+        if known is None:
+            self._start_failed(message)
+            return
+        slot, lane = known
+        began = slot.link.page.slots[frames.STARTED] > 0
+        initializing = slot.held and self._initializer is not None and not began
+        lost, answered = (lane or self.main).worker_died(slot)
+        self.runtime.unwatch(slot.link)
+        why = slot.link.why
+        slot.link.close()
+        self._failed_starts = 0 if began or answered else self._failed_starts + (message.exit_code != 0 or message.signal != 0)
+        if initializing and self.state is OPEN and why is None:
+            self._initializer_failed(slot, None)
+        for future in lost:
+            self._lost(future, message, why)
+        if self._strict and why is None and (message.signal or message.exit_code) and self.state is OPEN:
+            self.break_all(self._crash(None, message, 1))
+        elif self._failed_starts >= MAX_FAILED_STARTS:
+            self._give_up(message)
+        for each in list(self._lanes.values()):
+            each.push()
+        if self.closing:
+            self.check_drained()
+
+    def _start_failed(self, message: WorkerDied) -> None:
+        """It never got as far as being granted."""
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._give_up(message)
+
+    def _give_up(self, message: WorkerDied) -> None:
+        from dpool.errors import ExecutorBroken
+
+        how = message.reason or _how(message)
+        self.break_all(
+            ExecutorBroken(
+                f"{self._failed_starts} workers in a row died before they ran anything (the last one: {how}); see {message.log_file}"
+            )
+        )
+
+    def _forget_process(self, pid: int) -> None:
+        process = self.processes.pop(pid, None)
+        if process is not None:
+            process.ended.set()
+
+    def _lost(self, future: Future[Any], message: WorkerDied, why: Callable[[Future[Any]], BaseException | None] | None) -> None:
+        route = future._route
+        assert route is not None
+        if why is not None:
+            error = why(future)
+            if error is not None:
+                future._settle(FINISHED, None, error)
+            self.tasks_ended([future])
+            return
+        extra = future._more()
+        extra.attempts += 1
+        if extra.attempts <= route.max_retries and self.state is not BROKEN:
+            lane = route.lane
+            with lane.lock:
+                lane.queue.extendleft(to_pending([future]))
+            lane.push()
+            return
+        future._settle(FINISHED, None, self._crash(future, message, extra.attempts))
+        self.tasks_ended([future])
+
+    def _crash(self, future: Future[Any] | None, message: WorkerDied, attempts: int) -> BaseException:
+        """What the task of a dead worker raises."""
+        from os import uname
+
+        from dpool.errors import NodeLost, OutOfMemory, WorkerCrashed
+
+        host = uname().nodename
+        task = self.main.label(future) if future is not None else "a task"
+        if message.reason == "node":
+            return NodeLost(
+                f"the node process on {host} died while a worker (pid {message.pid}) ran {task}; "
+                f"it has been started again, see {message.log_file}. Submit the task again, or use max_retries=."
+            )
+        kind: type[WorkerCrashed] = OutOfMemory if message.reason == "oom" else WorkerCrashed
+        reason = {"oom": ": the kernel killed it because memory ran out", "stopped": ": it had been stopped (SIGSTOP) for too long"}
+        times = f" (attempt {attempts})" if attempts > 1 else ""
+        return kind(
+            f"the worker (pid {message.pid} on {host}) {_how(message)}{reason.get(message.reason, '')} while it ran {task}{times}; "
+            f"its output is in {message.log_file}. Other tasks are not affected; max_retries= would run it again.",
+            task=task,
+            pid=message.pid,
+            host=host,
+            signal=message.signal or None,
+            exit_code=None if message.signal else message.exit_code,
+            attempts=attempts,
+            log_file=message.log_file,
+        )
+
+    def kill_for(self, lane: Lane, slot: Slot, why: Callable[[Future[Any]], BaseException | None]) -> None:
+        """Have a worker killed on purpose; `why` gives what its task shall raise."""
+        slot.link.why = why
+        slot.retiring = True
+        self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL)))
+
+    def task_timed_out(self, future: Future[Any]) -> None:
+        """The time of a task is over: kill its worker."""
+        route = future._route
+        assert route is not None
+        lane = route.lane
+        with lane.lock:
+            found = lane._slot_of(future)
+            if found is None or future._state in DONE:
+                return
+            from dpool.errors import TaskTimeout
+
+            slot, name = found[0], lane.label(future)
+            text = f"{name} ran longer than its timeout of {route.timeout_s} s; its worker (pid {slot.link.pid}) was killed"
+            self.kill_for(lane, slot, lambda _: TaskTimeout(text))
+
+    # -- functions that died
+
+    def forget_numbers(self, numbers: list[int]) -> None:
+        """Functions that no longer exist here: workers may drop them, with the next frame."""
+        with self.lock:
+            for slot, _ in self._slots.values():
+                slot.link.shipped.forget(numbers)
+                slot.link.dead += numbers
+
+    # -- ending
+
+    def tasks_ended(self, futures: list[Future[Any]]) -> None:
+        if self.closing:
+            self.check_drained()
+
+    def task_cancelled(self, future: Future[Any]) -> None:
+        extra = future._extra
+        if extra is not None and extra.group is not None:
+            with self.lock:
+                if self._waiting.pop(extra.group, None) is not None:
+                    self._dependencies.handle(Cancelled(extra.group))
+        if self.closing:
+            self.check_drained()
+
+    def close(self, cancel_futures: bool = False) -> None:
+        """No more tasks; what is pending runs (or is cancelled), then the workers leave. Does not wait."""
+        with self.lock:
+            if self.state is OPEN:
+                self.state = CLOSING
+            self.closing = True
+        if cancel_futures:
+            self._cancel_pending()
+        self.check_drained()
+
+    def _cancel_pending(self) -> None:
+        with self.lock:
+            pending = [entry[0] for entry in self._waiting.values()]
+        for lane in list(self._lanes.values()):
+            pending += lane.take_all_back()
+        for future in pending:
+            if future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING):
+                self.task_cancelled(future)
+
+    def check_drained(self) -> None:
+        """If the last task of a closing pool has ended, let the workers go."""
+        with self.lock:
+            if self.drained.is_set() or not self.closing or self._waiting:
+                return
+            for lane in self._lanes.values():
+                with lane.lock:
+                    while lane.queue and lane.queue[0]._state is not PENDING:
+                        lane.queue.popleft()
+                    if lane.busy() and self.state is not BROKEN:
+                        return
+            self.drained.set()
+            if self.state is CLOSING:
+                self.state = CLOSED
+        self._leave()
+
+    def _leave(self) -> None:
+        for slot, _ in list(self._slots.values()):
+            if not slot.retiring:
+                slot.retiring = True
+                self._say_exit(slot)
+        if self._opened and not self.runtime.node_lost:
+            for lane in self._lanes.values():
+                if lane.requested:
+                    self.runtime.tell(CancelRequests(self.number, lane.shape))
+            self.runtime.tell(ClosePool(self.number, self.state is BROKEN))
+        else:
+            self.closed()
+
+    def closed(self) -> None:
+        """The node says that the last worker is gone."""
+        with self.lock:
+            slots = [slot for slot, _ in self._slots.values()]
+            self._slots.clear()
+        for slot in slots:
+            self.runtime.unwatch(slot.link)
+            slot.link.close()
+        for pid in list(self.processes):
+            self._forget_process(pid)
+        for fd in self._init_fds:
+            os.close(fd)
+        self._init_fds = ()
+        self._initargs = ()
+        self._init_frame = None
+        self.runtime.forget(self)
+        self.gone.set()
+
+    def break_all(self, error: BaseException) -> None:
+        """The pool cannot go on: everything pending fails with `error`."""
+        with self.lock:
+            if self.state in (BROKEN, CLOSED):
+                return
+            self.state = BROKEN
+            self.broken = error
+            self.closing = True
+            waiting = [entry[0] for entry in self._waiting.values()]
+            self._waiting.clear()
+        pending: list[Future[Any]] = list(waiting)
+        for lane in list(self._lanes.values()):
+            with lane.lock:
+                pending += [task for slot in lane.dispatcher.slots.values() for f in slot.frames for task in f.tasks[f.done :]]
+                for slot in lane.dispatcher.slots.values():
+                    slot.frames.clear()
+                pending += lane.queue
+                lane.queue.clear()
+        for future in pending:
+            copy = type(error)(*error.args)
+            copy.__cause__ = error.__cause__
+            future._settle(FINISHED, None, copy)
+        self.check_drained()
+
+    def close_later(self) -> None:
+        """`close`, from a finalizer, which may run anywhere, in the middle of anything."""
+        self.later(self.close)
+
+    def wait_gone(self) -> None:
+        """Wait until the closed pool's tasks are done and its workers gone."""
+        self.runtime.wait_until(self.gone.is_set)
+        self.runtime.join_io()
+
+    def stop(self, number: int) -> None:
+        """Close, cancel what is pending, send a signal to every worker."""
+        self.close(cancel_futures=True)
+        self.signal_workers(number)
+
+    def live_processes(self) -> dict[int, WorkerProcess]:
+        """The workers that live; waits for those that have been asked for."""
+        if self.state is OPEN:
+            self.runtime.wait_until(lambda: self.state is not OPEN or not self._starting(), 10)
+        return self.processes
+
+    def _starting(self) -> bool:
+        with self.lock:
+            asked = any(lane.requested for lane in self._lanes.values() if lane.queue or not self._slots)
+            return asked or any(not slot.link.up for slot, _ in self._slots.values())
+
+    def describe(self) -> str:
+        """For people."""
+        return f"max_workers={self._max_workers or 'CPUs'} {self.state}"
+
+    def interrupt(self) -> None:
+        """Ctrl-C: what waits is cancelled, what runs gets a KeyboardInterrupt."""
+        self._cancel_pending()
+        for slot, _ in list(self._slots.values()):
+            if slot.frames:
+                self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
+
+    def signal_workers(self, number: int) -> None:
+        """Send a signal to every worker."""
+        for slot, _ in list(self._slots.values()):
+            slot.link.why = None
+            self.runtime.tell(KillWorker(self.number, slot.worker, number))
+
+    def node_died(self, log_file: str) -> None:
+        """All workers died with the node; pending tasks move to the next one."""
+        self._opened = False
+        for lane in self._lanes.values():
+            lane.requested = 0
+        for worker in list(self._slots):
+            pid = self._slots[worker][0].link.pid
+            self.worker_died(WorkerDied(self.number, worker, pid, int(signal.SIGKILL), 0, "node", log_file))
+        self._failed_starts = 0
+        if self.drained.is_set():
+            self.closed()
+
+
+def _how(message: WorkerDied) -> str:
+    if not message.signal:
+        return f"exited with code {message.exit_code}" if not message.reason.startswith("start") else message.reason
+    try:
+        return f"was killed by {signal.Signals(message.signal).name}"
+    except ValueError:
+        return f"was killed by signal {message.signal}"
+
+
+class WorkerProcess:
+    """What `Executor._processes` shows of one worker."""
+
+    __slots__ = ("_pool", "_worker", "ended", "pid")
+
+    def __init__(self, pool: ExecutorPool, worker: int, pid: int) -> None:
+        self._pool = pool
+        self._worker = worker
+        self.pid = pid
+        self.ended = threading.Event()
+
+    def is_alive(self) -> bool:
+        """Whether the node has not reported its end yet."""
+        return not self.ended.is_set()
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._pool.runtime.tell(KillWorker(self._pool.number, self._worker, int(signal.SIGTERM)))
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._pool.runtime.tell(KillWorker(self._pool.number, self._worker, int(signal.SIGKILL)))
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended."""
+        self._pool.runtime.wait_until(self.ended.is_set, timeout)
+
+    def __repr__(self) -> str:
+        return f"<WorkerProcess pid={self.pid} {'alive' if self.is_alive() else 'ended'}>"

@@ -1,0 +1,76 @@
+"""Frames between a submitter and its worker, and the page of memory that both see.
+
+Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, calls)`
+
+- `base`: sequence number of the first task; a worker's tasks are numbered 1, 2, … by the submitter;
+- `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer);
+- `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
+- `numbers`: the function number of each task, or one int if all are the same;
+- `calls`: for each task its positional arguments (a tuple of plain values), or the pickled call (bytes).
+
+Result frame (worker → submitter), one pickle: `(first, end, elapsed_ns, values)`: results of tasks `first`, `first+1`, …;
+`end`: the frame is done (with fewer results than tasks if the rest was taken back). A value is a plain value, or a
+tuple `(kind, data)` with pickled data.
+
+The page (memory file, mapped by both) lets the submitter see what a worker that cannot answer has done:
+
+| slot | written by | meaning |
+|---|---|---|
+| STARTED | worker | the task that runs now (or ran last) |
+| LIMIT | submitter | tasks from here on are taken back: the worker must not start them |
+| FIRST | worker | the task of the first record in the journal |
+| COUNT | worker | records in the journal: results of finished tasks, not answered yet |
+| GENERATION | worker | changes before the journal is written over |
+
+Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and a submitter
+looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from dpool._core.config import JOURNAL_BYTES
+
+POLL = 1
+EXIT = 2
+INIT = 4
+
+RESULT = 1
+"""kind: a pickled result"""
+RAISED = 2
+"""kind: a pickled exception, raised by the task"""
+FAILED = 3
+"""kind: a pickled exception, raised around the task (its arguments or result could not be carried)"""
+
+STARTED, LIMIT, FIRST, COUNT, GENERATION = range(5)
+SLOTS = 8
+JOURNAL_AT = SLOTS * 8
+PAGE_BYTES = 4096 + JOURNAL_BYTES
+NO_LIMIT = 2**63
+
+
+def make_page() -> int:
+    """A new page's descriptor. OSError if memory or descriptors are exhausted."""
+    fd = os.memfd_create("dpool-page")
+    try:
+        os.posix_fallocate(fd, 0, PAGE_BYTES)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Page:
+    """One mapped page; `slots` are its counters, `map` the bytes (the journal begins at JOURNAL_AT)."""
+
+    __slots__ = ("map", "slots")
+
+    def __init__(self, fd: int) -> None:
+        self.map = mmap.mmap(fd, PAGE_BYTES)
+        self.slots = memoryview(self.map)[:JOURNAL_AT].cast("Q")
+
+    def close(self) -> None:
+        self.slots.release()
+        self.map.close()

@@ -1,0 +1,318 @@
+"""`dpool.Future`: a `concurrent.futures.Future` that costs a tenth of one until somebody waits on it.
+
+The standard Future makes a Condition at once (4–5 µs). Here a Future is six slots; the Condition, the list of callbacks and the list of
+waiters live in `_Extra`, made when first needed. The standard functions (`wait`, `as_completed`, `asyncio.wrap_future`) find the names that
+they touch (`_condition`, `_waiters`, `_state`, …) as properties.
+
+Invariant: a state changes under `_mutex`, and under the future's Condition too if it has one; a Condition is made under `_mutex`. So whoever
+makes one either sees the final state or is notified of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import _base
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from dpool._core.lane import Route
+    from dpool._core.serialize import Export
+
+_T = TypeVar("_T")
+
+PENDING = _base.PENDING
+RUNNING = _base.RUNNING
+CANCELLED = _base.CANCELLED
+CANCELLED_AND_NOTIFIED = _base.CANCELLED_AND_NOTIFIED
+FINISHED = _base.FINISHED
+DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+
+_mutex = threading.Lock()
+_log = logging.getLogger("concurrent.futures")
+
+
+class _Extra:
+    """What only some futures need."""
+
+    __slots__ = ("attempts", "callbacks", "condition", "exception", "group", "waiters")
+
+    def __init__(self) -> None:
+        self.condition: threading.Condition | None = None
+        self.callbacks: list[Callable[[Any], object]] = []
+        self.waiters: list[Any] = []
+        self.exception: BaseException | None = None
+        self.attempts = 0
+        """How often the task was started and lost."""
+        self.group: Any = None
+        """The number of the task among those that wait for other futures."""
+
+
+class Future(_base.Future[_T]):
+    """The result of a task that may not have run yet.
+
+    A `concurrent.futures.Future` (and usable wherever one is), that can also be awaited in a coroutine and passed as an argument
+    of another task. Source of the contract: the standard library's `concurrent.futures`.
+    """
+
+    __slots__ = ("_call", "_export", "_extra", "_result", "_route", "_state")
+
+    def __init__(self, route: Route | None = None, export: Export | None = None, call: Any = None) -> None:
+        self._state = PENDING
+        self._route = route
+        self._export = export
+        self._call = call
+        self._result: Any = None
+        self._extra: _Extra | None = None
+
+    # -- what the standard functions touch
+
+    def _more(self) -> _Extra:
+        """The extra part; call it under `_mutex`."""
+        extra = self._extra
+        if extra is None:
+            extra = self._extra = _Extra()
+        return extra
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        with _mutex:
+            extra = self._more()
+            if extra.condition is None:
+                extra.condition = threading.Condition()
+                made = self._state not in DONE
+            else:
+                made = False
+        if made and self._route is not None:
+            self._route.attend()
+        assert extra.condition is not None
+        return extra.condition
+
+    @property
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
+        with _mutex:
+            return self._more().waiters
+
+    @property
+    def _done_callbacks(self) -> list[Callable[[Any], object]]:  # type: ignore[override]
+        with _mutex:
+            return self._more().callbacks
+
+    @property
+    def _exception(self) -> BaseException | None:  # type: ignore[override]
+        extra = self._extra
+        return None if extra is None else extra.exception
+
+    @_exception.setter
+    def _exception(self, exception: BaseException | None) -> None:
+        with _mutex:
+            self._more().exception = exception
+
+    # -- asking
+
+    def cancelled(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def running(self) -> bool:
+        """Whether the task has begun and not ended; one that only waits in a worker's socket has not begun."""
+        if self._state != RUNNING:
+            return False
+        return self._route is None or self._route.started(self)
+
+    def done(self) -> bool:
+        """Whether the task has ended: with a value, with an exception or cancelled."""
+        return self._state in DONE
+
+    def result(self, timeout: float | None = None) -> _T:
+        """The task's value; waits for it up to `timeout` seconds (None: without limit).
+
+        Raises the task's own exception, `CancelledError`, `TimeoutError` when the time is over, or an error of `dpool.errors`.
+        """
+        if self._state is not FINISHED:
+            self._await_end(timeout)
+        extra = self._extra
+        if extra is not None and extra.exception is not None:
+            try:
+                raise extra.exception
+            finally:
+                del self, extra  # else the traceback and the future hold each other
+        return self._result  # type: ignore[no-any-return]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """The exception the task raised, or None; waits like `result`."""
+        if self._state is not FINISHED:
+            self._await_end(timeout)
+        return self._exception
+
+    def _await_end(self, timeout: float | None) -> None:
+        if self._state not in DONE:
+            if self._route is not None:
+                self._route.wait(self, timeout)
+            else:
+                with self._condition:
+                    if self._state not in DONE:
+                        self._condition.wait(timeout)
+        if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+            raise _base.CancelledError
+        if self._state != FINISHED:
+            raise _base.TimeoutError
+
+    def __await__(self) -> Generator[Any, None, _T]:
+        """`await future` in a coroutine: waits without blocking the event loop."""
+        import asyncio
+
+        return asyncio.wrap_future(self).__await__()
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(future)` when the task has ended, or now if it has; what it raises is logged, not propagated."""
+        with _mutex:
+            pending = self._state not in DONE
+            if pending:
+                self._more().callbacks.append(fn)
+        if not pending:
+            self._run_callback(fn)
+        elif self._route is not None:
+            self._route.attend()
+
+    def cancel(self, force: bool = False) -> bool:
+        """Cancel the task unless it has begun; with `force=True` also then: its worker is killed.
+
+        True if the future is cancelled. Other tasks are not affected by `force`: the worker is replaced.
+        """
+        if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+            return True
+        if self._state in DONE:
+            return False
+        if self._route is not None and self._state == RUNNING:
+            return self._route.cancel(self, force)
+        # waiters of a task of ours are told at once; a bare future is told by whoever runs it
+        state = CANCELLED if self._route is None else CANCELLED_AND_NOTIFIED
+        if not self._settle(state, only_from=PENDING):
+            return self.cancelled() or (self._route is not None and not self.done() and self._route.cancel(self, force))
+        if self._route is not None:
+            self._route.cancelled(self)
+        return True
+
+    # -- ending
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """See `concurrent.futures.Future`; the runtime itself does not need it."""
+        with self._condition:
+            if self._state == PENDING:
+                self._state = RUNNING
+                return True
+            if self._state == CANCELLED:
+                self._state = CANCELLED_AND_NOTIFIED
+                self._notify()
+                return False
+        _log.critical("Future %s in unexpected state: %s", id(self), self._state)
+        raise RuntimeError("Future in unexpected state")
+
+    def set_result(self, result: _T) -> None:
+        """End with a value. For executors; InvalidStateError if it has ended."""
+        if not self._settle(FINISHED, result):
+            raise _base.InvalidStateError(f"{self._state}: {self!r}")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """End with an exception. For executors; InvalidStateError if it has ended."""
+        if not self._settle(FINISHED, None, exception):
+            raise _base.InvalidStateError(f"{self._state}: {self!r}")
+
+    def _settle(
+        self, state: str, result: Any = None, exception: BaseException | None = None, only_from: str | None = None
+    ) -> bool:
+        """Move to a final state, once: False if it has one (or is not in `only_from`). Wakes waiters, runs callbacks."""
+        while True:
+            with _mutex:
+                if self._state in DONE or (only_from is not None and self._state != only_from):
+                    return False
+                condition = None if self._extra is None else self._extra.condition
+                if condition is None:
+                    self._end(state, result, exception)
+                    break
+            with condition:
+                with _mutex:
+                    if self._state in DONE or (only_from is not None and self._state != only_from):
+                        return False
+                    self._end(state, result, exception)
+                self._notify()
+            break
+        self._run_callbacks()
+        return True
+
+    def _end(self, state: str, result: Any, exception: BaseException | None) -> None:
+        """Under `_mutex`."""
+        if exception is not None:
+            self._more().exception = exception
+        self._result = result
+        self._call = self._export = None
+        self._state = state
+
+    def _notify(self) -> None:
+        """Under the Condition: tell the standard waiters."""
+        extra = self._extra
+        assert extra is not None
+        assert extra.condition is not None
+        for waiter in extra.waiters if self._state != CANCELLED else ():
+            if self._state == CANCELLED_AND_NOTIFIED:
+                waiter.add_cancelled(self)
+            elif extra.exception is not None:
+                waiter.add_exception(self)
+            else:
+                waiter.add_result(self)
+        extra.condition.notify_all()
+
+    def _run_callbacks(self) -> None:
+        extra = self._extra
+        if extra is None:
+            return
+        callbacks, extra.callbacks = extra.callbacks, []
+        for fn in callbacks:
+            self._run_callback(fn)
+
+    def _invoke_callbacks(self) -> None:
+        self._run_callbacks()
+
+    def _run_callback(self, fn: Callable[[Any], object]) -> None:
+        try:
+            fn(self)
+        except Exception:
+            _log.exception("exception calling callback for %r", self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a dpool.Future cannot be pickled; pass it as an argument of its own (not inside a container), "
+            "and the task gets its value"
+        )
+
+
+def settle_plain(futures: list[Future[Any]], values: list[Any]) -> list[tuple[Future[Any], Any]]:
+    """End many futures with plain values at once; returns those that need more: pickled values, waiters, callbacks."""
+    rest = []
+    finished, running = FINISHED, RUNNING
+    with _mutex:
+        for future, value in zip(futures, values):
+            if value.__class__ is tuple or future._extra is not None or future._state is not running:
+                rest.append((future, value))
+            else:
+                future._result = value
+                future._call = future._export = None
+                future._state = finished
+    return rest
+
+
+def to_running(futures: list[Future[Any]]) -> None:
+    """Mark tasks as sent."""
+    for future in futures:
+        future._state = RUNNING
+
+
+def to_pending(futures: list[Future[Any]]) -> list[Future[Any]]:
+    """Tasks that came back unstarted wait again; returns those that have not ended meanwhile."""
+    with _mutex:
+        back = [future for future in futures if future._state is RUNNING]
+        for future in back:
+            future._state = PENDING
+    return back

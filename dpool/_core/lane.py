@@ -1,0 +1,491 @@
+"""A lane: the tasks of one executor with one resource shape, on their way to workers and back. This is the hot path.
+
+```
+ submit ─► queue ─push()─► frame ─► worker's socket ─► worker ─► socket ─► on_readable() ─► futures
+              ▲                │                                    │
+              └── take back ───┘ (unread frame: recv on the worker's own end; frame being run: the page's LIMIT)
+```
+
+Threads: any thread may submit and push; one thread at a time reads (the runtime's reading role). `lock`, the pool's, guards the dispatcher, the
+slots and the order of the queue; `queue.append` alone needs none. Futures are settled outside the lock, since their callbacks are the user's code.
+
+Invariant: `hungry` is true whenever a slot could take a task or a worker could be asked for; so a submitter that sees it false may
+leave its task in the queue, and the reader will take it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import socket
+from collections import deque
+from collections.abc import Callable
+from pickle import dumps
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import frames, wire
+from dpool._core.future import (
+    CANCELLED_AND_NOTIFIED,
+    FINISHED,
+    PENDING,
+    RUNNING,
+    Future,
+    settle_plain,
+    to_pending,
+)
+from dpool._core.logic.dispatch import Dispatcher, Frame, Slot
+from dpool._core.messages import ProtocolError, Shape
+from dpool._core.serialize import Shipped, load_exception, load_result
+
+if TYPE_CHECKING:
+    from dpool._core.executor_pool import ExecutorPool
+
+
+class Route:
+    """How a submitted task wants to be run: one for each `Executor.options(...)`, shared by its tasks."""
+
+    __slots__ = ("lane", "max_retries", "name", "pool", "timeout_s")
+
+    def __init__(self, pool: ExecutorPool, lane: Lane, max_retries: int, timeout_s: float | None, name: str) -> None:
+        self.pool = pool
+        self.lane = lane
+        self.max_retries = max_retries
+        self.timeout_s = timeout_s
+        self.name = name
+
+    def attend(self) -> None:
+        """Somebody waits without reading: let the io thread read."""
+        self.pool.runtime.attend()
+
+    def wait(self, future: Future[Any], timeout: float | None) -> None:
+        self.pool.runtime.wait_for(future, timeout, self.pool)
+
+    def started(self, future: Future[Any]) -> bool:
+        return self.lane.started(future)
+
+    def cancel(self, future: Future[Any], force: bool) -> bool:
+        return self.lane.cancel_sent(future, force)
+
+    def cancelled(self, future: Future[Any]) -> None:
+        """A queued task was cancelled."""
+        self.pool.task_cancelled(future)
+
+
+class Link:
+    """The submitter's side of one worker: its sockets, its page, and what it has been sent."""
+
+    __slots__ = ("dead", "gpus", "log_file", "page", "peer", "pending_ship", "pid", "receiver", "shipped", "sock", "up", "why")
+
+    def __init__(self, sock: socket.socket, peer: socket.socket, page: frames.Page, log_file: str) -> None:
+        self.sock = sock
+        self.peer = peer
+        """The worker's own end: reading from it takes unread frames back."""
+        self.page = page
+        self.receiver = wire.Receiver(sock)
+        self.shipped = Shipped()
+        self.pending_ship: list[Any] = []
+        """Definitions that travelled in a frame that was taken back."""
+        self.dead: list[int] = []
+        """Numbers of functions that the worker may forget."""
+        self.log_file = log_file
+        self.pid = 0
+        self.up = False
+        self.gpus: dict[str, str] | None = None
+        """Variables that the next frame must set."""
+        self.why: Callable[[Future[Any]], BaseException | None] | None = None
+        """We had it killed: what its task shall raise (None: it is cancelled already)."""
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+        self.peer.close()
+        self.page.close()
+
+
+class Lane:
+    """See the module."""
+
+    def __init__(self, pool: ExecutorPool, shape: Shape, single: bool, lifetime: int | None) -> None:
+        config = pool.runtime.config
+        self.pool = pool
+        self.shape = shape
+        self.single = single
+        self.queue: deque[Future[Any]] = deque()
+        self.dispatcher = Dispatcher(
+            frame_s=config.frame_s, max_batch=config.max_batch, single=single, lifetime=lifetime
+        )
+        self.lock = pool.lock
+        self.hungry = True
+        self.requested = 0
+        """Leases asked for and not granted yet."""
+
+    # -- sending
+
+    def push(self) -> None:
+        """Send what can be sent. Any thread."""
+        with self.lock:
+            self._push()
+
+    def _push(self) -> None:
+        queue = self.queue
+        while queue:
+            slot = self.dispatcher.next_slot()
+            if slot is None or not self._send_frame(slot):
+                break
+        if queue or self._crowded():
+            self.pool.want_workers(self)
+        self.hungry = not queue or self.dispatcher.next_slot() is not None or self.pool.may_grow(self)
+        if self.hungry and queue and self.dispatcher.next_slot() is not None:
+            self._push()  # appended while `hungry` was false
+
+    def _crowded(self) -> bool:
+        """Whether a task waits behind another one in a worker's socket."""
+        return any(len(slot.frames) > 1 for slot in self.dispatcher.slots.values())
+
+    def _send_frame(self, slot: Slot) -> bool:
+        """Build a frame for `slot` and send it; False if there was nothing to send or no room."""
+        queue, link = self.queue, slot.link
+        dispatcher = self.dispatcher
+        room = dispatcher.choose(slot, len(queue))
+        shipped = link.shipped
+        ready = shipped.ready
+        tasks: list[Future[Any]] = []
+        numbers: list[int] = []
+        calls: list[Any] = []
+        items: list[Any] = link.pending_ship
+        size = 0
+        while room and queue:
+            future = queue.popleft()
+            if future._state is not PENDING:
+                continue  # cancelled
+            export, call = future._export, future._call
+            number = export.number  # type: ignore[union-attr]
+            if number not in ready:
+                if tasks:  # definitions are installed before the frame's first task, so they belong to that one
+                    queue.appendleft(future)
+                    break
+                items = items + shipped.missing(export)  # type: ignore[arg-type]
+            if call.__class__ is bytes:
+                size += len(call)
+                if size > wire.INLINE_LIMIT and tasks:
+                    queue.appendleft(future)
+                    break
+            future._state = RUNNING
+            tasks.append(future)
+            numbers.append(0 if export.inline else number)  # type: ignore[union-attr]
+            calls.append(call)
+            room -= 1
+        if not tasks:
+            return False
+        ship = None
+        if items or link.gpus is not None or link.dead:
+            ship = (items, link.dead, link.gpus)
+            link.pending_ship = []
+            link.dead = []
+            link.gpus = None
+        flags = frames.POLL if self.pool.runtime.may_poll(len(tasks)) else 0
+        if dispatcher.last_of_life(slot, len(tasks)):
+            flags |= frames.EXIT
+        first = numbers[0]
+        same = first if numbers.count(first) == len(numbers) else numbers
+        data = dumps((slot.next_seq, flags, ship, same, calls), 5)
+        try:
+            wire.send(link.sock, data)
+        except OSError as error:
+            link.pending_ship = items
+            self._unsent(slot, tasks, error)
+            return False
+        dispatcher.sent(slot, tasks, monotonic(), items)
+        return True
+
+    def _unsent(self, slot: Slot, tasks: list[Future[Any]], error: OSError) -> None:
+        """The socket is full (try again after the next answer), or there is no memory for a large frame."""
+        back = to_pending(tasks)
+        if isinstance(error, BlockingIOError) and slot.frames:
+            self.queue.extendleft(reversed(back))
+            slot.held = True
+            return
+        from dpool.errors import SerializationError
+
+        for future in back:
+            failure = SerializationError(f"the arguments of {self.label(future)} could not be sent: {error}")
+            self.pool.later(lambda f=future, e=failure: f._settle(FINISHED, None, e))
+
+    def label(self, future: Future[Any]) -> str:
+        """The task's name, for people."""
+        route, export = future._route, future._export
+        if route is not None and route.name:
+            return route.name
+        return export.label if export is not None else "a task"
+
+    # -- receiving
+
+    def on_readable(self, slot: Slot) -> None:
+        """A worker answered: one frame. Called by whoever has the reading role."""
+        link = slot.link
+        try:
+            first, end, elapsed_ns, values = wire.loads(link.receiver.receive(wire.DONTWAIT))
+        except (BlockingIOError, InterruptedError):
+            return
+        except (wire.Closed, OSError):
+            self.pool.runtime.unwatch(link)
+            return
+        except wire.DescriptorsLost:
+            self.pool.runtime.descriptors_lost()
+            return
+        except Exception as error:
+            self._malformed(slot, error)
+            return
+        if first == 0:
+            self.pool.initialized(self, slot, values[0])
+            return
+        with self.lock:
+            if slot.worker not in self.dispatcher.slots:
+                return  # its death has been dealt with
+            try:
+                tasks, back = self.dispatcher.replied(slot, first, len(values), end, elapsed_ns * 1e-9)
+            except (ValueError, IndexError) as error:
+                self._malformed(slot, error)
+                return
+            if len(tasks) != len(values):
+                values = values[len(values) - len(tasks) :]
+            if end:
+                self._frame_ended(slot, back)
+        self.settle(tasks, values)
+        if self.pool.closing:
+            self.pool.check_drained()
+
+    def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
+        if back:
+            self.queue.extendleft(reversed(to_pending(back)))
+        if slot.link.page.slots[frames.LIMIT] != frames.NO_LIMIT:
+            slot.link.page.slots[frames.LIMIT] = frames.NO_LIMIT
+        slot.held = False
+        if slot.retiring and not slot.frames:
+            self.pool.worker_leaves(self, slot)
+        self._push()
+        if not self.queue and not slot.frames and not slot.retiring:
+            self._steal(slot)
+            if not slot.frames:
+                self.pool.worker_idle(self, slot)
+
+    def _malformed(self, slot: Slot, error: BaseException) -> None:
+        """Not an answer of ours: that worker is not to be trusted any more, the others are."""
+        text = f"{type(error).__name__}: {error}"
+        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text))
+
+    def _bad_frame(self, future: Future[Any], text: str) -> BaseException:
+        from dpool.errors import WorkerCrashed
+
+        return WorkerCrashed(
+            f"the worker of {self.label(future)} sent a malformed frame ({text}) and was killed", task=self.label(future)
+        )
+
+    def settle(self, tasks: list[Future[Any]], values: list[Any]) -> None:
+        """Give the tasks their values. Not under the lock: callbacks run here."""
+        for future, value in settle_plain(tasks, values):
+            if future._state is not RUNNING:
+                continue  # cancelled by force, or timed out, meanwhile
+            if value.__class__ is not tuple:
+                future._settle(FINISHED, value)
+                continue
+            kind, data = value
+            label = self.label(future)
+            if kind == frames.RESULT:
+                try:
+                    result = load_result(data, label)
+                except BaseException as error:
+                    future._settle(FINISHED, None, error)
+                else:
+                    future._settle(FINISHED, result)
+                    del result
+            else:
+                future._settle(FINISHED, None, load_exception(data, label))
+        self.pool.tasks_ended(tasks)
+
+    # -- taking back
+
+    def _steal(self, idle: Slot) -> None:
+        """`idle` has nothing to do: take a waiting frame back from a busy worker. Under the lock."""
+        while not self.queue:
+            victim = self.dispatcher.victim()
+            if victim is None:
+                break
+            if not self._take_unread(victim):
+                break
+        if self.queue:
+            self._push()
+
+    def _take_unread(self, slot: Slot) -> bool:
+        """Take the oldest unread frame out of the worker's socket and queue its tasks first; False if there is none."""
+        receiver = wire.Receiver(slot.link.peer)
+        try:
+            base, _, ship, _, _ = wire.loads(receiver.receive(wire.DONTWAIT))
+        except BlockingIOError:
+            return False
+        except (OSError, wire.Closed):
+            return False
+        if ship is not None:
+            slot.link.pending_ship = ship[0] + slot.link.pending_ship
+            if ship[2] is not None:
+                slot.link.gpus = ship[2]
+        if base == 0:
+            return True
+        tasks = self.dispatcher.taken_back(slot, base)
+        if self.dispatcher._lifetime is not None:
+            slot.retiring = False
+        self.queue.extendleft(reversed(to_pending(tasks)))
+        return True
+
+    def rescue(self, now_s: float, stall_s: float) -> bool:
+        """Take apart frames whose tasks take longer than expected; True if some frame still wants watching."""
+        watching = False
+        done: list[tuple[list[Future[Any]], list[Any]]] = []
+        with self.lock:
+            for slot in list(self.dispatcher.slots.values()):
+                if slot.frames and len(slot.frames[0].tasks) > 1:
+                    watching = True
+            for slot in self.dispatcher.stalled(now_s, stall_s):
+                self._rescue_slot(slot, now_s, done)
+        for tasks, values in done:
+            self.settle(tasks, values)
+        return watching
+
+    def _rescue_slot(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
+        frame = slot.frames[0]
+        page = slot.link.page.slots
+        if frame.limit == 0:
+            if len(slot.frames) > 1:
+                self._take_unread(slot)
+            started = page[frames.STARTED]
+            if started < frame.base:
+                return  # not even read; nothing runs
+            page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
+        elif now_s - frame.limited_at > 0.001:
+            back = self.dispatcher.shortened(slot, page[frames.STARTED])
+            self.queue.extendleft(reversed(to_pending(back)))
+            tasks, values = self._harvest(slot)
+            if tasks:
+                done.append((tasks, values))
+            self._push()
+
+    def _harvest(self, slot: Slot) -> tuple[list[Future[Any]], list[Any]]:
+        """Results that the worker has noted and not sent: (tasks, values). Under the lock."""
+        page = slot.link.page
+        generation = page.slots[frames.GENERATION]
+        first, count = page.slots[frames.FIRST], page.slots[frames.COUNT]
+        journal = bytes(page.map[frames.JOURNAL_AT :]) if count else b""
+        if page.slots[frames.GENERATION] != generation or not count:
+            return [], []
+        reader = pickle.Unpickler(io.BytesIO(journal))
+        values = [reader.load() for _ in range(count)]
+        tasks = self.dispatcher.harvested(slot, first, count)
+        return tasks, values[len(values) - len(tasks) :] if tasks else []
+
+    # -- questions about one task
+
+    def _slot_of(self, future: Future[Any]) -> tuple[Slot, Frame, int] | None:
+        for slot in self.dispatcher.slots.values():
+            for frame in slot.frames:
+                for at, task in enumerate(frame.tasks):
+                    if task is future:
+                        return slot, frame, frame.base + at
+        return None
+
+    def started(self, future: Future[Any]) -> bool:
+        """Whether a worker has begun with it."""
+        with self.lock:
+            found = self._slot_of(future)
+            if found is None:
+                return future._state is RUNNING
+            slot, _, number = found
+            return bool(slot.link.page.slots[frames.STARTED] >= number)
+
+    def cancel_sent(self, future: Future[Any], force: bool) -> bool:
+        """Cancel a task that was sent: take it back if it is unread, kill its worker if `force`."""
+        with self.lock:
+            found = self._slot_of(future)
+            if found is None:
+                pass
+            elif len(found[0].frames) > 1 and found[1] is not found[0].frames[0]:
+                self._take_unread(found[0])
+            elif found[0].link.page.slots[frames.STARTED] < found[1].base:
+                self._take_unread(found[0])
+            taken = future._state is PENDING
+        if taken:
+            cancelled = future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
+            self.push()
+            if cancelled:
+                self.pool.task_cancelled(future)
+            return cancelled
+        if not force or found is None:
+            return future.cancelled()
+        if not future._settle(CANCELLED_AND_NOTIFIED):
+            return future.cancelled()
+        self.pool.kill_for(self, found[0], lambda _: None)
+        self.pool.task_cancelled(future)
+        return True
+
+    # -- workers come and go
+
+    def granted(self, slot: Slot, hold: bool) -> None:
+        """A leased worker joins the lane; `hold`: its initializer runs first."""
+        with self.lock:
+            slot.held = hold
+            slot.retiring = False
+            self.requested = max(0, self.requested - 1)
+            self.dispatcher.slots[slot.worker] = slot
+            self._push()
+            if not slot.frames and not hold:
+                self._steal(slot)
+
+    def initialized(self, slot: Slot) -> None:
+        """Its initializer is done: it may have tasks."""
+        with self.lock:
+            slot.held = False
+            self._push()
+            if not slot.frames:
+                self._steal(slot)
+
+    def worker_died(self, slot: Slot) -> tuple[list[Future[Any]], int]:
+        """Its node says that it is dead: settle what it answered, queue what it had not begun; returns what it lost."""
+        link = slot.link
+        while self._drain_one(slot):
+            pass
+        with self.lock:
+            if slot.worker not in self.dispatcher.slots:
+                return [], 0
+            tasks, values = self._harvest(slot)
+            death = self.dispatcher.died(slot, link.page.slots[frames.STARTED])
+            self.queue.extendleft(reversed(to_pending(death.unstarted)))
+        self.settle(tasks, values)
+        return death.lost, slot.assigned
+
+    def _drain_one(self, slot: Slot) -> bool:
+        """Read one answer that a dead worker left; False when there is none."""
+        from select import POLLIN, poll
+
+        if slot.link.sock.fileno() < 0 or slot.worker not in self.dispatcher.slots:
+            return False
+        waiter = poll()
+        waiter.register(slot.link.sock.fileno(), POLLIN)
+        if not waiter.poll(0):
+            return False
+        self.on_readable(slot)
+        return True
+
+    def take_all_back(self) -> list[Future[Any]]:
+        """Everything that no worker has begun: unread frames and the queue. For `shutdown(cancel_futures=True)`."""
+        with self.lock:
+            for slot in list(self.dispatcher.slots.values()):
+                while slot.frames and self._take_unread(slot):
+                    pass
+            pending = list(self.queue)
+            self.queue.clear()
+        return pending
+
+    def busy(self) -> bool:
+        return bool(self.queue) or any(slot.frames for slot in self.dispatcher.slots.values())

@@ -1,0 +1,153 @@
+"""Starting a node process, and the session directory that it and its driver share.
+
+The directory (`dpool-<uid>-<random>`, mode 0700, under the temporary directory) holds the node's socket, the log files and the embedded
+control store. Whoever is left last removes it: the node, else the zygote, else the driver, else the next session that finds it stale.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import sys
+
+from dpool._core.config import Config
+
+NODE_FD = 3
+SOCKET_NAME = "node.sock"
+NODE_LOG = "node.log"
+
+
+def temporary_root(config: Config) -> str:
+    """Where sessions live; short enough for a Unix socket's path (107 bytes)."""
+    if config.tmpdir:
+        return config.tmpdir
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        path = os.environ.get(name)
+        if path and os.path.isdir(path) and len(path) < 60:
+            return path
+    return "/tmp"
+
+
+def make_session(config: Config) -> str:
+    """A new session directory, ours alone."""
+    root = temporary_root(config)
+    for _ in range(100):
+        path = os.path.join(root, f"dpool-{os.getuid()}-{os.urandom(6).hex()}")
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            from dpool.errors import StartupError
+
+            raise StartupError(
+                f"no session directory can be made in {root!r}: {error.strerror}. Set DPOOL_TMPDIR to a directory with room."
+            ) from error
+        return path
+    raise FileExistsError(f"no free name in {root}")
+
+
+def check_session(path: str) -> None:
+    """Refuse a session directory that another user could have planted."""
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise PermissionError(f"{path} is not a directory that only its owner ({os.getuid()}) can enter")
+
+
+def remove_session(path: str) -> None:
+    """Remove a session directory and all in it; what is gone already does not matter."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def open_log(session: str, name: str) -> int:
+    """A log file's descriptor; never through somebody else's link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(os.path.join(session, name), flags, 0o600)
+
+
+def interpreter_flags() -> list[str]:
+    """The flags that make another interpreter behave like this one."""
+    flags = sys.flags
+    result = ["-" + letter * count for letter, count in (
+        ("O", flags.optimize), ("B", flags.dont_write_bytecode), ("E", flags.ignore_environment),
+        ("s", flags.no_user_site), ("S", flags.no_site), ("b", flags.bytes_warning),
+    ) if count]  # fmt: skip
+    result += [f"-W{option}" for option in sys.warnoptions if "\n" not in option]
+    if flags.dev_mode:
+        result += ["-X", "dev"]
+    if flags.utf8_mode:
+        result += ["-X", "utf8"]
+    return result
+
+
+def _program(entry: str, session: str) -> list[str]:
+    """The command line of a process of ours; what it works on comes over its socket, never here."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    lines = (
+        "import sys",
+        "sys.path[:] = [p for p in sys.path if p]",
+        f"sys.path.insert(0, {root!r})",
+        f"from dpool._core.node_start import {entry}",
+        f"{entry}({session!r})",
+    )
+    return [sys.executable, *interpreter_flags(), "-c", "\n".join(lines)]
+
+
+def _spawn(entry: str, session: str) -> tuple[int, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    log = open_log(session, NODE_LOG)
+    null = os.open(os.devnull, os.O_RDONLY)
+    try:
+        pid = os.posix_spawn(
+            sys.executable,
+            _program(entry, session),
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+                (os.POSIX_SPAWN_DUP2, theirs.fileno(), NODE_FD),
+            ],
+            setpgroup=0,
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+        os.close(log)
+        os.close(null)
+    return pid, ours
+
+
+def spawn_node(session: str) -> tuple[int, socket.socket]:
+    """Start a node; returns the process to be reaped (it exits once the node stands on its own) and our end of its socket."""
+    return _spawn("main", session)
+
+
+def spawn_zygote(session: str) -> socket.socket:
+    """Start a zygote in the place of one that died; for the node, which reaps it with its other children."""
+    return _spawn("zygote", session)[1]
+
+
+def connect_node(session: str) -> socket.socket:
+    """A connection to the node that listens in `session`."""
+    check_session(session)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        sock.connect(os.path.join(session, SOCKET_NAME))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def log_tail(path: str, lines: int = 12) -> str:
+    """The end of a log file, for an error message."""
+    try:
+        with open(path, errors="replace") as file:
+            return "".join(file.readlines()[-lines:]).strip()
+    except OSError as error:
+        return f"({path}: {error.strerror})"

@@ -1,0 +1,248 @@
+"""Pure: which tasks go to which worker in which frame, and whose they are when something happens.
+
+```
+ queue ──choose()──► sent() ──► Slot.frames: [being run][waiting, unread] ──replied()──► results
+   ▲                                 │ taken_back() (unread frame), shortened() (tail of the frame being run)
+   └─────────────────────────────────┘ died()
+```
+
+One dispatcher serves one lane: the tasks of one executor with one resource shape. A task is in the queue (held by the caller) or in
+exactly one frame of exactly one slot. A worker runs its frames, and the tasks of a frame, in order, so the first frame is the one being
+run. A slot has at most `depth` frames: one being run and one waiting behind it, which can be taken back.
+
+How many tasks a frame carries follows the measured time of a task: about `frame_s` of work, and never more than a fair share of the queue.
+Time arrives in the arguments; nothing here reads a clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+Task = Any
+"""The caller's; never looked into."""
+
+
+class Frame:
+    """Tasks sent together; `tasks[done:]` are not answered yet, `base + i` is the number of `tasks[i]`."""
+
+    __slots__ = ("base", "done", "limit", "limited_at", "recorded", "sent_at", "ship", "tasks")
+
+    def __init__(self, base: int, tasks: list[Task], sent_at: float, ship: Any) -> None:
+        self.base = base
+        self.tasks = tasks
+        self.done = 0
+        self.sent_at = sent_at
+        self.ship = ship
+        self.limit = 0
+        """0, or the number from which on tasks are being taken back."""
+        self.limited_at = 0.0
+        self.recorded = False
+        """Its lineage has been handed on."""
+
+    @property
+    def end(self) -> int:
+        return self.base + len(self.tasks)
+
+
+class Slot:
+    """A leased worker as its submitter sees it."""
+
+    __slots__ = ("assigned", "frames", "held", "link", "next_seq", "retiring", "worker")
+
+    def __init__(self, worker: int, link: Any = None) -> None:
+        self.worker = worker
+        self.link = link
+        """The caller's: socket, page, what has been shipped."""
+        self.frames: deque[Frame] = deque()
+        self.next_seq = 1
+        self.assigned = 0
+        """Tasks given to it that count towards `max_tasks_per_child`."""
+        self.held = False
+        """No frames now: its initializer has not answered, or its socket is full."""
+        self.retiring = False
+        """It gets nothing more."""
+
+
+class Death(NamedTuple):
+    """What a dead worker leaves: tasks that it began and did not answer, and those that it had not started."""
+
+    lost: list[Task]
+    unstarted: list[Task]
+
+
+class Dispatcher:
+    """See the module; all methods are constant time but for the tasks they return."""
+
+    __slots__ = ("_lifetime", "depth", "frame_s", "max_batch", "slots", "task_s")
+
+    def __init__(self, *, frame_s: float, max_batch: int, single: bool, lifetime: int | None) -> None:
+        self.slots: dict[int, Slot] = {}
+        self.frame_s = frame_s
+        self.max_batch = 1 if single else max_batch
+        self.depth = 1 if single else 2
+        self.task_s = 0.0
+        """Mean time of a task, exponential, rising at once and falling slowly; 0: not known."""
+        self._lifetime = lifetime
+
+    # -- choosing
+
+    def capacity(self, slot: Slot) -> int:
+        """Frames that `slot` may still get."""
+        if slot.held or slot.retiring:
+            return 0
+        return self.depth - len(slot.frames)
+
+    def next_slot(self) -> Slot | None:
+        """The slot to fill next: an idle one first."""
+        best = None
+        for slot in self.slots.values():
+            room = self.capacity(slot)
+            if room == self.depth:
+                return slot
+            if room > 0 and best is None:
+                best = slot
+        return best
+
+    def choose(self, slot: Slot, queued: int) -> int:
+        """How many of `queued` tasks the next frame of `slot` should carry, at least 1."""
+        if self.task_s <= 0.0:
+            n = 1
+        else:
+            n = min(self.max_batch, int(self.frame_s / self.task_s), queued // (2 * len(self.slots)) + 1)
+        if self._lifetime is not None:
+            n = min(n, self._lifetime - slot.assigned)
+        return max(n, 1)
+
+    def sent(self, slot: Slot, tasks: list[Task], now_s: float, ship: Any = None) -> Frame:
+        """Record that `tasks` travel to `slot` now, in one frame."""
+        frame = Frame(slot.next_seq, tasks, now_s, ship)
+        slot.next_seq += len(tasks)
+        slot.frames.append(frame)
+        slot.assigned += len(tasks)
+        if self._lifetime is not None and slot.assigned >= self._lifetime:
+            slot.retiring = True
+        return frame
+
+    def last_of_life(self, slot: Slot, adding: int) -> bool:
+        """Whether the worker must leave after a frame of `adding` more tasks."""
+        return self._lifetime is not None and slot.assigned + adding >= self._lifetime
+
+    def victim(self) -> Slot | None:
+        """A busy slot with a frame waiting behind the one being run; an idle worker could have that."""
+        for slot in self.slots.values():
+            if len(slot.frames) > 1:
+                return slot
+        return None
+
+    def stalled(self, now_s: float, stall_s: float) -> list[Slot]:
+        """Slots whose frame being run holds several tasks and has not been answered for `stall_s`."""
+        return [
+            slot
+            for slot in self.slots.values()
+            if slot.frames
+            and len(slot.frames[0].tasks) - slot.frames[0].done > 1
+            and now_s - slot.frames[0].sent_at > stall_s
+        ]
+
+    # -- what happens
+
+    def replied(self, slot: Slot, first: int, count: int, end: bool, elapsed_s: float) -> tuple[list[Task], list[Task]]:
+        """Results `first` … `first + count - 1` came: (the tasks they belong to, tasks that the worker gave back).
+
+        Results that were known already (from the journal) are counted, not returned: the first list begins at the first new one.
+        """
+        frame = slot.frames[0]
+        at = first - frame.base
+        if at < 0 or at > frame.done or at + count > len(frame.tasks):
+            raise ValueError(f"results {first}+{count} do not fit frame {frame.base}…{frame.end}, {frame.done} done")
+        new = frame.tasks[frame.done : at + count]
+        frame.done = max(frame.done, at + count)
+        if count:
+            self._measure(elapsed_s / count)
+        if not end:
+            return new, []
+        slot.frames.popleft()
+        back = frame.tasks[frame.done :]
+        slot.assigned -= len(back)
+        return new, back
+
+    def harvested(self, slot: Slot, first: int, count: int) -> list[Task]:
+        """The journal holds results `first`…: the tasks among them that are not answered yet (they are the last ones)."""
+        if not slot.frames:
+            return []
+        frame = slot.frames[0]
+        upto = min(first + count - frame.base, len(frame.tasks))
+        if first < frame.base or upto <= frame.done:
+            return []
+        new = frame.tasks[frame.done : upto]
+        frame.done = upto
+        return new
+
+    def taken_back(self, slot: Slot, base: int) -> list[Task]:
+        """The unread frame `base` was taken out of the worker's socket: its tasks, to be queued again."""
+        for frame in slot.frames:
+            if frame.base == base:
+                slot.frames.remove(frame)
+                slot.assigned -= len(frame.tasks)
+                return frame.tasks
+        raise ValueError(f"worker {slot.worker} has no frame {base}")
+
+    def limit(self, slot: Slot, started: int, now_s: float) -> int:
+        """Begin to take the tail of the frame being run back: the number from which on the worker must not start."""
+        frame = slot.frames[0]
+        frame.limit = max(started, frame.base + frame.done) + 1
+        frame.limited_at = now_s
+        return frame.limit
+
+    def shortened(self, slot: Slot, started: int) -> list[Task]:
+        """A tick after `limit`: the tasks taken back, none if the worker was faster."""
+        frame = slot.frames[0]
+        if started >= frame.limit:
+            frame.limit = 0
+            return []
+        keep = frame.limit - frame.base
+        back = frame.tasks[keep:]
+        del frame.tasks[keep:]
+        slot.assigned -= len(back)
+        frame.limit = 0
+        return back
+
+    def died(self, slot: Slot, started: int) -> Death:
+        """The worker is dead; `started` is the last task that it began. Its journal has been harvested before."""
+        del self.slots[slot.worker]
+        lost: list[Task] = []
+        unstarted: list[Task] = []
+        for frame in slot.frames:
+            for number, task in enumerate(frame.tasks[frame.done :], frame.base + frame.done):
+                if number <= started and not (frame.limit and number >= frame.limit):
+                    lost.append(task)
+                else:
+                    unstarted.append(task)
+        slot.frames.clear()
+        return Death(lost, unstarted)
+
+    def _measure(self, task_s: float) -> None:
+        if task_s >= self.task_s:
+            self.task_s = max(task_s, 1e-7)
+        else:
+            self.task_s += 0.25 * (task_s - self.task_s)
+
+    def in_flight(self) -> int:
+        """Tasks sent and not answered."""
+        return sum(len(frame.tasks) - frame.done for slot in self.slots.values() for frame in slot.frames)
+
+    def check(self) -> None:
+        """Raise AssertionError if an invariant is broken."""
+        seen: set[int] = set()
+        for slot in self.slots.values():
+            assert len(slot.frames) <= self.depth, f"{slot.worker} has {len(slot.frames)} frames"
+            last = 0
+            for frame in slot.frames:
+                assert frame.base > last, "frames are out of order"
+                last = frame.end - 1
+                assert 0 <= frame.done <= len(frame.tasks)
+                for task in frame.tasks:
+                    assert id(task) not in seen, "a task is in two frames"
+                    seen.add(id(task))
+            assert slot.next_seq > last

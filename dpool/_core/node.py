@@ -1,0 +1,735 @@
+"""The node: one per machine, one single-threaded loop. It owns the workers and the machine's resources.
+
+```
+ drivers, workers ◄──control──► Client ──events──► LocalScheduler ──instructions──► StartWorker ─► zygote
+                                                        ▲                           Grant ──────► client (+ descriptors)
+ SIGCHLD ─► reap ──────────── WorkerDied ───────────────┘                           KillWorker ─► kill
+ workers' pipes ─► lines ─► Output ─► client, and the worker's log file
+ LineageStash ─► GcsWriter (its own thread) ─► Redis
+```
+
+The loop must never block: sockets are non-blocking with outboxes, and all that waits for Redis happens in the writer's thread, which speaks to
+the loop through `call_soon` alone.
+
+The node ends when its last driver leaves, or when no executor has been open for `linger_s`; its workers, the control store and the session
+directory go with it. If it is killed, the kernel kills the workers and the store, and the zygote removes the directory.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+from dpool._core import ids, launch, wire
+from dpool._core import messages as m
+from dpool._core.config import PROTOCOL, Config
+from dpool._core.frames import make_page
+from dpool._core.logic import IllegalMove
+from dpool._core.logic import scheduler as s
+from dpool._core.logic.resources import Account, describe
+from dpool._core.logic.resources import shape as make_shape
+from dpool._core.node_worker import Proc, oom_kills
+
+EARLY_S = 1.0
+"""A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
+MAX_UNKNOWN_EXITS = 1000
+MAX_OUTBOX = 1000
+"""A client that leaves so many messages unread gets no more output until it reads; its workers then wait in their writes."""
+
+
+class Client:
+    """One connection: a driver's, or a worker's for its own nested executors."""
+
+    __slots__ = ("channel", "driver", "hello", "number", "pools")
+
+    def __init__(self, number: int, channel: wire.ControlChannel) -> None:
+        self.number = number
+        self.channel = channel
+        self.hello: m.Hello | None = None
+        self.driver = False
+        self.pools: dict[int, int] = {}
+        """Its number of a pool → ours."""
+
+
+class Pool:
+    """One executor's workers."""
+
+    __slots__ = ("client", "number", "setup", "started")
+
+    def __init__(self, client: Client, number: int, setup: bytes) -> None:
+        self.client = client
+        self.number = number
+        """The client's."""
+        self.setup = setup
+        self.started = 0
+
+
+class Node:
+    """See the module."""
+
+    def __init__(self, session: str, driver: socket.socket, zygote: socket.socket, zygote_pid: int) -> None:
+        self.session = session
+        self.config = Config()
+        self.node_id = os.urandom(ids.ID_BYTES)
+        self.scheduler = s.LocalScheduler(Account(()))
+        self._resources_known = False
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._clients: dict[int, Client] = {}
+        self._pools: dict[int, Pool] = {}
+        self._procs: dict[int, Proc] = {}
+        self._pids: dict[int, int] = {}
+        self._unknown_exits: dict[int, tuple[int, int]] = {}
+        self._programs: dict[int, Callable[[int], None]] = {}
+        self._numbers = 0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._soon: deque[Callable[[], None]] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._zygote: wire.ControlChannel | None = None
+        self._zygote_pid = zygote_pid
+        self._had_driver = False
+        self._ending = False
+        self._linger_armed = 0
+        self._records: Any = None
+        """The recorder to the control store, once it has been started."""
+        self._oom_kills = oom_kills()
+        self._on(self._wake_fd, self._woken)
+        self._use_zygote(zygote)
+        self._signals()
+        self._listen()
+        self._add_client(driver, driver_side=True)
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Serve until the last driver has left, then tidy up."""
+        try:
+            while not self._ending:
+                timeout = -1.0
+                if self._timers:
+                    timeout = max(0.0, self._timers[0][0] - monotonic())
+                for fd, mask in self._epoll.poll(0 if self._soon else timeout):
+                    handler = self._handlers.get(fd)
+                    if handler is not None:
+                        handler(mask)
+                while self._soon:
+                    self._soon.popleft()()
+                now = monotonic()
+                while self._timers and self._timers[0][0] <= now:
+                    heapq.heappop(self._timers)[2]()
+        finally:
+            self._tidy_up()
+
+    def _on(self, fd: int, handler: Callable[[int], None], mask: int = select.EPOLLIN) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, mask)
+
+    def _off(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_soon(self, action: Callable[[], None]) -> None:
+        """Run `action` in the loop; any thread."""
+        self._soon.append(action)
+        os.write(self._wake_fd, b"\1\0\0\0\0\0\0\0")
+
+    def _woken(self, mask: int) -> None:
+        os.read(self._wake_fd, 8)
+        self._reap()
+
+    def _at(self, when_s: float, action: Callable[[], None]) -> None:
+        self._numbers += 1
+        heapq.heappush(self._timers, (when_s, self._numbers, action))
+
+    def _signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: self.call_soon(self._end))
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_pipe(), warn_on_full_buffer=False)
+
+    def _wakeup_pipe(self) -> int:
+        """Python writes a signal's number here, as one byte, which an eventfd would refuse."""
+        read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def drained(mask: int) -> None:
+            os.read(read_fd, 512)
+            self._reap()
+
+        self._on(read_fd, drained)
+        return write_fd
+
+    # -- clients
+
+    def _listen(self) -> None:
+        path = os.path.join(self.session, launch.SOCKET_NAME)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(128)
+        self._listener = listener
+        self._on(listener.fileno(), self._accept)
+
+    def _accept(self, mask: int) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:
+            _log("accept.failed", error=error)
+            return
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.getuid():
+            _log("client.refused", uid=uid)
+            sock.close()
+            return
+        self._add_client(sock, driver_side=False)
+
+    def _add_client(self, sock: socket.socket, driver_side: bool) -> None:
+        self._numbers += 1
+        client = Client(self._numbers, wire.ControlChannel(sock))
+        client.driver = driver_side
+        self._clients[client.number] = client
+        self._on(sock.fileno(), lambda mask: self._client_event(client, mask))
+
+    def _client_event(self, client: Client, mask: int) -> None:
+        try:
+            if mask & select.EPOLLOUT:
+                client.channel.flush()
+                if not client.channel.pending:
+                    self._epoll.modify(client.channel.fileno(), select.EPOLLIN)
+                    self._resume_output(client)
+                if not mask & ~select.EPOLLOUT:
+                    return
+            message, fds = client.channel.receive()
+        except (BlockingIOError, InterruptedError):
+            return
+        except (wire.Closed, wire.DescriptorsLost):
+            self._client_left(client)
+            return
+        except m.ProtocolError as error:
+            _log("client.malformed", client=client.number, error=error)
+            self._client_left(client)
+            return
+        for fd in fds:
+            os.close(fd)
+        try:
+            self._client_said(client, message)
+        except (IllegalMove, ValueError, TypeError, KeyError, AttributeError) as error:
+            _log("client.illegal", client=client.number, message=type(message).__name__, error=repr(error))
+            self._send(client, m.Refused(f"{type(message).__name__}: {error}"))
+            self._client_left(client)
+
+    def _client_said(self, client: Client, message: Any) -> None:
+        if client.hello is None:
+            self._hello(client, message)
+            return
+        handler = self._MESSAGES.get(type(message))
+        if handler is None:
+            raise m.ProtocolError(f"{type(message).__name__} is not for a node")
+        handler(self, client, message)
+
+    def _hello(self, client: Client, message: Any) -> None:
+        if not isinstance(message, m.Hello):
+            raise ValueError("the first message must be Hello")
+        version, python = m.versions()
+        if (message.protocol, message.version, message.python) != (PROTOCOL, version, python):
+            self._send(
+                client,
+                m.Refused(
+                    f"this node runs dpool {version} (protocol {PROTOCOL}) on Python {python}, "
+                    f"you run dpool {message.version} (protocol {message.protocol}) on Python {message.python}"
+                ),
+            )
+            self._client_left(client)
+            return
+        client.hello = message
+        if message.worker == 0:
+            client.driver = True
+        if not self._had_driver and client.driver:
+            self._had_driver = True
+            self.config = Config(*message.config)
+            sys.path[:] = message.path
+            self._arm_linger()
+        self._do(s.ClientJoined(client.number))
+        self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
+
+    def _client_left(self, client: Client) -> None:
+        if self._clients.pop(client.number, None) is None:
+            return
+        self._off(client.channel.fileno())
+        client.channel.close()
+        if client.hello is not None:
+            self._do(s.ClientLeft(client.number))
+            if self._records is not None and client.driver:
+                self._records.job_ended(client.hello.job)
+        if client.driver and not any(other.driver for other in self._clients.values()):
+            self._end()
+
+    def _send(self, client: Client, message: Any, fds: tuple[int, ...] = ()) -> None:
+        if client.number not in self._clients:
+            return
+        try:
+            waited = client.channel.pending
+            client.channel.send(message, fds)
+        except wire.Closed:
+            self._soon.append(lambda: self._client_left(client))
+            return
+        if client.channel.pending and not waited:
+            self._epoll.modify(client.channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    # -- what clients say
+
+    def _open_pool(self, client: Client, message: m.OpenPool) -> None:
+        self._numbers += 1
+        number = self._numbers
+        self._do(s.OpenPool(client.number, number, message.max_workers))
+        client.pools[message.pool] = number
+        self._pools[number] = Pool(client, message.pool, message.setup)
+
+    def _update_setup(self, client: Client, message: m.UpdateSetup) -> None:
+        self._pools[client.pools[message.pool]].setup = message.setup
+
+    def _request(self, client: Client, message: m.RequestLeases) -> None:
+        if message.shape and not self._resources_known:
+            self._find_resources()
+        self._pool_said(client, message.pool, lambda pool: s.RequestLeases(pool, message.shape, message.count))
+
+    def _close_pool(self, client: Client, message: m.ClosePool) -> None:
+        number = client.pools.get(message.pool)
+        if number is None:
+            self._send(client, m.Closed(message.pool))
+            return
+        self._do(s.ClosePool(number, message.kill))
+
+    def _kill(self, client: Client, message: m.KillWorker) -> None:
+        proc = self._procs.get(message.worker)
+        pool = client.pools.get(message.pool)
+        if proc is None or pool is None or proc.pool != pool:
+            return  # it has just died
+        if message.signal == signal.SIGKILL:
+            self._do(s.KillRequested(pool, message.worker))
+        else:
+            self._signal(proc, message.signal)
+
+    def _blocked(self, client: Client, message: m.Blocked) -> None:
+        assert client.hello is not None
+        if client.hello.worker in self._procs:
+            self._do((s.Blocked if message.blocked else s.Unblocked)(client.hello.worker))
+
+    def _recorded(self, client: Client, message: Any) -> None:
+        if self._records is not None:
+            assert client.hello is not None
+            self._records.take(client.hello.job, message)
+
+    def _pool_said(self, client: Client, pool: int, event: Callable[[int], Any]) -> None:
+        """An event of a pool of the client's; one that has just gone is passed over (the messages crossed)."""
+        number = client.pools.get(pool)
+        if number is not None:
+            self._do(event(number))
+
+    _MESSAGES: dict[type[Any], Callable[[Any, Client, Any], None]] = {  # noqa: RUF012
+        m.OpenPool: _open_pool,
+        m.UpdateSetup: _update_setup,
+        m.ResizePool: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ResizePool(p, x.max_workers)),
+        m.ClosePool: _close_pool,
+        m.RequestLeases: _request,
+        m.CancelRequests: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.CancelRequests(p, x.shape)),
+        m.ReturnLease: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ReturnLease(p, x.worker, x.retire)),
+        m.KillWorker: _kill,
+        m.Blocked: _blocked,
+        m.ExportFunction: _recorded,
+        m.TasksDispatched: _recorded,
+        m.TasksDelivered: _recorded,
+        m.Bye: lambda self, c, x: self._client_said_bye(c),
+    }
+
+    def _client_said_bye(self, client: Client) -> None:
+        """Its connection stays open until the node has tidied up, so that it can wait for that."""
+        if client.driver and not any(o.driver for o in self._clients.values() if o is not client):
+            self._end()
+        else:
+            self._client_left(client)
+
+    # -- what the scheduler decides
+
+    def _do(self, event: Any) -> None:
+        """Give the scheduler an event and carry out its instructions."""
+        for instruction in self.scheduler.handle(event):
+            self._INSTRUCTIONS[type(instruction)](self, instruction)
+
+    def _start_worker(self, order: s.StartWorker) -> None:
+        pool = self._pools[order.pool]
+        pool.started += 1
+        proc = Proc(order.worker, order.pool, pool.started, self.session, monotonic())
+        self._procs[order.worker] = proc
+        try:
+            fds = proc.make_channels(make_page)
+        except OSError as error:
+            self._start_failed(proc, f"start: {error}")
+            return
+        for fd in proc.pipes:
+            self._on(fd, lambda mask, fd=fd: self._output(proc, fd))
+        try:
+            self._to_zygote(m.Spawn(order.worker, pool.started, os.getpid(), self.session, pool.setup), tuple(fds))
+        except OSError as error:
+            self._start_failed(proc, f"start: {error}")
+        finally:
+            proc.close_worker_side()
+        if self._records is None and self.config.gcs == "on":
+            self._soon_record()
+
+    def _start_failed(self, proc: Proc, reason: str) -> None:
+        """Told from the loop, since the scheduler is in the middle of its instructions."""
+        proc.failed = reason
+        _log("worker.start_failed", worker=proc.worker, reason=reason)
+
+        def tell() -> None:
+            if self._procs.get(proc.worker) is proc:
+                self._do(s.StartFailed(proc.worker, monotonic()))
+                self._forget(proc)
+
+        self.call_soon(tell)
+
+    def _grant(self, order: s.Grant) -> None:
+        pool, proc = self._pools[order.pool], self._procs[order.worker]
+        fresh = not proc.granted
+        fds: tuple[int, ...] = ()
+        if fresh:
+            if proc.failed:
+                return
+            proc.granted = True
+            fds = proc.lessee_fds()
+        message = m.Grant(pool.number, order.worker, order.shape, order.gpus, fresh, proc.log_file)
+        self._send(pool.client, message, fds)
+        if fresh:
+            proc.close_lessee_side()
+            if proc.pid:
+                self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid))
+
+    def _kill_worker(self, order: s.KillWorker) -> None:
+        proc = self._procs[order.worker]
+        proc.killed = True
+        self._signal(proc, signal.SIGKILL)
+
+    def _signal(self, proc: Proc, number: int) -> None:
+        if not proc.pid:
+            proc.signals.append(number)
+            return
+        try:
+            os.kill(proc.pid, number)
+        except ProcessLookupError:
+            return  # it is dead, and will be reaped
+
+    def _tell_died(self, order: s.TellDied) -> None:
+        proc, pool = self._procs.get(order.worker), self._pools.get(order.pool)
+        if proc is None or pool is None:
+            return
+        self._last_words(proc, pool.client)
+        self._send(
+            pool.client,
+            m.WorkerDied(
+                pool.number, proc.worker, proc.pid, proc.end_signal, proc.end_code, proc.reason or proc.failed, proc.log_file
+            ),
+        )
+
+    def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
+        pool = self._pools[order.pool]
+        text = (
+            f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; it waits "
+            "until a machine that has it joins"
+        )
+        self._send(pool.client, m.Notice("infeasible", text))
+
+    def _wake_at(self, order: s.WakeAt) -> None:
+        self._at(order.at_s, lambda: self._do(s.Tick(monotonic())))
+
+    def _pool_gone(self, order: s.PoolGone) -> None:
+        def tell() -> None:  # after the deaths, which come in the same batch of instructions
+            pool = self._pools.pop(order.pool)
+            pool.client.pools.pop(pool.number, None)
+            self._send(pool.client, m.Closed(pool.number))
+            if not self._pools:
+                self._arm_linger()
+
+        self._soon.append(tell)
+
+    _INSTRUCTIONS: dict[type[Any], Callable[[Any, Any], None]] = {  # noqa: RUF012
+        s.StartWorker: _start_worker,
+        s.Grant: _grant,
+        s.KillWorker: _kill_worker,
+        s.RetireWorker: lambda self, order: None,  # its client has told it to leave
+        s.TellDied: _tell_died,
+        s.WarnInfeasible: _warn_infeasible,
+        s.WakeAt: _wake_at,
+        s.PoolGone: _pool_gone,
+    }
+
+    # -- processes
+
+    def _use_zygote(self, sock: socket.socket) -> None:
+        self._zygote = wire.ControlChannel(sock)
+        self._on(sock.fileno(), self._zygote_event)
+
+    def _to_zygote(self, message: Any, fds: tuple[int, ...]) -> None:
+        if self._zygote is None:
+            self._use_zygote(launch.spawn_zygote(self.session))
+        assert self._zygote is not None
+        try:
+            self._zygote.send(message, fds)
+        except wire.Closed:
+            self._zygote_died()
+            self._to_zygote(message, fds)
+            return
+        if self._zygote.pending:
+            self._epoll.modify(self._zygote.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _zygote_event(self, mask: int) -> None:
+        assert self._zygote is not None
+        try:
+            if mask & select.EPOLLOUT:
+                self._zygote.flush()
+                if not self._zygote.pending:
+                    self._epoll.modify(self._zygote.fileno(), select.EPOLLIN)
+                return
+            message, _ = self._zygote.receive()
+        except (BlockingIOError, InterruptedError):
+            return
+        except (wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
+            _log("zygote.closed", error=repr(error))
+            self._zygote_died()
+            return
+        if isinstance(message, m.Spawned):
+            self._spawned(message)
+        elif isinstance(message, m.SpawnFailed):
+            proc = self._procs.get(message.worker)
+            if proc is not None:
+                self._start_failed(proc, f"start: {message.reason}")
+
+    def _zygote_died(self) -> None:
+        """Its workers live on; those that it had not forked yet are asked for again by a new one."""
+        if self._zygote is None:
+            return
+        self._off(self._zygote.fileno())
+        self._zygote.close()
+        self._zygote = None
+        _log("zygote.died")
+        for proc in list(self._procs.values()):
+            if not proc.pid and not proc.failed:
+                self._start_failed(proc, "start: the zygote died")
+
+    def _spawned(self, message: m.Spawned) -> None:
+        if message.worker < 0:
+            self._programs.pop(message.worker, lambda pid: None)(message.pid)
+            return
+        proc = self._procs.get(message.worker)
+        if proc is None:
+            os.kill(message.pid, signal.SIGKILL)  # given up meanwhile
+            return
+        proc.pid = message.pid
+        self._pids[message.pid] = message.worker
+        for number in proc.signals:
+            self._signal(proc, number)
+        pool = self._pools.get(proc.pool)
+        if pool is not None and proc.granted:
+            self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid))
+        exited = self._unknown_exits.pop(message.pid, None)
+        if exited is not None:
+            self._exited(proc, *exited)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                result = os.waitid(os.P_ALL, 0, os.WEXITED | os.WSTOPPED | os.WCONTINUED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if result is None:
+                return
+            worker = self._pids.get(result.si_pid)
+            if result.si_code in (os.CLD_STOPPED, os.CLD_CONTINUED):
+                if worker is not None:
+                    self._stopped(self._procs[worker], result.si_code == os.CLD_STOPPED)
+                continue
+            by_signal = result.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+            end = (result.si_status, 0) if by_signal else (0, result.si_status)
+            if worker is not None:
+                self._exited(self._procs[worker], *end)
+            else:
+                self._other_exited(result.si_pid, *end)
+
+    def _other_exited(self, pid: int, end_signal: int, end_code: int) -> None:
+        if self._records is not None:
+            self._records.server_exited(pid, -end_signal if end_signal else end_code)
+        self._unknown_exits[pid] = (end_signal, end_code)
+        while len(self._unknown_exits) > MAX_UNKNOWN_EXITS:
+            del self._unknown_exits[next(iter(self._unknown_exits))]
+
+    def _stopped(self, proc: Proc, stopped: bool) -> None:
+        proc.stopped_at = monotonic() if stopped else 0.0
+        if stopped:
+            self._at(proc.stopped_at + self.config.stopped_worker_s, lambda at=proc.stopped_at: self._stopped_too_long(proc, at))
+
+    def _stopped_too_long(self, proc: Proc, at: float) -> None:
+        if self._procs.get(proc.worker) is proc and proc.stopped_at == at:
+            proc.reason = "stopped"
+            self._signal(proc, signal.SIGKILL)
+
+    def _exited(self, proc: Proc, end_signal: int, end_code: int) -> None:
+        proc.end_signal, proc.end_code = end_signal, end_code
+        if end_signal == signal.SIGKILL and not proc.killed and not proc.reason:
+            now = oom_kills()
+            if now > self._oom_kills:
+                proc.reason = "oom"
+            self._oom_kills = now
+        _log("worker.ended", worker=proc.worker, pid=proc.pid, signal=end_signal, code=end_code, reason=proc.reason)
+        self._pids.pop(proc.pid, None)
+        early = monotonic() - proc.started_at < EARLY_S and (end_signal != 0 or end_code != 0)
+        self._do(s.WorkerDied(proc.worker, monotonic(), early))
+        self._forget(proc)
+
+    def _forget(self, proc: Proc) -> None:
+        pool = self._pools.get(proc.pool)
+        if pool is not None:
+            self._last_words(proc, pool.client)
+        for fd in proc.pipes:
+            self._off(fd)
+        proc.close()
+        del self._procs[proc.worker]
+
+    # -- output
+
+    def _output(self, proc: Proc, fd: int) -> None:
+        pool = self._pools.get(proc.pool)
+        data = proc.read(fd)
+        if not data and proc.at_end(fd):
+            self._off(fd)
+            return
+        if pool is None or not data:
+            return
+        lines = proc.lines(fd, data)
+        if lines:
+            self._send(pool.client, m.Output(proc.stream(fd), lines))
+            if pool.client.channel.waiting() > MAX_OUTBOX:
+                self._pause_output(pool.client)
+
+    def _pause_output(self, client: Client) -> None:
+        for proc in self._procs.values():
+            pool = self._pools.get(proc.pool)
+            if pool is not None and pool.client is client:
+                for fd in proc.pipes:
+                    self._off(fd)
+
+    def _resume_output(self, client: Client) -> None:
+        for proc in self._procs.values():
+            pool = self._pools.get(proc.pool)
+            if pool is not None and pool.client is client:
+                for fd in proc.pipes:
+                    if fd not in self._handlers and not proc.at_end(fd):
+                        self._on(fd, lambda mask, fd=fd, proc=proc: self._output(proc, fd))
+
+    def _last_words(self, proc: Proc, client: Client) -> None:
+        """What a dead worker wrote before it died."""
+        for fd in proc.pipes:
+            while data := proc.read(fd):
+                lines = proc.lines(fd, data)
+                if lines:
+                    self._send(client, m.Output(proc.stream(fd), lines))
+            rest = proc.rest(fd)
+            if rest:
+                self._send(client, m.Output(proc.stream(fd), rest))
+
+    # -- resources and the control store
+
+    def _find_resources(self) -> None:
+        """What this machine offers; looked up when somebody first asks for something."""
+        self._resources_known = True
+        from dpool._core.machine import find_resources
+
+        total = make_shape(**find_resources(self.config))
+        self.scheduler.account = Account(total)
+
+    def _soon_record(self) -> None:
+        """Start recording, but not before the first result is out."""
+        from dpool._core.recorder import Recorder
+
+        driver = next((c for c in self._clients.values() if c.driver and c.hello is not None), None)
+        if driver is None or driver.hello is None:
+            return
+        self._records = Recorder(self)
+        self._records.job_began(driver.hello)
+        self._at(monotonic() + 0.25, self._records.start)
+
+    def start_program(self, argv: tuple[str, ...], stdin: bytes, log_file: str) -> int:
+        """Start another program through the zygote; called by the recorder's thread, waits for the pid."""
+        answered = threading.Event()
+        pids: list[int] = []
+
+        def told(pid: int) -> None:
+            pids.append(pid)
+            answered.set()
+
+        def ask() -> None:
+            self._numbers += 1
+            self._programs[-self._numbers] = told
+            self._to_zygote(m.SpawnProgram(-self._numbers, argv, stdin, os.getpid(), log_file), ())
+
+        self.call_soon(ask)
+        if not answered.wait(10):
+            raise OSError("the zygote did not start it within 10 s")
+        exited = self._unknown_exits.get(pids[0])
+        if exited is not None and self._records is not None:
+            self.call_soon(lambda: self._records.server_exited(pids[0], -exited[0] if exited[0] else exited[1]))
+        return pids[0]
+
+    def warn_drivers(self, category: str, text: str) -> None:
+        """One warning to every driver."""
+        for client in list(self._clients.values()):
+            if client.driver and client.hello is not None:
+                self._send(client, m.Notice(category, text))
+
+    # -- ending
+
+    def _arm_linger(self) -> None:
+        self._linger_armed += 1
+        turn = self._linger_armed
+        self._at(monotonic() + self.config.linger_s, lambda: self._lingered(turn))
+
+    def _lingered(self, turn: int) -> None:
+        if turn == self._linger_armed and not self._pools and self._had_driver:
+            self._end()
+
+    def _end(self) -> None:
+        self._ending = True
+
+    def _tidy_up(self) -> None:
+        """Kill what is left, stop the store, remove the directory; the drivers' sockets close last, by our exit."""
+        for proc in list(self._procs.values()):
+            self._signal(proc, signal.SIGKILL)
+        if self._records is not None:
+            self._records.close()
+        if self._zygote is not None:
+            self._zygote.close()
+        until = monotonic() + 2
+        while self._pids and monotonic() < until:
+            try:
+                result = os.waitid(os.P_ALL, 0, os.WEXITED)
+            except ChildProcessError:
+                break
+            if result is not None:
+                self._pids.pop(result.si_pid, None)
+        launch.remove_session(self.session)
+
+
+def _log(event: str, **fields: Any) -> None:
+    """One event in the node's log file."""
+    words = " ".join(f"{name}={value}" for name, value in fields.items())
+    sys.stderr.write(f"{monotonic():.6f} {event} {words}\n")
+    sys.stderr.flush()

@@ -1,0 +1,148 @@
+"""What the node keeps of one worker process: its channels, its output, how it ended."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+LINE_LIMIT = 64 * 1024
+"""A line longer than this is passed on in pieces."""
+_OOM_FILES = (
+    ("/sys/fs/cgroup/memory.events", "oom_kill "),
+    ("/sys/fs/cgroup/memory/memory.oom_control", "oom_kill "),
+    ("/proc/vmstat", "oom_kill "),
+)
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for memory, as far as this process can see."""
+    total = 0
+    for path, name in _OOM_FILES:
+        try:
+            with open(path) as file:
+                total += sum(int(line.split()[1]) for line in file if line.startswith(name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return total
+
+
+class Proc:
+    """One worker, from the order to start it until it has been reaped."""
+
+    __slots__ = (
+        "_at_end", "_lessee", "_log", "_partial", "_theirs", "end_code", "end_signal", "failed", "granted", "killed",
+        "log_file", "ordinal", "pid", "pipes", "pool", "reason", "signals", "started_at", "stopped_at", "worker",
+    )  # fmt: skip
+
+    def __init__(self, worker: int, pool: int, ordinal: int, session: str, now_s: float) -> None:
+        self.worker = worker
+        self.pool = pool
+        self.ordinal = ordinal
+        self.pid = 0
+        self.started_at = now_s
+        self.stopped_at = 0.0
+        self.granted = False
+        self.killed = False
+        self.failed = ""
+        self.reason = ""
+        self.end_signal = 0
+        self.end_code = 0
+        self.signals: list[int] = []
+        """Signals to send as soon as its pid is known."""
+        self.log_file = os.path.join(session, f"worker-{worker}.log")
+        self.pipes: list[int] = []
+        """Our ends of its standard output and error, in this order."""
+        self._theirs: list[int] = []
+        self._lessee: list[int] = []
+        self._partial: dict[int, bytes] = {}
+        self._at_end: set[int] = set()
+        self._log = -1
+
+    def make_channels(self, make_page: Callable[[], int]) -> list[int]:
+        """Its socket, page and output pipes; returns its side. OSError when this process may not open more."""
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._lessee = [ours.detach()]
+            self._theirs = [theirs.detach()]
+            page = make_page()
+            self._theirs.append(page)
+            for _ in range(2):
+                read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(read_fd, False)
+                self.pipes.append(read_fd)
+                self._theirs.append(write_fd)
+            self._lessee += [os.dup(self._theirs[0]), os.dup(page)]
+        except OSError:
+            self.close()
+            raise
+        return self._theirs
+
+    def close_worker_side(self) -> None:
+        """The zygote has it now."""
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    def lessee_fds(self) -> tuple[int, ...]:
+        """The submitter's end, the worker's end, the page."""
+        return tuple(self._lessee)
+
+    def close_lessee_side(self) -> None:
+        """The submitter has it now."""
+        while self._lessee:
+            os.close(self._lessee.pop())
+
+    def close(self) -> None:
+        self.close_worker_side()
+        self.close_lessee_side()
+        while self.pipes:
+            os.close(self.pipes.pop())
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+
+    # -- output
+
+    def stream(self, fd: int) -> int:
+        """1: standard output, 2: standard error."""
+        return self.pipes.index(fd) + 1
+
+    def read(self, fd: int) -> bytes:
+        """What waits in the pipe; b"" when nothing does."""
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return b""
+        if not data:
+            self._at_end.add(fd)
+        elif self._write_log(data):
+            pass
+        return data
+
+    def at_end(self, fd: int) -> bool:
+        return fd in self._at_end
+
+    def _write_log(self, data: bytes) -> bool:
+        try:
+            if self._log < 0:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._log = os.open(self.log_file, flags, 0o600)
+            os.write(self._log, data)
+        except OSError:  # a full disk must not stop the output on its way to the driver
+            return False
+        return True
+
+    def lines(self, fd: int, data: bytes) -> bytes:
+        """The whole lines that are complete with `data`; the rest is kept."""
+        data = self._partial.pop(fd, b"") + data
+        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if not cut and len(data) > LINE_LIMIT:
+            cut = len(data)
+        if cut < len(data):
+            self._partial[fd] = data[cut:]
+        return data[:cut]
+
+    def rest(self, fd: int) -> bytes:
+        """What is left of an unfinished last line."""
+        rest = self._partial.pop(fd, b"")
+        return rest + b"\n" if rest else b""

@@ -1,0 +1,121 @@
+"""The node's side of the control store: jobs, functions and lineage, on their way to Redis through the writer's thread.
+
+Runs in the node's loop. The pure `LineageStash` decides what is written: a record whose task is delivered before the flush never is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import messages as m
+from dpool._core.logic import lineage
+from dpool._gcs import writer as w
+
+if TYPE_CHECKING:
+    from dpool._core.node import Node
+
+
+class Recorder:
+    """One per node; made when the first worker starts, started after the first result."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        config = node.config
+        self._stash = lineage.LineageStash(config.lineage_flush_s)
+        self._tasks: dict[int, tuple[bytes, bytes]] = {}
+        """Number in the stash → (task id, job)."""
+        self._jobs: set[bytes] = set()
+        self._closed = False
+        row = w.NodeRow(node.node_id, os.uname().nodename, os.getpid(), started_s=time.time())
+        self._writer = w.GcsWriter(
+            w.GcsConfig(
+                session=os.path.basename(node.session),
+                node=row,
+                directory=os.path.join(node.session, "gcs"),
+                mode=config.gcs,
+                url=config.redis_url,
+            ),
+            self._spawn,
+            lambda event: node.call_soon(lambda: self._told(event)),
+        )
+
+    def start(self) -> None:
+        """Start the writer's thread, and the embedded store with it."""
+        if not self._closed:
+            self._writer.start()
+
+    def _spawn(self, argv: list[str], stdin: bytes, log_file: str) -> int:
+        return self._node.start_program(tuple(argv), stdin, log_file)
+
+    def server_exited(self, pid: int, status: int) -> None:
+        self._writer.server_exited(pid, status)
+
+    def job_began(self, hello: m.Hello) -> None:
+        """A driver joined."""
+        self._jobs.add(hello.job)
+        self._writer.post(w.PutJob(w.JobRow(hello.job, self._node.node_id, hello.pid, hello.label, time.time())))
+
+    def job_ended(self, job: bytes) -> None:
+        """A driver left: nothing of its job is kept."""
+        if job in self._jobs:
+            self._jobs.discard(job)
+            self._writer.post(w.EndJob(job))
+
+    def take(self, job: bytes, message: Any) -> None:
+        """What a client tells of its tasks and functions."""
+        if isinstance(message, m.ExportFunction):
+            self._writer.post(w.PutFunction(message.function, job, message.blob))
+        elif isinstance(message, m.TasksDispatched):
+            records = []
+            for task, record in message.records:
+                number = int.from_bytes(task, "big")
+                self._tasks[number] = (task, job)
+                records.append((number, record))
+            self._do(lineage.Remember(monotonic(), records))
+        elif isinstance(message, m.TasksDelivered):
+            self._do(lineage.Delivered(monotonic(), [int.from_bytes(task, "big") for task in message.tasks]))
+            for task in message.tasks:
+                if self._stash.state(int.from_bytes(task, "big")) in (lineage.ABSENT, lineage.DEAD):
+                    self._tasks.pop(int.from_bytes(task, "big"), None)
+
+    def _do(self, event: Any) -> None:
+        for order in self._stash.handle(event):
+            if isinstance(order, lineage.WriteBatch):
+                self._write(order)
+            elif isinstance(order, lineage.DropTasks):
+                ids = [number.to_bytes(16, "big") for number in order.tasks]
+                self._writer.post(w.DropTasks(ids))
+                for number in order.tasks:
+                    self._tasks.pop(number, None)
+            elif isinstance(order, lineage.WakeAt):
+                self._node._at(order.at_s, lambda: self._do(lineage.Tick(monotonic())))
+
+    def _write(self, order: lineage.WriteBatch) -> None:
+        records = [(self._tasks[number][0], record) for number, record in order.records if number in self._tasks]
+        job = next((self._tasks[number][1] for number, _ in order.records if number in self._tasks), None)
+        if job is None:
+            self._do(lineage.Committed(order.batch))
+            return
+        self._writer.post(w.CommitLineage(order.batch, job, records))
+
+    def _told(self, event: Any) -> None:
+        if isinstance(event, w.Committed):
+            self._do(lineage.Committed(event.batch_no))
+        elif isinstance(event, w.Lost):
+            if not self._closed:
+                self._do(lineage.Lost(event.batch_no))
+        elif isinstance(event, w.Unavailable):
+            where = f"; see {event.log_file}" if event.log_file else ""
+            self._node.warn_drivers(
+                "gcs",
+                f"the control store (Redis) is not available: {event.reason}{where}. Tasks on this machine go on; "
+                "it is tried again in the background.",
+            )
+
+    def close(self) -> None:
+        """Flush, and end the embedded store."""
+        self._closed = True
+        self._writer.close()

@@ -1,0 +1,92 @@
+"""The `Runtime` protocol: all that the faces know of what runs their tasks.
+
+The native runtime (`driver.py`) is the first; adapters to clusters that people already have would be others, chosen by `address`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dpool._core.messages import Shape
+
+if TYPE_CHECKING:
+    from dpool._core.future import Future
+
+
+class Route(Protocol):
+    """How tasks want to be run; opaque but for what it says of itself."""
+
+    max_retries: int
+    timeout_s: float | None
+    name: str
+
+
+class Pool(Protocol):
+    """The workers of one executor."""
+
+    broken: BaseException | None
+
+    @property
+    def max_workers(self) -> int: ...
+
+    def make_route(self, shape: Shape, max_retries: int, timeout_s: float | None, name: str) -> Any:
+        """Options for tasks."""
+
+    def submit(self, route: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        """One task."""
+
+    def resize(self, max_workers: int) -> None:
+        """Change `max_workers`."""
+
+    def close(self, cancel_futures: bool = False) -> None:
+        """No more tasks; does not wait."""
+
+    def close_later(self) -> None:
+        """`close`, from a finalizer, which may run anywhere."""
+
+    def wait_gone(self) -> None:
+        """Wait until a closed pool's tasks are done and its workers gone."""
+
+    def interrupt(self) -> None:
+        """Ctrl-C: cancel what waits, interrupt what runs."""
+
+    def stop(self, number: int) -> None:
+        """Close, cancel what is pending, and send a signal to every worker."""
+
+    def signal_workers(self, number: int) -> None:
+        """Send a signal to every worker."""
+
+    def live_processes(self) -> Mapping[int, Any]:
+        """Process id → process, of the workers that live."""
+
+    def describe(self) -> str:
+        """For people."""
+
+
+class Runtime(Protocol):
+    """What runs tasks."""
+
+    def open_pool(
+        self,
+        *,
+        max_workers: int | None,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        max_tasks_per_child: int | None,
+        strict: bool,
+        all_at_once: bool,
+        idle_timeout_s: float | None,
+        env: dict[str, str] | None,
+        label: str,
+    ) -> Pool:
+        """A new executor's workers."""
+
+
+def open_runtime(address: str | None) -> Runtime:
+    """The runtime that serves `address`; ValueError for one that no runtime serves."""
+    if address not in (None, "local"):
+        raise ValueError(f"address {address!r}: this version runs on this machine only (address=None or 'local')")
+    from dpool._core.driver import runtime
+
+    return runtime()

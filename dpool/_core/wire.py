@@ -1,0 +1,215 @@
+"""Messages over Unix SOCK_SEQPACKET sockets: whole or not at all, with descriptors.
+
+A message of up to `INLINE_LIMIT` bytes is one packet. A larger one is written to a memory file (memfd) whose descriptor
+travels in a packet `M<length>`; so a frame is never cut, and an unread frame can be taken back out of the kernel's
+buffer as one piece, whatever its size. The first byte tells: 0x80 pickle (frames), 1…n control, `M` memory file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import socket
+import struct
+from array import array
+from typing import Any
+
+from dpool._core.config import INLINE_LIMIT
+from dpool._core.messages import ProtocolError, decode, encode
+
+_MEMFD = b"M"
+_LENGTH = struct.Struct("<cQ")
+BUFFER_BYTES = INLINE_LIMIT + 4096
+ANCILLARY_BYTES = socket.CMSG_SPACE(8 * 4)
+_CLOEXEC = socket.MSG_CMSG_CLOEXEC
+DONTWAIT = socket.MSG_DONTWAIT
+_SEND = socket.MSG_NOSIGNAL | DONTWAIT
+
+
+class Closed(Exception):
+    """The peer is gone."""
+
+
+class DescriptorsLost(Exception):
+    """A message came without its descriptors: this process may not open any more (see `ulimit -n`)."""
+
+
+def memory_file(data: bytes | memoryview, name: str = "dpool-frame") -> int:
+    """A memory file that holds `data`; the caller closes the descriptor. OSError if memory is exhausted."""
+    fd = os.memfd_create(name)
+    try:
+        os.posix_fallocate(fd, 0, len(data))
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            done += os.write(fd, view[done : done + (1 << 30)])
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:
+    """Send one message at once; BlockingIOError if the peer's buffer is full, OSError if it is gone."""
+    if len(data) > INLINE_LIMIT:
+        fd = memory_file(data)
+        try:
+            fds = (fd, *fds)
+            sock.sendmsg([_LENGTH.pack(_MEMFD, len(data))], [_rights(fds)], _SEND)
+        finally:
+            os.close(fd)
+    elif fds:
+        sock.sendmsg([data], [_rights(fds)], _SEND)
+    else:
+        sock.send(data, _SEND)
+
+
+def _rights(fds: tuple[int, ...]) -> tuple[int, int, array[int]]:
+    return (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))
+
+
+class Receiver:
+    """Receives messages into one buffer that is used again; not thread-safe."""
+
+    __slots__ = ("_buffer", "_buffers", "_view", "fds", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._buffers = (self._buffer,)
+        self.fds: list[int] = []
+        """The descriptors that came with the last message; the caller owns them."""
+
+    def receive(self, flags: int = 0) -> memoryview | mmap.mmap:
+        """The next message's bytes (valid until the next call). Closed at the end, BlockingIOError when none waits."""
+        n, ancillary, msg_flags, _ = self.sock.recvmsg_into(self._buffers, ANCILLARY_BYTES, flags | _CLOEXEC)
+        if not ancillary and not msg_flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+            if not n:
+                raise Closed
+            return self._view[:n]
+        return self._with_descriptors(n, ancillary, msg_flags)
+
+    def _with_descriptors(self, n: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> memoryview | mmap.mmap:
+        fds = array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        self.fds = list(fds)
+        if flags & socket.MSG_TRUNC:
+            self.close_fds()
+            raise ProtocolError("a packet longer than the limit")
+        if flags & socket.MSG_CTRUNC:
+            self.close_fds()
+            raise DescriptorsLost
+        if n != _LENGTH.size or self._view[:1] != _MEMFD:
+            return self._view[:n]
+        if not self.fds:
+            raise ProtocolError("a memory file without its descriptor")
+        fd = self.fds.pop(0)
+        try:
+            length = _LENGTH.unpack(self._view[:n])[1]
+            if os.fstat(fd).st_size != length or length == 0:
+                raise ProtocolError("a memory file of another length than announced")
+            return mmap.mmap(fd, length, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+
+    def close_fds(self) -> None:
+        """Close the descriptors that came with the last message."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+def loads(data: memoryview | mmap.mmap) -> Any:
+    """Unpickle a frame, and let its memory file go."""
+    if type(data) is memoryview:
+        return pickle.loads(data)
+    with data:
+        return pickle.loads(data)
+
+
+class ControlChannel:
+    """Control messages with their descriptors over one socket, with an outbox so that `send` never blocks.
+
+    `pending` is true while the outbox waits for the peer to read; the owner then watches for writability and calls
+    `flush`. The outbox is bounded: a peer that does not read while `limit` messages wait is treated as gone.
+    """
+
+    __slots__ = ("_outbox", "_receiver", "limit", "sock")
+
+    def __init__(self, sock: socket.socket, limit: int = 100_000) -> None:
+        self.sock = sock
+        self._receiver = Receiver(sock)
+        self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
+        self.limit = limit
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._outbox)
+
+    def waiting(self) -> int:
+        """Messages in the outbox."""
+        return len(self._outbox)
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
+        """Send or queue; descriptors are duplicated if they must wait. Closed when the peer is gone or does not read."""
+        data = encode(message)
+        if not self._outbox:
+            try:
+                send(self.sock, data, fds)
+                return
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise Closed(str(error)) from error
+        if len(self._outbox) >= self.limit:
+            raise Closed(f"the peer has not read {self.limit} messages")
+        self._outbox.append((data, tuple(os.dup(fd) for fd in fds)))
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer takes it."""
+        while self._outbox:
+            data, fds = self._outbox[0]
+            try:
+                send(self.sock, data, fds)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise Closed(str(error)) from error
+            del self._outbox[0]
+            for fd in fds:
+                os.close(fd)
+
+    def receive(self, flags: int = DONTWAIT) -> tuple[Any, list[int]]:
+        """The next message and its descriptors (the caller's from now on)."""
+        self._receiver.fds = []
+        try:
+            data = self._receiver.receive(flags)
+        except OSError as error:
+            if isinstance(error, (BlockingIOError, InterruptedError)):
+                raise
+            raise Closed(str(error)) from error
+        try:
+            if isinstance(data, memoryview):
+                message = decode(data)
+            else:
+                with data:
+                    message = decode(data[:])
+        except ProtocolError:
+            self._receiver.close_fds()
+            raise
+        fds, self._receiver.fds = self._receiver.fds, []
+        return message, fds
+
+    def close(self) -> None:
+        for _, fds in self._outbox:
+            for fd in fds:
+                os.close(fd)
+        self._outbox.clear()
+        self.sock.close()

@@ -1,0 +1,254 @@
+"""The worker: runs the tasks of one submitter, one after the other, in the order of its socket.
+
+```
+ submitter ══task frames══► socket ──► run() ──► user's function ──► result frames ══► submitter
+                                        │
+                                        └─► page: STARTED, journal (read by the submitter if we cannot answer)
+```
+
+One thread. It exits when told (EXIT), when its node dies (the kernel's parent-death signal), never by reading an end of file: the
+submitter holds the other end of the socket for as long as it lives, and the node kills the workers of a submitter that died.
+
+Invariants: STARTED is stored before LIMIT is looked at and before the task begins; a journal record is complete before COUNT says so; a
+frame is answered exactly once with `end`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pickle import dumps
+from select import EPOLLIN, epoll
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+from dpool._core import wire
+from dpool._core.context import here
+from dpool._core.frames import (
+    COUNT,
+    EXIT,
+    FAILED,
+    FIRST,
+    GENERATION,
+    INIT,
+    JOURNAL_AT,
+    LIMIT,
+    NO_LIMIT,
+    PAGE_BYTES,
+    POLL,
+    RAISED,
+    RESULT,
+    STARTED,
+    Page,
+)
+from dpool._core.serialize import ATOMIC, Importer, dump_exception, dump_result
+
+RAW_LIMIT = 1024
+"""Characters of a text or bytes result that still travels as a plain value."""
+FLUSH_NS = 5_000_000
+"""A frame that has run for so long answers what it has before it goes on."""
+_SIZED = (str, bytes)
+
+
+class Interrupts:
+    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks."""
+
+    __slots__ = ("armed",)
+
+    def __init__(self) -> None:
+        self.armed = False
+
+    def handle(self, signum: int, frame: Any) -> None:
+        if self.armed:
+            self.armed = False
+            raise KeyboardInterrupt
+
+
+class Worker:
+    """The loop of one worker process."""
+
+    def __init__(self, sock: socket.socket, page: Page, importer: Importer, poll_s: float) -> None:
+        self._sock = sock
+        self._receiver = wire.Receiver(sock)
+        self._page = page
+        self._importer = importer
+        self._poll_s = poll_s
+        self._ready = epoll(1)
+        self._ready.register(sock.fileno(), EPOLLIN)
+        self._interrupts = Interrupts()
+
+    def run(self) -> None:
+        """Serve until told to leave."""
+        page = self._page.slots
+        page[LIMIT] = NO_LIMIT
+        signal.signal(signal.SIGINT, self._interrupts.handle)
+        flags = 0
+        while True:
+            base, flags, ship, numbers, calls = self._next_frame(flags & POLL)
+            if ship is not None:
+                self._install(ship)
+            if flags & INIT:
+                if not self._initialize(numbers, calls[0]):
+                    return
+            else:
+                self._run_frame(base, numbers, calls)
+            _flush_streams()
+            if flags & EXIT:
+                return
+
+    def _next_frame(self, poll: int) -> Any:
+        if poll:
+            ready, until = self._ready.poll, perf_counter() + self._poll_s
+            while not ready(0):
+                if perf_counter() > until:
+                    break
+        while True:
+            try:
+                return wire.loads(self._receiver.receive())
+            except InterruptedError:
+                continue
+
+    def _install(self, ship: tuple[list[tuple[int, str, bytes]], list[int], dict[str, str] | None]) -> None:
+        items, forget, env = ship
+        if forget:
+            self._importer.forget(forget)
+        if items:
+            self._importer.install(items)
+        if env is not None:
+            here.holds_cpus = env.pop("\0cpus", "") == "1"
+            os.environ.update(env)
+
+    def _run_frame(self, base: int, numbers: int | list[int], calls: list[Any]) -> None:
+        """Run the tasks of one frame and answer it."""
+        page = self._page.slots
+        interrupts = self._interrupts
+        call = self._call
+        same = type(numbers) is int
+        many = len(calls) > 1
+        if many:
+            self._open_journal(base)
+        values: list[Any] = []
+        first = seq = base
+        begun = perf_counter_ns()
+        for at, args in enumerate(calls):
+            seq = base + at
+            page[STARTED] = seq
+            if page[LIMIT] <= seq:
+                break
+            number: int = numbers if same else numbers[at]  # type: ignore[index,assignment]
+            interrupts.armed = True
+            try:
+                value = call(number, args)
+            except KeyboardInterrupt as error:  # it may hit between the task's end and here
+                value = (RAISED, dump_exception(error, ""))
+            interrupts.armed = False
+            values.append(value)
+            if many:
+                if self._journal(value):
+                    continue
+                now = perf_counter_ns()
+                self._answer(first, False, now - begun, values)
+                values, first, begun = [], seq + 1, now
+                self._open_journal(first)
+        else:
+            seq += 1
+        self._answer(first, True, perf_counter_ns() - begun, values)
+
+    def _call(self, number: int, args: Any) -> Any:
+        """One task: its value, plain or as (kind, data)."""
+        label = ""
+        try:
+            if number:
+                function = self._importer.function(number)
+                if type(args) is tuple:
+                    result = function(*args)
+                else:
+                    args, kwargs = self._importer.load_call(args)
+                    result = self._apply(function, args, kwargs)
+            else:
+                function, args, kwargs = self._importer.load_inline(args)
+                result = self._apply(function, args, kwargs)
+        except BaseException as error:
+            self._interrupts.armed = False
+            return (RAISED, dump_exception(error, label))
+        kind = type(result)
+        if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
+            return result
+        self._interrupts.armed = False
+        try:
+            return (RESULT, dump_result(result, label))
+        except BaseException as error:
+            return (FAILED, dump_exception(error, label))
+
+    @staticmethod
+    def _apply(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return function(*args, **kwargs)
+
+    def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
+        data = dumps((first, end, elapsed_ns, values), 5)
+        while True:
+            try:
+                wire.send(self._sock, data)
+                return
+            except BlockingIOError:
+                _wait_writable(self._sock)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                if not values or len(values) == 1 and values[0].__class__ is tuple and values[0][0] == FAILED:
+                    raise
+                # no memory or no descriptor for a large frame: each task gets that as its error
+                failure = (FAILED, dump_exception(_result_lost(error, len(data)), ""))
+                data = dumps((first, end, elapsed_ns, [failure] * len(values)), 5)
+
+    def _open_journal(self, first: int) -> None:
+        page = self._page.slots
+        page[COUNT] = 0
+        page[GENERATION] += 1
+        page[FIRST] = first
+        self._page.map.seek(JOURNAL_AT)
+
+    def _journal(self, value: Any) -> bool:
+        """Note a finished task's value where the submitter can read it; False when it is time to answer instead."""
+        data = dumps(value, 5)
+        journal = self._page.map
+        if journal.tell() + len(data) > PAGE_BYTES:
+            return False
+        journal.write(data)
+        self._page.slots[COUNT] += 1
+        return True
+
+    def _initialize(self, number: int, call: bytes) -> bool:
+        """Run the initializer; False if it failed and the worker must end."""
+        self._interrupts.armed = True
+        value = self._call(number, call)
+        self._interrupts.armed = False
+        failed = type(value) is tuple and value[0] != RESULT
+        self._answer(0, True, 0, [value if failed else None])
+        return not failed
+
+
+def _result_lost(error: OSError, size: int) -> Exception:
+    from dpool.errors import SerializationError
+
+    return SerializationError(f"the results ({size:,} bytes) could not be sent: {error}")
+
+
+def _wait_writable(sock: socket.socket) -> None:
+    from select import POLLOUT, poll
+
+    waiter = poll()
+    waiter.register(sock.fileno(), POLLOUT)
+    waiter.poll()
+
+
+def _flush_streams() -> None:
+    """What a task printed leaves the process no later than its result... or as soon after as makes no difference."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # the user closed or replaced it
+            continue

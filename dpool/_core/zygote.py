@@ -1,0 +1,157 @@
+"""The zygote: a single-threaded process whose only work is to fork, so that a worker starts in milliseconds.
+
+It is forked by the node before the node has any thread, imports what a worker needs, and forks a worker for every `Spawn`. A worker is
+forked twice (zygote → middle → worker) and the middle exits, so that the kernel hands the worker to the node, which is a
+"child subreaper": the node learns how each worker ended, whether or not the zygote lives, and the workers die with the node
+(`PR_SET_PDEATHSIG`). A worker is never a fork of the user's process.
+
+The zygote ends when the node's socket closes; should the node have been killed, it removes the session directory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from dpool._core import wire
+from dpool._core.messages import Spawn, Spawned, SpawnFailed, SpawnProgram
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def prctl(option: int, value: Any) -> None:
+    """The system call; OSError when the kernel refuses."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if isinstance(value, bytes):
+        value = ctypes.c_char_p(value)
+    else:
+        value = ctypes.c_ulong(value)
+    if libc.prctl(option, value, 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def set_title(name: str) -> None:
+    """What `ps` and `top` show as the command's name (15 characters)."""
+    prctl(PR_SET_NAME, name.encode()[:15])
+
+
+def serve(sock: socket.socket, session: str) -> None:
+    """Fork on demand until the node's end closes; runs in the zygote and returns only there."""
+    set_title("dpool-zygote")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _preload()
+    channel = wire.ControlChannel(sock)
+    while True:
+        try:
+            message, fds = channel.receive(0)
+        except InterruptedError:
+            continue
+        except wire.Closed:
+            break
+        if isinstance(message, Spawn):
+            _fork_twice(channel, message.worker, message.node_pid, lambda m=message, f=fds: _become_worker(m, f))
+        elif isinstance(message, SpawnProgram):
+            _fork_twice(channel, message.program, message.node_pid, lambda m=message, f=fds: _become_program(m, f))
+        for fd in fds:
+            os.close(fd)
+    _remove_session(session)
+
+
+def _preload() -> None:
+    """Import what every worker needs, so that the forks share it."""
+    import gc
+    import multiprocessing.process
+    import multiprocessing.util  # noqa: F401  registers its exit function, which a worker calls itself
+
+    import dpool._core.serialize
+    import dpool._core.worker
+    import dpool._core.worker_setup  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+
+
+def _fork_twice(channel: wire.ControlChannel, worker: int, node_pid: int, become: Any) -> None:
+    try:
+        middle = os.fork()
+    except OSError as error:
+        channel.send(SpawnFailed(worker, f"fork: {error}"))
+        return
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    try:
+        try:
+            child = os.fork()
+        except OSError as error:
+            channel.send(SpawnFailed(worker, f"fork: {error}"))
+            os._exit(0)
+        if child:
+            os._exit(0)
+        channel.send(Spawned(worker, os.getpid()))
+        channel.close()
+        _bind_to_node(node_pid)
+        become()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(70)
+    os._exit(0)
+
+
+def _bind_to_node(node_pid: int) -> None:
+    """Wait for the kernel to hand us to the node, then ask to die with it."""
+    spins = 0
+    while os.getppid() != node_pid:
+        os.sched_yield()
+        spins += 1
+        if spins > 1000 and not os.path.exists(f"/proc/{node_pid}"):
+            os._exit(1)
+    prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != node_pid:
+        os._exit(1)
+
+
+def _become_worker(message: Spawn, fds: list[int]) -> None:
+    from dpool._core.worker_setup import run_worker
+
+    run_worker(message, fds)
+
+
+def _become_program(message: SpawnProgram, fds: list[int]) -> None:
+    """Become another program (the control store's server), with its log as output and its configuration as input."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    log = os.open(message.log_file, flags, 0o600)
+    source = os.memfd_create("dpool-stdin")
+    os.write(source, message.stdin)
+    os.lseek(source, 0, os.SEEK_SET)
+    os.dup2(source, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    os.setpgid(0, 0)
+    try:
+        os.execvp(message.argv[0], message.argv)
+    except OSError as error:
+        sys.stderr.write(f"{message.argv[0]}: {error}\n")
+        sys.stderr.flush()
+        os._exit(127)
+
+
+def _remove_session(session: str) -> None:
+    """The node is gone; if it could not tidy up, do it."""
+    import shutil
+
+    if os.path.isdir(session):
+        shutil.rmtree(session, ignore_errors=True)

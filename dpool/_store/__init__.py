@@ -1,0 +1,1 @@
+"""The object store (not used by the executor yet)."""

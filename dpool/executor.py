@@ -1,0 +1,406 @@
+"""`dpool.Executor`: `concurrent.futures.ProcessPoolExecutor`, faster, and alive after a crash.
+
+The interface is the standard library's; `docs/semantics.md` lists each promise and each difference. Nothing here knows which runtime
+serves it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import _base
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dpool._core.runtime import open_runtime
+
+if TYPE_CHECKING:
+    from dpool._core.future import Future
+    from dpool._core.runtime import Pool, Route
+
+_T = TypeVar("_T")
+
+SIGTERM, SIGKILL = 15, 9
+
+
+class Executor(_base.Executor):
+    """Runs calls in worker processes; a `concurrent.futures.Executor`.
+
+    Args:
+        max_workers: how many worker processes at most; by default as many as this process may use CPUs (`loky.cpu_count()`).
+        mp_context: accepted for compatibility. Workers are always forked from a clean process of their own, never from this one.
+        initializer: called once in every worker, before its first task, with `initargs`. If it raises, the executor is broken.
+        initargs: arguments of `initializer`.
+        max_tasks_per_child: replace a worker after so many tasks.
+        max_retries: run a task again, up to so many times, if its worker dies. The function must then be idempotent.
+        strict: if a worker dies, everything pending breaks with BrokenProcessPool, as in the standard library.
+        idle_timeout: seconds after which an idle worker leaves; None: never.
+        env: variables to set in the workers before anything is imported there.
+        address: None or "local": this machine.
+
+    Raises:
+        ValueError, TypeError: an argument cannot be.
+        dpool.errors.StartupError: the runtime's processes cannot be started (also on the futures).
+
+    Source: the standard library's `concurrent.futures.ProcessPoolExecutor`.
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        max_tasks_per_child: int | None = None,
+        max_retries: int = 0,
+        strict: bool = False,
+        idle_timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        address: str | None = None,
+    ) -> None:
+        _check_arguments(max_workers, initializer, max_tasks_per_child, max_retries, mp_context)
+        if mp_context is None and max_tasks_per_child is not None:
+            import multiprocessing
+
+            mp_context = multiprocessing.get_context("spawn")
+        self._mp_context = mp_context
+        self._shutdown = False
+        self._close_lock = threading.Lock()
+        fork = mp_context is not None and mp_context.get_start_method(allow_none=False) == "fork"
+        self._pool: Pool = open_runtime(address).open_pool(
+            max_workers=max_workers,
+            initializer=initializer,
+            initargs=tuple(initargs),
+            max_tasks_per_child=max_tasks_per_child,
+            strict=strict,
+            all_at_once=fork,
+            idle_timeout_s=idle_timeout,
+            env=dict(env) if env else None,
+            label="Executor",
+        )
+        self._route: Route = self._pool.make_route((), max_retries, None, "")
+        self._submit = self._pool.submit
+        self._finalizer = weakref.finalize(self, _collected, self._pool)
+        self._finalizer.atexit = False
+
+    # -- the standard interface
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:  # type: ignore[override]
+        """Run `fn(*args, **kwargs)` in a worker; returns its Future at once.
+
+        A Future among the arguments (itself, not inside a container) makes the task wait for it and receive its value.
+        RuntimeError after `shutdown`, BrokenProcessPool if the executor is broken. Errors of pickling land on the future.
+        """
+        return self._submit(self._route, fn, args, kwargs)
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[_T]:
+        """Like `map(fn, *iterables)`, in parallel; results in order.
+
+        Args:
+            timeout: seconds from this call after which waiting for a result raises TimeoutError.
+            chunksize: items that travel as one task.
+            buffersize: chunks submitted and not yet yielded, at most; None: the iterables are consumed at once.
+            progress: show a bar (tqdm if it is installed) on standard error, if that is a terminal.
+
+        An error, or dropping the iterator, cancels what has not begun. ValueError if `chunksize` or `buffersize` is below 1.
+        """
+        return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled); `wait`: return when all is done and gone."""
+        with self._close_lock:
+            self._shutdown = True
+        self._finalizer.detach()
+        self._pool.close(cancel_futures)
+        if wait:
+            self._wait_closed()
+
+    def _wait_closed(self) -> None:
+        try:
+            self._pool.wait_gone()
+        except KeyboardInterrupt:
+            self._pool.interrupt()
+            try:
+                self._pool.wait_gone()
+            except KeyboardInterrupt:
+                self._pool.signal_workers(SIGKILL)
+                self._pool.wait_gone()
+            raise
+
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool | None:
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+            self._pool.interrupt()
+        self.shutdown(wait=True)
+        return False
+
+    # -- beyond it
+
+    def options(
+        self,
+        *,
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        name: str = "",
+        num_cpus: float = 0,
+        num_gpus: float = 0,
+        memory: float = 0,
+        resources: Mapping[str, float] | None = None,
+    ) -> View:
+        """The same executor with other options for the tasks submitted through it.
+
+        Args:
+            timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
+            max_retries: see `Executor`.
+            name: what errors and logs call the task.
+            num_cpus, num_gpus, memory, resources: what a task holds while it runs (fractions allowed, memory in bytes); it waits
+                until that is free. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+        if max_retries is not None:
+            _check_retries(max_retries)
+        shape: tuple[tuple[str, int], ...] = ()
+        if num_cpus or num_gpus or memory or resources:
+            from dpool._core.logic.resources import shape as make_shape
+
+            shape = make_shape(num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(resources or {}))
+        retries = self._route.max_retries if max_retries is None else max_retries
+        return View(self, self._pool.make_route(shape, retries, timeout, name))
+
+    def terminate_workers(self) -> None:
+        """Shut down without waiting, cancel what is pending, and send SIGTERM to every worker."""
+        self._stop(SIGTERM)
+
+    def kill_workers(self) -> None:
+        """Shut down without waiting, cancel what is pending, and send SIGKILL to every worker."""
+        self._stop(SIGKILL)
+
+    def _stop(self, number: int) -> None:
+        with self._close_lock:
+            self._shutdown = True
+        self._finalizer.detach()
+        self._pool.stop(number)
+
+    # -- what others read
+
+    @property
+    def _max_workers(self) -> int:
+        return self._pool.max_workers
+
+    @property
+    def _processes(self) -> Mapping[int, Any]:
+        return self._pool.live_processes()
+
+    @property
+    def _broken(self) -> BaseException | None:
+        return self._pool.broken
+
+    def __repr__(self) -> str:
+        return f"<dpool.Executor {self._pool.describe()}>"
+
+
+class View:
+    """An Executor with other options for its tasks; see `Executor.options`."""
+
+    def __init__(self, executor: Executor, route: Route) -> None:
+        self._executor = executor
+        self._route = route
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        """See `Executor.submit`."""
+        return self._executor._submit(self._route, fn, args, kwargs)
+
+    def map(
+        self,
+        fn: Callable[..., _T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[_T]:
+        """See `Executor.map`."""
+        return _map(self._executor._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
+
+
+def _check_arguments(
+    max_workers: Any, initializer: Any, max_tasks_per_child: Any, max_retries: Any, mp_context: Any
+) -> None:
+    if max_workers is not None:
+        if not isinstance(max_workers, int):
+            raise TypeError(f"max_workers must be an integer or None, not {max_workers!r}")
+        if max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    if max_tasks_per_child is not None:
+        if not isinstance(max_tasks_per_child, int):
+            raise TypeError("max_tasks_per_child must be an integer")
+        if max_tasks_per_child <= 0:
+            raise ValueError("max_tasks_per_child must be >= 1")
+        if mp_context is not None and mp_context.get_start_method(allow_none=False) == "fork":
+            raise ValueError(
+                "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; supply a different mp_context."
+            )
+    _check_retries(max_retries)
+
+
+def _check_retries(max_retries: Any) -> None:
+    if not isinstance(max_retries, int):
+        raise TypeError(f"max_retries must be an integer, not {max_retries!r}")
+    if max_retries < 0:
+        raise ValueError(f"max_retries must not be negative, it is {max_retries}")
+
+
+def _collected(pool: Pool) -> None:
+    """The executor was garbage-collected without `shutdown`: its tasks are finished all the same."""
+    pool.close_later()
+
+
+# -- map
+
+
+def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+    return [fn(*args) for args in chunk]
+
+
+def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tuple[Any, ...]]]:
+    items = zip(*iterables)
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
+
+
+def _map(
+    submit: Any, route: Any, fn: Any, iterables: Any, timeout: float | None, chunksize: int, buffersize: int | None, progress: bool
+) -> Iterator[Any]:
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None:
+        if not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+    until = None if timeout is None else monotonic() + timeout
+    total = _length(iterables) if progress else None
+    if chunksize == 1:
+        calls: Iterator[tuple[Any, tuple[Any, ...]]] = ((fn, args) for args in zip(*iterables))
+    else:
+        calls = ((_run_chunk, (fn, chunk)) for chunk in _chunks(iterables, chunksize))
+    first = itertools.islice(calls, buffersize) if buffersize is not None else calls
+    futures = deque(submit(route, call, args, {}) for call, args in first)
+    results = _results(submit, route, futures, calls if buffersize is not None else iter(()), until)
+    if chunksize > 1:
+        results = itertools.chain.from_iterable(results)
+    if progress:
+        from dpool._core.progress import with_progress
+
+        return with_progress(results, total)
+    return results
+
+
+def _results(submit: Any, route: Any, futures: deque[Any], more: Iterator[Any], until: float | None) -> Iterator[Any]:
+    """Results in order, none kept here; whatever ends the iteration cancels the rest."""
+    try:
+        while futures:
+            for call, args in itertools.islice(more, 1):
+                futures.append(submit(route, call, args, {}))
+            yield _take(futures.popleft(), until)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _take(future: Any, until: float | None) -> Any:
+    """The result, with no reference to it left behind; what was not taken in time is cancelled."""
+    try:
+        return future.result() if until is None else future.result(max(0.0, until - monotonic()))
+    finally:
+        future.cancel()
+        del future
+
+
+def _length(iterables: tuple[Any, ...]) -> int | None:
+    try:
+        return min(len(one) for one in iterables) if iterables else 0
+    except TypeError:
+        return None
+
+
+# -- the reusable executor
+
+
+class _Reusable:
+    """The one executor of `get_reusable_executor`."""
+
+    lock = threading.RLock()
+    executor: Executor | None = None
+    arguments: tuple[Any, ...] = ()
+
+
+def get_reusable_executor(
+    max_workers: int | None = None,
+    context: Any = None,
+    timeout: float | None = 10,
+    kill_workers: bool = False,
+    reuse: bool | str = "auto",
+    job_reducers: Any = None,
+    result_reducers: Any = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: tuple[Any, ...] = (),
+    env: Mapping[str, str] | None = None,
+) -> Executor:
+    """The executor that this process shares, made or resized as asked for.
+
+    Args:
+        max_workers: how many workers; None: as many as before, or as there are CPUs.
+        timeout: seconds after which an idle worker leaves.
+        kill_workers: if the present executor must be replaced, kill its workers instead of waiting for their tasks.
+        reuse: "auto": reuse if the other arguments are the same; True: in any case; False: make a new one.
+        context, job_reducers, result_reducers: accepted for compatibility.
+
+    Source: loky's function of this name.
+    """
+    with _Reusable.lock:
+        executor = _Reusable.executor
+        if max_workers is None:
+            if reuse is True and executor is not None:
+                max_workers = executor._max_workers
+            else:
+                from loky import cpu_count
+
+                max_workers = int(cpu_count())
+        elif max_workers <= 0:
+            raise ValueError(f"max_workers must be greater than 0, got {max_workers}.")
+        arguments = (timeout, initializer, initargs, dict(env) if env else None)
+        if executor is not None:
+            usable = not executor._shutdown and executor._broken is None
+            same = reuse is True or (reuse == "auto" and arguments == _Reusable.arguments)
+            if usable and same:
+                if max_workers != executor._max_workers:
+                    executor._pool.resize(max_workers)
+                return executor
+            if kill_workers:
+                executor.kill_workers()
+            executor.shutdown(wait=True)
+        executor = Executor(
+            max_workers, context, initializer, initargs, idle_timeout=timeout, env=env
+        )
+        _Reusable.executor, _Reusable.arguments = executor, arguments
+        return executor
+
+
+if sys.platform != "linux":
+    raise ImportError(f"dpool runs on Linux; this is {sys.platform}")
