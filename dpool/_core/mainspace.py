@@ -54,6 +54,15 @@ def explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+class _Circular(Exception):
+    """While `name` is loaded `others`, one inside the other, are, and the last of them needs `name`."""
+
+    def __init__(self, name: str, others: list[str]) -> None:
+        super().__init__(name)
+        self.name = name
+        self.others = others
+
+
 class _Loader(pickle.Unpickler):
     """Loads what refers to globals of `__main__` that may not have been loaded yet."""
 
@@ -80,6 +89,8 @@ class Importer:
         self._pending: dict[str, tuple[int, bytes]] = {}
         self._failed: dict[int, BaseException] = {}
         self._broken: dict[str, BaseException] = {}
+        self._loading: list[str] = []
+        self._postponed: set[str] = set()
         self.install_main = install_main
 
     def install(self, items: list[tuple[int, str, bytes]]) -> None:
@@ -97,32 +108,66 @@ class Importer:
         """Load the definition of `name` if it waits; raise its error if it could not be loaded."""
         if name in self._pending:
             self._define(name)
+        elif name in self._loading and name not in rebuild.begun:
+            raise _Circular(name, self._loading[self._loading.index(name) + 1 :])
         error = self._broken.get(name)
         if error is not None:
             raise error
 
     def _define(self, name: str) -> None:
-        number, blob = self._pending.pop(name)
+        number, blob = item = self._pending.pop(name)
         self._failed.pop(number, None)
         self._broken.pop(name, None)
-        space = rebuild.main_dict()
-        if not blob:  # the submitter has deleted it
-            space.pop(name, None)
-            members.pop(name, None)
-            return
+        rebuild.begun.discard(name)
+        self._loading.append(name)
         try:
-            space[name] = members[name] = _Loader(self, blob).load()
+            self._assign(name, blob)
+            return
         except KeyboardInterrupt:
-            self._pending[name] = (number, blob)
+            self._pending[name] = item
             raise
+        except _Circular as circle:
+            self._pending[name] = item
+            if circle.name != name:
+                raise
+            others = circle.others
         except BaseException as error:
+            self._fail(name, number, error)
+            return
+        finally:
+            self._loading.pop()
+        self._define_after(name, others)
+
+    def _define_after(self, name: str, others: list[str]) -> None:
+        """Load `name`, which others need before it exists, after the first of them: that may need only its existence."""
+        if not others or name in self._postponed:
+            number, _ = self._pending.pop(name)
+            self._fail(name, number, ImportError(f"it and {', '.join(others) or 'itself'} need each other"))
+            return
+        self._postponed.add(name)
+        try:
+            self.ensure(others[0])
+        finally:
+            self._postponed.discard(name)
+        if name in self._pending:
+            self._define(name)
+
+    def _assign(self, name: str, blob: bytes) -> None:
+        space = rebuild.main_dict()
+        if blob:
+            space[name] = members[name] = _Loader(self, blob).load()
+        else:  # the submitter has deleted it
             space.pop(name, None)
             members.pop(name, None)
-            cause = DeserializationError(
-                f"the global {name!r} of __main__ does not load in the worker: {explain(error)}"
-            )
-            cause.__cause__ = error.with_traceback(None)
-            self._failed[number] = self._broken[name] = cause
+
+    def _fail(self, name: str, number: int, error: BaseException) -> None:
+        rebuild.main_dict().pop(name, None)
+        members.pop(name, None)
+        what = f"the global {name!r} of __main__ does not load in the worker: {explain(error)}"
+        failure = error if isinstance(error, DeserializationError) else DeserializationError(what)
+        if failure is not error:
+            failure.__cause__ = error.with_traceback(None)
+        self._failed[number] = self._broken[name] = failure
 
     def function(self, number: int) -> Callable[..., Any]:
         """The function that was shipped as `number`.

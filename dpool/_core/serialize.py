@@ -177,7 +177,7 @@ class Exporter:
         """Numbers of exports that nobody holds any more; the runtime drains it and tells the workers to forget them."""
         self._entries: dict[int, _Entry] = {}
         self._nameless: dict[int, None] = {}
-        self._inline: dict[tuple[int, ...], Export] = {}
+        self._inline: dict[frozenset[int], Export] = {}
         self._globals = Globals()
         self._lock = RLock()
 
@@ -372,7 +372,7 @@ class Exporter:
         return export, pickle.dumps((tuple(one.number for one in needs.requires), function, payload), PROTOCOL)
 
     def _inline_export(self, needs: Needs) -> Export:
-        key = tuple(one.number for one in needs.requires)
+        key = frozenset(one.number for one in needs.requires)
         export = self._inline.get(key)
         if export is None:
             if len(self._inline) >= VARIANTS_LIMIT:

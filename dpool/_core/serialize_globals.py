@@ -20,7 +20,7 @@ from dpool._core.serialize_pickler import CapturePickler
 from dpool._core.serialize_watch import Plan, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 numbers = count(1)
 """Numbers of definitions and exports: unique in this process, increasing."""
@@ -80,7 +80,7 @@ class Needs:
 
     def __init__(self, requires: tuple[Definition, ...], plan: Plan, names: frozenset[str]) -> None:
         self.requires = requires
-        """In the order of their numbers."""
+        """In the order in which they are loaded best."""
         self.plan = plan
         """What must hold for `requires` to be true."""
         self.names = names
@@ -119,23 +119,26 @@ class Globals:
         """
         plan, index = Plan(), _Index()
         nodes: dict[str, Node] = {}
-        waiting, seen = list(roots), set(MODULE_FACTS)
-        while waiting:
-            name = waiting.pop()
-            if name in seen:
+        seen = set(MODULE_FACTS)
+        path: list[tuple[Node | None, Iterator[str]]] = [(None, iter(roots))]
+        while path:  # depth first: what a global needs comes before it, so that code which runs while loading finds it
+            node, waiting = path[-1]
+            name = next((name for name in waiting if name not in seen), None)
+            if name is None:
+                path.pop()
+                if node is not None:
+                    nodes[node.name] = node
                 continue
             seen.add(name)
             node = self._node(name, label, index)
             if node is None:
                 plan.lookups.append((self.main, name, self.main.get(name, MISSING)))
             else:
-                nodes[name] = node
-                waiting += node.needs
+                path.append((node, iter(node.needs)))
         _renew_dependents(nodes)
         for node in nodes.values():
             plan.extend(node.plan)
-        requires = sorted((node.definition for node in nodes.values()), key=lambda one: one.number)
-        return Needs(tuple(requires), plan, frozenset(seen))
+        return Needs(tuple(node.definition for node in nodes.values()), plan, frozenset(seen))
 
     def _node(self, name: str, label: str, index: _Index) -> Node | None:
         """The up-to-date node of a global; None if there is nothing to send for it."""

@@ -28,9 +28,19 @@ _shipped_attributes: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary
 received_classes: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
 
+begun: set[str] = set()
+"""Names of `__main__` whose new values exist, perhaps unfilled, while their definitions are loaded."""
+
+
 def main_dict() -> dict[str, Any]:
     """The globals of this process' `__main__`."""
     return sys.modules["__main__"].__dict__
+
+
+def define(name: str, value: Any) -> None:
+    """Put a value into `__main__` before it is filled."""
+    main_dict()[name] = value
+    begun.add(name)
 
 
 def use_main() -> ModuleType:
@@ -76,7 +86,7 @@ def make_function(
     space.setdefault("__builtins__", builtins)
     function = FunctionType(code, space, None, None, cells)
     if name:
-        main_dict()[name] = function
+        define(name, function)
     return function
 
 
@@ -103,7 +113,8 @@ def fill_function(function: FunctionType, state: tuple[Any, ...]) -> None:
 
 def begin(name: str, make: Callable[..., Any], *args: Any) -> Any:
     """Make a value of `__main__` and put it there at once; the pickle fills it afterwards."""
-    value = main_dict()[name] = make(*args)
+    value = make(*args)
+    define(name, value)
     return value
 
 
@@ -116,7 +127,7 @@ def begin_class(name: str, make: Callable[..., type], *args: Any) -> type:
     """Make a class of `__main__`, or find the one that an earlier version of the same class made, and put it there."""
     cls = make(*args)
     if name:
-        main_dict()[name] = cls
+        define(name, cls)
     return cls
 
 

@@ -15,6 +15,7 @@ import socket
 import sys
 from typing import Any
 
+from dpool._core.config import WORKER_POLL_S
 from dpool._core.context import WorkerContext, here
 from dpool._core.frames import Page
 from dpool._core.messages import Setup, Spawn
@@ -49,7 +50,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
     _take_over(setup, context)
     code = 0
     try:
-        worker = Worker(socket.socket(fileno=sock_fd), page, importer, poll_s=50e-6)
+        worker = Worker(socket.socket(fileno=sock_fd), page, importer, poll_s=WORKER_POLL_S)
         worker.run()
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 1

@@ -91,6 +91,8 @@ class Dispatcher:
         """Frames that `slot` may still get."""
         if slot.held or slot.retiring:
             return 0
+        if slot.frames and slot.frames[-1].ship:
+            return 0  # a frame behind it would lack its definitions, were this one taken back
         return self.depth - len(slot.frames)
 
     def next_slot(self) -> Slot | None:
