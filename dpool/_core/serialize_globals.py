@@ -180,7 +180,7 @@ class Globals:
         if issubclass(type(value), type) or hasattr(type(value), "__get__"):
             node.value = value
         watcher = Watcher(index, name)
-        if plain(value) and type(value) in (list, dict, set):
+        if not pickler.loads and plain(value, depth=0) and type(value) in (list, dict, set):
             watcher.plan.pickles.append((self.main, name, blob))
         else:
             watcher.watch_global(self.main, name)

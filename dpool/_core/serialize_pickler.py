@@ -220,10 +220,10 @@ class CapturePickler(Pickler):
 
     def define(self, name: str, value: Any) -> bytes:
         """The pickle of `value` as the value of the global `name`."""
-        if plain(value):
-            return pickle.dumps(value, PROTOCOL)
         path = main_path(value)
         if self.index.get(id(value), name) == name and (path is None or path == name):
+            if plain(value, depth=0):
+                return pickle.dumps(value, PROTOCOL)
             self.definition = name
             if type(value) in (list, dict, set):
                 value = Root(name, value)
