@@ -38,6 +38,7 @@ from dpool._core.executor_pool import ExecutorPool
 from dpool._core.frames import Page
 from dpool._core.future import DONE, Future
 from dpool._core.lane import Link
+from dpool._core.lineage import Lineage
 from dpool._core.messages import (
     Blocked,
     Bye,
@@ -92,7 +93,7 @@ class NativeRuntime:
         self._outer.register(self._wake_fd, _EPOLLIN)
         self._outer.register(self._inner.fileno(), _EPOLLIN)
         self._armed = True
-        self._asleep = False
+        self.sleeping = False
         """The io thread sleeps without a time limit."""
         self._long = False
         self._touched = 0
@@ -107,6 +108,7 @@ class NativeRuntime:
         """Threads that wait on a Condition because another one reads."""
         self._in_flight_hint = 0
         self._warned: set[str] = set()
+        self._lineage = Lineage(self) if config.gcs == "on" else None
 
     # -- pools
 
@@ -373,7 +375,7 @@ class NativeRuntime:
         if self._armed:
             self._armed = False
             self._outer.modify(self._inner.fileno(), 0)
-            if self._asleep:
+            if self.sleeping:
                 self.wake()
 
     def attend(self) -> None:
@@ -388,13 +390,16 @@ class NativeRuntime:
     def _read_events(self, timeout: float) -> int:
         """Handle what is readable, waiting up to `timeout` seconds; the caller has the reading role."""
         events = self._inner.poll(timeout)
+        self._dispatch(events)
+        return len(events)
+
+    def _dispatch(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler()
         if self._deferred:
             self.run_deferred()
-        return len(events)
 
     def defer(self, action: Callable[[], Any]) -> None:
         """Run `action` soon, with no lock held."""
@@ -479,8 +484,9 @@ class NativeRuntime:
             if self.cores > 1 and self._worth_polling():
                 poll, deadline = self._inner.poll, perf_counter() + self.config.poll_s
                 while not done():
-                    if poll(0):
-                        self._read_events(0)
+                    events = poll(0)
+                    if events:
+                        self._dispatch(events)
                     elif perf_counter() > deadline:
                         break
             while not done():
@@ -540,9 +546,9 @@ class NativeRuntime:
         touched = self._touched
         while not self._stop_io:
             timeout = self._io_timeout()
-            self._asleep = timeout is None
+            self.sleeping = timeout is None
             events = self._outer.poll(-1 if timeout is None else timeout)
-            self._asleep = False
+            self.sleeping = False
             for fd, _ in events:
                 if fd == self._wake_fd:
                     os.read(fd, 8)
@@ -573,7 +579,7 @@ class NativeRuntime:
             timeout = self.config.tick_s
         elif self._watching:
             timeout = self.config.tick_s
-        elif self.has_unrecorded():
+        elif self._lineage is not None and self._lineage.waiting():
             timeout = self.config.lineage_flush_s
         if self._timers:
             left = max(0.0, self._timers[0][0] - monotonic())
@@ -588,16 +594,17 @@ class NativeRuntime:
     def _housekeeping(self) -> None:
         now = monotonic()
         watching = False
+        if self._lineage is not None:
+            self._lineage.look(now)
         dead, self.exporter.dead = self.exporter.dead, []
         for pool in list(self.pools.values()):
             if dead:
                 pool.forget_numbers(dead)
+                if self._lineage is not None:
+                    self._lineage.forget_functions(dead)
             for lane in list(pool._lanes.values()):
                 watching |= lane.rescue(now, self.config.stall_s)
         self._watching = watching
-
-    def has_unrecorded(self) -> bool:
-        return False
 
     # -- ending
 

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from dpool._core import frames, wire
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, FINISHED, PENDING, Future, to_pending
@@ -599,6 +600,19 @@ class ExecutorPool:
         slot.link.why = why
         slot.retiring = True
         self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL)))
+
+    def start_clock(self, future: Future[Any], now_s: float) -> None:
+        """A task with a time-out is on its way to its worker."""
+        route = future._route
+        if route is not None and route.timeout_s is not None:
+            alive = ref(future)  # a timer must not keep a result alive
+
+            def over() -> None:
+                task = alive()
+                if task is not None:
+                    self.task_timed_out(task)
+
+            self.runtime.at(now_s + route.timeout_s, over)
 
     def task_timed_out(self, future: Future[Any]) -> None:
         """The time of a task is over: kill its worker."""

@@ -198,7 +198,12 @@ class Lane:
             link.pending_ship = items
             self._unsent(slot, tasks, error)
             return False
-        dispatcher.sent(slot, tasks, monotonic(), items)
+        now = monotonic()
+        dispatcher.sent(slot, tasks, now, items)
+        if self.single:
+            self.pool.start_clock(tasks[0], now)
+        if self.pool.runtime.sleeping:
+            self.pool.runtime.wake()  # it looks after what takes long
         return True
 
     def _unsent(self, slot: Slot, tasks: list[Future[Any]], error: OSError) -> None:

@@ -139,7 +139,7 @@ class Importer:
         self._define_after(name, others)
 
     def _define_after(self, name: str, others: list[str]) -> None:
-        """Load `name`, which others need before it exists, after the first of them: that may need only its existence."""
+        """Load `name`, which others need before it exists, after the first of these, which it may need but in part."""
         if not others or name in self._postponed:
             number, _ = self._pending.pop(name)
             self._fail(name, number, ImportError(f"it and {', '.join(others) or 'itself'} need each other"))

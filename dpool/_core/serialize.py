@@ -32,7 +32,6 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from dpool._core import serialize_rebuild as rebuild
 from dpool._core.mainspace import Importer, install_main
 from dpool._core.serialize_globals import Definition, Globals, Needs, named, numbers
 from dpool._core.serialize_names import ATOMIC, by_reference, main_path, plain, registered_by_value, value_index
@@ -147,13 +146,15 @@ class Shipped:
 class _Entry:
     """What is known about one submitted function object."""
 
-    __slots__ = ("alive", "content", "export", "key", "names", "own", "plan", "space", "variants")
+    __slots__ = ("alive", "content", "export", "fickle", "key", "names", "own", "plan", "space", "variants")
 
     def __init__(self) -> None:
         self.alive: Any = None
         """A weak reference whose end removes the entry."""
         self.export: Any = None
-        """None: seen once, and sent inline."""
+        """None: it was sent inline, …"""
+        self.fickle = False
+        """… and always will be: each call gets its own copy of what it captured, as it could change it."""
         self.space: dict[str, Any] | None = None
         self.key = ""
         """The function must be `space[key]`, if there is a space."""
@@ -239,7 +240,7 @@ class Exporter:
         if old is None:
             self._remember_nameless(fn, _Entry())
             return None
-        return self._nameless_function(fn, old)
+        return None if old.fickle else self._nameless_function(fn, old)
 
     def _remember(self, fn: Any, entry: _Entry) -> _Entry:
         key = id(fn)
@@ -284,10 +285,14 @@ class Exporter:
         entry.export = self._same_or_new(old, entry.content, needs.requires, label)
         return self._remember(fn, entry)
 
-    def _nameless_function(self, fn: FunctionType, old: _Entry) -> _Entry:
+    def _nameless_function(self, fn: FunctionType, old: _Entry) -> _Entry | None:
         entry, label = _Entry(), label_of(fn)
         entry.own = (fn.__code__, fn.__defaults__, fn.__kwdefaults__, len(fn.__dict__))
-        entry.content, names, entry.plan = self._capture(fn, label)
+        entry.content, names, watcher = self._capture(fn, label)
+        entry.plan = watcher.plan
+        if watcher.rebinds or watcher.plan.pickles or not watcher.steady:
+            old.fickle = True
+            return None
         needs = self._globals.needs(names, label)
         entry.plan.extend(needs.plan)
         entry.names = needs.names
@@ -304,8 +309,8 @@ class Exporter:
         blob = pickle.dumps((tuple(one.number for one in requires), how, content), PROTOCOL)
         return Export(blob, requires, label, dead=self.dead)
 
-    def _capture(self, fn: FunctionType, label: str) -> tuple[bytes, list[str], Plan]:
-        """A nameless function by value: its pickle, the globals it needs, and what to watch besides itself."""
+    def _capture(self, fn: FunctionType, label: str) -> tuple[bytes, list[str], Watcher]:
+        """A nameless function by value: its pickle, the globals it needs, and what was watched besides itself."""
         index = value_index(self._globals.main)
         pickler = CapturePickler(index)
         try:
@@ -316,9 +321,7 @@ class Exporter:
         watcher = Watcher(index)
         watcher.watch_function(fn, itself=False)
         watcher.plan.lookups += [(self._globals.main, name, value) for name, value in pickler.loads.items()]
-        if not watcher.steady:
-            watcher.plan.volatile.append(_Recapture(fn, blob))
-        return blob, [*pickler.loads, *pickler.uses], watcher.plan
+        return blob, [*pickler.loads, *pickler.uses], watcher
 
     # ---- arguments
 
@@ -379,20 +382,6 @@ class Exporter:
                 self._inline.clear()
             export = self._inline[key] = Export(b"", needs.requires, "", inline=True)
         return export
-
-
-class _Recapture:
-    """A nameless function that can only be checked by pickling it again."""
-
-    __slots__ = ("_blob", "_fn")
-
-    def __init__(self, fn: FunctionType, blob: bytes) -> None:
-        self._fn = ref(fn)
-        self._blob = blob
-
-    def unchanged(self) -> bool:
-        fn = self._fn()
-        return fn is not None and dumps(fn, CapturePickler(value_index(rebuild.main_dict()))) == self._blob
 
 
 def _is_current(entry: _Entry, fn: Any) -> bool:

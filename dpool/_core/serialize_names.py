@@ -43,6 +43,7 @@ MODULE_FACTS = frozenset(
 _LOAD_GLOBAL = opmap["LOAD_GLOBAL"]
 _READS = frozenset(opmap[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in opmap)
 _WRITES = frozenset(opmap[name] for name in ("STORE_GLOBAL", "DELETE_GLOBAL"))
+_STORE_DEREF = opmap["STORE_DEREF"]
 _EXTENDED_ARG = opmap["EXTENDED_ARG"]
 _GLOBAL_SHIFT = 1 if sys.version_info >= (3, 11) else 0  # the lowest bit of LOAD_GLOBAL says "and push NULL"
 
@@ -50,7 +51,7 @@ _GLOBAL_SHIFT = 1 if sys.version_info >= (3, 11) else 0  # the lowest bit of LOA
 class CodeFacts:
     """What a code object says about its surroundings, its nested code objects included."""
 
-    __slots__ = ("alive", "attributes", "blob", "reads", "writes")
+    __slots__ = ("alive", "attributes", "blob", "reads", "rebinds", "writes")
 
     def __init__(self, code: CodeType, alive: ref[CodeType]) -> None:
         self.alive = alive
@@ -58,7 +59,8 @@ class CodeFacts:
         writes: dict[str, None] = {}
         self.attributes: set[str] = set()
         """Every name in it, those of attributes too: which submodules of a package it could mean."""
-        _scan(code, reads, writes, self.attributes)
+        self.rebinds = _scan(code, reads, writes, self.attributes)
+        """Whether it, or a function in it, assigns a variable of a function around it."""
         self.reads = tuple(reads)
         """Global names that it may read."""
         self.writes = tuple(writes)
@@ -70,8 +72,9 @@ class CodeFacts:
             self.blob = code
 
 
-def _scan(code: CodeType, reads: dict[str, None], writes: dict[str, None], attributes: set[str]) -> None:
+def _scan(code: CodeType, reads: dict[str, None], writes: dict[str, None], attributes: set[str]) -> bool:
     names, data, argument = code.co_names, code.co_code, 0
+    first_free, rebinds = _first_free(code), False
     attributes.update(names)
     for at in range(0, len(data), 2):
         op = data[at]
@@ -84,10 +87,20 @@ def _scan(code: CodeType, reads: dict[str, None], writes: dict[str, None], attri
             reads[names[argument]] = None
         elif op in _WRITES:
             writes[names[argument]] = None
+        elif op == _STORE_DEREF:
+            rebinds |= argument >= first_free
         argument = 0
     for constant in code.co_consts:
         if type(constant) is CodeType:
-            _scan(constant, reads, writes, attributes)
+            rebinds |= _scan(constant, reads, writes, attributes)
+    return rebinds
+
+
+def _first_free(code: CodeType) -> int:
+    """The number by which STORE_DEREF means the first variable that belongs to a function around this one."""
+    if sys.version_info >= (3, 11):
+        return len({*code.co_varnames, *code.co_cellvars})
+    return len(code.co_cellvars)
 
 
 _code_facts: dict[int, CodeFacts] = {}

@@ -204,6 +204,8 @@ class Watcher:
         self.plan = Plan()
         self.steady = True
         """False: something can only be checked by pickling all of it again."""
+        self.rebinds = False
+        """A function among it assigns a variable that it has in common with another one."""
         self._index = index
         self._name = name
         self._seen: set[int] = set()
@@ -292,6 +294,7 @@ class Watcher:
             plan.cells.append((cell, contents))
             self.watch(contents)
         facts = code_facts(function.__code__)
+        self.rebinds |= facts.rebinds
         for package in captured_packages(function, facts):
             plan.sizes.append((package.__dict__, len(package.__dict__)))
         scope = function.__globals__

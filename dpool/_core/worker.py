@@ -159,7 +159,7 @@ class Worker:
 
     def _call(self, number: int, args: Any) -> Any:
         """One task: its value, plain or as (kind, data)."""
-        label = ""
+        function: Any = None
         try:
             if number:
                 function = self._importer.function(number)
@@ -173,15 +173,15 @@ class Worker:
                 result = self._apply(function, args, kwargs)
         except BaseException as error:
             self._interrupts.armed = False
-            return (RAISED, dump_exception(error, label))
+            return (RAISED, dump_exception(error, _label(function)))
         kind = type(result)
         if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
             return result
         self._interrupts.armed = False
         try:
-            return (RESULT, dump_result(result, label))
+            return (RESULT, dump_result(result, _label(function)))
         except BaseException as error:
-            return (FAILED, dump_exception(error, label))
+            return (FAILED, dump_exception(error, _label(function)))
 
     @staticmethod
     def _apply(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -223,12 +223,35 @@ class Worker:
 
     def _initialize(self, number: int, call: bytes) -> bool:
         """Run the initializer; False if it failed and the worker must end."""
+        from dpool._core import inherit
+
+        inherit.received(self._receiver.fds)
         self._interrupts.armed = True
         value = self._call(number, call)
         self._interrupts.armed = False
+        self._receiver.close_fds()
         failed = type(value) is tuple and value[0] != RESULT
+        if failed:
+            _log_failed_initializer(value[1])
         self._answer(0, True, 0, [value if failed else None])
         return not failed
+
+
+def _log_failed_initializer(data: bytes) -> None:
+    """As the standard library's workers do, before anybody hears of it: to the log, and whatever queue hangs there flushed."""
+    import logging
+    from multiprocessing import util
+
+    from dpool._core.serialize import load_exception
+
+    error = load_exception(data, "the initializer")
+    logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)
+    util._exit_function()  # type: ignore[attr-defined]
+
+
+def _label(function: Any) -> str:
+    """What messages call the task; costs nothing until something goes wrong."""
+    return getattr(function, "__qualname__", None) or type(function).__name__
 
 
 def _result_lost(error: OSError, size: int) -> Exception:
