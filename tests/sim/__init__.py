@@ -1,9 +1,12 @@
 """The seeded simulator: the real state machines on a virtual clock, a virtual network and mortal processes.
 
 ```
- program ──► SimRuntime (Dependencies) ═══ links ═══ SimNode (LocalScheduler, References, LineageStash) ═══ SimStore
-                 ║                                      │ starts, kills
-                 ╚════════════ links ══════════════ SimWorker … (runs tasks; may itself be a SimRuntime)
+ program ──► SimRuntime ═════════ links ═════════ SimNode ═════════ links ═════════ SimStore
+             Dependencies                         LocalScheduler
+             Dispatcher                           References
+                 ║                                LineageStash
+                 ║                                   │ starts, kills
+                 ╚═════ sockets, shared memory ═══ SimWorker … (runs tasks; may itself be a SimRuntime)
 ```
 
 `world.py` is the clock and the network, `simulation.py` makes a scenario out of a seed, lets the chaos in and checks

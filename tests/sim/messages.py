@@ -14,11 +14,15 @@ class Frame(NamedTuple):
     tasks: tuple[SimTask, ...]
 
 
-class Result(NamedTuple):
-    """Worker to client: task number `number` of those sent to it is done. `raised`: with an exception."""
+class Reply(NamedTuple):
+    """Worker to client: the tasks from number `first` on are done, `raised` says which with an exception.
 
-    number: int
-    raised: bool
+    `end`: it leaves the frame; what it has not answered of it, it will not run.
+    """
+
+    first: int
+    raised: tuple[bool, ...]
+    end: bool
 
 
 class Dispatched(NamedTuple):

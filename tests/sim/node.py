@@ -185,7 +185,6 @@ class SimNode:
     def _start_failed(self, worker: SimWorker) -> None:
         if worker.alive and self.alive:
             worker.alive = False
-            worker.frames.cut()
             del self.workers[worker.number]
             self._schedule(scheduler.StartFailed(worker.number, self.world.now_s))
 

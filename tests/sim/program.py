@@ -71,17 +71,20 @@ class Program:
 
 
 def draw_program(rng: Random, numbers: count[int], depth: int = 0) -> Program:
-    """A program; those of depth > 0 are what a task submits."""
+    """A program; those of depth > 0 are what a task submits. Some are bursts of many alike tasks."""
     pools = rng.randint(1, 1 if depth else 3)
     tasks: list[SimTask] = []
     until_s = rng.choice((0.0, 0.01, 0.1, 0.5))
-    for _ in range(rng.randint(1, 3 if depth else 14)):
+    burst = not depth and rng.random() < 0.4
+    for _ in range(rng.randint(1, 3 if depth else 14) + 25 * burst):
         # A child must not need what its waiting parent may hold: only CPUs are given back by one that waits.
-        shapes = SHAPES[:3] if depth else RARE_SHAPES if rng.random() < 0.08 else SHAPES
+        shapes = SHAPES[:3] if depth else RARE_SHAPES if rng.random() < 0.08 else SHAPES[:2] if burst else SHAPES
         task = SimTask(next(numbers), rng.randrange(pools), rng.choice(shapes))
         _draw_fate(rng, task, depth)
+        if burst and rng.random() < 0.8:
+            task.duration_s = rng.choice((0.0001, 0.001, 0.002))
         task.submit_at_s = rng.uniform(0.0, until_s)
-        if tasks and rng.random() < 0.5:
+        if tasks and rng.random() < (0.1 if burst else 0.5):
             task.needs = rng.sample(tasks, rng.randint(1, min(3, len(tasks))))
         tasks.append(task)
         if depth < 2 and rng.random() < 0.08:

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dpool._core.logic import dependency, scheduler
+from dpool._core.logic.dispatch import Slot
 from dpool._core.logic.resources import Shape
-from tests.sim.lane import Lane
-from tests.sim.messages import Dispatched, DropOutput, Ended, Frame, Result
+from tests.sim.lane import STALL_S, Lane, Settled
+from tests.sim.messages import Dispatched, DropOutput, Ended, Reply
 from tests.sim.program import CANCELLED, CRASHED, FAILED, INFEASIBLE, RAISED, VALUE, Program, SimTask
 from tests.sim.world import Link, World
 
 if TYPE_CHECKING:
     from tests.sim.node import SimNode
-    from tests.sim.worker import SimWorker
 
 
 class SimPool:
@@ -22,7 +22,8 @@ class SimPool:
 
     Attributes:
         workers: those it was ever granted and has not been told dead, by number.
-        sent: how many tasks each worker was sent.
+        single: one task to a worker at a time.
+        lifetime: how many tasks a worker runs before it leaves, None: any number.
         infeasible: shapes that its node can never grant; it says so once, so they are remembered.
     """
 
@@ -30,8 +31,9 @@ class SimPool:
         self.number = number
         self.max_workers = max_workers
         self.lanes: dict[Shape, Lane] = {}
-        self.workers: dict[int, SimWorker] = {}
-        self.sent: dict[int, int] = {}
+        self.workers: dict[int, Slot] = {}
+        self.single = False
+        self.lifetime: int | None = None
         self.infeasible: set[Shape] = set()
         self.closed = False
 
@@ -69,6 +71,8 @@ class SimRuntime:
         self._up = node.accept(client, self)
         self.pools = [SimPool(next(self.world.numbers), workers) for workers in self.program.max_workers]
         for pool in self.pools:
+            pool.single = self.world.chance(0.2)
+            pool.lifetime = self.world.rng.choice((None, None, None, 1, 4))
             self._up.send(scheduler.OpenPool(client, pool.number, pool.max_workers))
         if first:
             for task in self.program.tasks:
@@ -192,85 +196,107 @@ class SimRuntime:
         if task.shape in pool.infeasible:
             self._end(task, INFEASIBLE)
             return
-        lane = pool.lanes.setdefault(task.shape, Lane(task.shape, pool.sent))
+        lane = pool.lanes.get(task.shape) or self._new_lane(pool, task.shape)
         lane.queue.append(task)
         self._pump(pool, lane)
 
+    def _new_lane(self, pool: SimPool, shape: Shape) -> Lane:
+        lane = pool.lanes[shape] = Lane(self.world, shape, self._sent, pool.single, pool.lifetime)
+        return lane
+
+    def _sent(self, tasks: list[SimTask]) -> None:
+        self._dispatched.update(tasks)
+        self._up.send(Dispatched(tuple(task.number for task in tasks)))
+
     def _pump(self, pool: SimPool, lane: Lane) -> None:
-        for push in lane.pushes():
-            self._dispatched.update(push.tasks)
-            self._up.send(Dispatched(tuple(task.number for task in push.tasks)))
-            pool.workers[push.worker].frames.send(Frame(push.first, push.tasks))
+        lane.push()
         self._lease(pool, lane)
-        for worker in lane.idle:
-            self.world.after(self.world.rng.choice((0.0, 0.0, 0.005)), self._return_if_idle, pool, lane, worker)
+        for worker in lane.idle():
+            delay_s = 0.0 if pool.workers[worker].retiring else self.world.rng.choice((0.0, 0.0, 0.005))
+            self.world.after(delay_s, self._return_if_idle, pool, lane, worker)
+        if lane.wants_rescue():
+            self.world.after(STALL_S + 0.0001, self._rescue, pool, lane)
+
+    def _rescue(self, pool: SimPool, lane: Lane) -> None:
+        if self.alive and pool in self.pools:
+            settled = lane.rescue()
+            self._settle(settled)
+            if lane.queue or settled:
+                self._pump(pool, lane)
+            elif lane.wants_rescue():
+                self.world.after(0.002, self._rescue, pool, lane)
+
+    def _settle(self, settled: Settled) -> None:
+        for task, raised in settled:
+            self._end(task, RAISED if raised else VALUE)
 
     def _lease(self, pool: SimPool, lane: Lane) -> None:
         """Ask for as many leases as there are tasks waiting; for none any more when there are none."""
         if pool.closed:
             return
-        wanted = min(len(lane.queue), pool.max_workers) - lane.outstanding
+        crowded = sum(len(slot.frames) > 1 for slot in lane.dispatcher.slots.values())
+        wanted = min(len(lane.queue) + crowded, pool.max_workers) - lane.outstanding
         if wanted > 0:
             lane.outstanding += wanted
             self._up.send(scheduler.RequestLeases(pool.number, lane.shape, wanted))
-        elif not lane.queue and lane.outstanding:
+        elif not lane.queue and not crowded and lane.outstanding:
             lane.outstanding = 0
             self._up.send(scheduler.CancelRequests(pool.number, lane.shape))
 
     def _return_if_idle(self, pool: SimPool, lane: Lane, worker: int) -> None:
-        if self.alive and worker in pool.workers and worker in lane.idle:
-            lane.returned(worker)
-            self._up.send(scheduler.ReturnLease(pool.number, worker, self.world.chance(0.1)))
+        if self.alive and worker in pool.workers and worker in lane.idle():
+            retire = lane.returned(worker) or self.world.chance(0.1)
+            self._up.send(scheduler.ReturnLease(pool.number, worker, retire))
 
     def _granted(self, grant: scheduler.Grant) -> None:
         pool = next(pool for pool in self.pools if pool.number == grant.pool)
-        assert self.node is not None
-        worker = self.node.processes[grant.worker]
-        pool.workers[grant.worker] = worker
-        if worker.results is None:
-            worker.results = Link(self.world, lambda result: self._answered(pool, grant.worker, result))
+        slot = pool.workers.get(grant.worker)
+        if slot is None:
+            assert self.node is not None
+            slot = pool.workers[grant.worker] = Slot(grant.worker, self.node.processes[grant.worker])
+            slot.link.results = Link(self.world, lambda reply: self._answered(pool, grant.worker, reply))
         lane = pool.lanes[grant.shape]
         lane.outstanding = max(0, lane.outstanding - 1)
-        lane.leased(grant.worker)
+        lane.leased(slot)
         self._pump(pool, lane)
 
-    def _answered(self, pool: SimPool, worker: int, result: Result) -> None:
+    def _answered(self, pool: SimPool, worker: int, reply: Reply) -> None:
         if not self.alive:
             return
-        lane = self._lane_of(pool, worker)
-        assert lane is not None, f"worker {worker} answers, but has no task"
-        task = lane.answered(worker, result.number)
-        self._end(task, RAISED if result.raised else VALUE)
+        slot = pool.workers[worker]
+        lane = next(lane for lane in pool.lanes.values() if worker in lane.dispatcher.slots)
+        self._settle(lane.answered(slot, reply))
         self._pump(pool, lane)
-
-    def _lane_of(self, pool: SimPool, worker: int) -> Lane | None:
-        return next((lane for lane in pool.lanes.values() if worker in lane.busy or worker in lane.idle), None)
 
     def _worker_died(self, told: scheduler.TellDied) -> None:
         pool = next(pool for pool in self.pools if pool.number == told.pool)
         assert told.worker in pool.workers, f"{self.name} was told of the death of worker {told.worker} twice"
         self._take_from_dead(pool, told.worker)
-        for lane in pool.lanes.values():
+        for lane in list(pool.lanes.values()):
             if not pool.closed:
                 self._pump(pool, lane)
         self._leave_if_done()
 
     def _take_from_dead(self, pool: SimPool, number: int) -> None:
         """Read what it had sent; then its tasks are lost, or, if it had not begun them, wait again."""
-        worker = pool.workers[number]
-        if worker.results is not None:
-            worker.results.drain()
-            worker.results.cut()
-        del pool.workers[number]
-        for lane in pool.lanes.values():
-            lost, unstarted = lane.died(number, worker.started)
-            for task in lost + unstarted:
+        slot = pool.workers[number]
+        results = slot.link.results
+        results.drain()
+        results.cut()
+        for lane in list(pool.lanes.values()):
+            settled, lost = lane.died(slot)
+            self._settle(settled)
+            for task in reversed(lost):
                 if task.cancelling:
                     self._end(task, CANCELLED)
-                elif task in unstarted or task.starts <= task.retries:
+                elif task.starts <= task.retries:
                     lane.queue.appendleft(task)
                 else:
                     self._end(task, CRASHED)
+            for task in [waiting for waiting in lane.queue if waiting.cancelling]:
+                lane.queue.remove(task)
+                self._end(task, CANCELLED)
+        del pool.workers[number]
 
     def _infeasible(self, warning: scheduler.WarnInfeasible) -> None:
         """What this machine can never run fails at once."""
@@ -290,7 +316,7 @@ class SimRuntime:
             pool = self.world.rng.choice(open_pools)
             pool.max_workers = self.world.rng.randint(1, 4)
             self._up.send(scheduler.ResizePool(pool.number, pool.max_workers))
-            for lane in pool.lanes.values():
+            for lane in list(pool.lanes.values()):
                 self._lease(pool, lane)
 
     def _close_pools(self) -> None:

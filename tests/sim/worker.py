@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dpool._core.logic.scheduler import Blocked, Unblocked
-from tests.sim.messages import Frame, Result, Seal
+from tests.sim.messages import Frame, Reply, Seal
 from tests.sim.program import SimTask
 from tests.sim.runtime import SimRuntime
 from tests.sim.world import Link, World
@@ -16,27 +16,34 @@ if TYPE_CHECKING:
 
 
 class SimWorker:
-    """Attributes:
-    frames: the socket that its client pushes into; it exists before the process is up.
-    results: the socket back to the client, set when the client first uses the worker.
-    started: the number of the last task begun, in memory shared with the client, which reads it after a death.
-    completed: how many tasks it has answered.
+    """One process.
+
+    Attributes:
+        unread: frames in its socket, which exists before the process is up; its client can take them out again.
+        results: the socket back to the client, set when the client first uses the worker.
+        started, limit: shared memory. The number of the last task begun; the client reads it after a death. The number
+            from which on the client takes tasks back; it is looked at after `started` has been written.
+        completed: how many tasks it has done.
     """
 
     def __init__(self, world: World, node: SimNode, number: int) -> None:
         self.world = world
         self.node = node
         self.number = number
-        self.frames = Link(world, self._receive)
+        self.unread: deque[Frame] = deque()
         self.results: Link | None = None
         self.to_node = Link(world, lambda message: node.hear_worker(self, message))
         self.started = 0
+        self.limit: int | None = None
         self.completed = 0
         self.alive = True
         self._up = False
         self._retiring = False
-        self._inbox: deque[tuple[int, SimTask]] = deque()
-        self._current: tuple[int, SimTask] | None = None
+        self._frame: deque[tuple[int, SimTask]] = deque()
+        self._running = False
+        self._starts: list[tuple[float, int]] = []
+        self._noted: list[bool] = []
+        self._first_noted = 0
         self._nested: SimRuntime | None = None
 
     def __repr__(self) -> str:
@@ -59,31 +66,56 @@ class SimWorker:
             return
         self.world.note(str(self), "dies")
         self.alive = False
-        self.frames.cut()
         if self._nested is not None:
             self._nested.crash()
         self.world.soon(self.node.reap, self)
 
     def _exit_when_idle(self) -> None:
-        if self._current is None and not self._inbox:
+        if not self._frame and not self.unread:
             self.die()
+
+    # -- what its client does to it
+
+    def push(self, frame: Frame) -> None:
+        """A frame into its socket; it reads it when it gets to it."""
+        self.unread.append(frame)
+        self.world.soon(self._next)
+
+    def take_unread(self) -> Frame | None:
+        """The oldest frame that it has not read, out of its socket."""
+        return self.unread.popleft() if self.unread else None
+
+    def started_at(self, then_s: float) -> int:
+        """What `started` was at that time."""
+        return next((number for since_s, number in reversed(self._starts) if since_s <= then_s), 0)
+
+    def journal(self) -> tuple[int, tuple[bool, ...]]:
+        """Results that it has noted and not sent: (the number of the first, whether they raised)."""
+        return self._first_noted, tuple(self._noted)
 
     # -- running tasks
 
-    def _receive(self, frame: Frame) -> None:
-        self._inbox.extend(enumerate(frame.tasks, frame.first))
-        self._next()
-
     def _next(self) -> None:
-        if not (self.alive and self._up) or self._current is not None:
+        if not (self.alive and self._up) or self._running:
             return
-        if not self._inbox:
-            if self._retiring:
-                self.die()
-            return
-        self._current = self._inbox.popleft()
-        number, task = self._current
+        if not self._frame:
+            if not self.unread:
+                if self._retiring:
+                    self.die()
+                return
+            frame = self.unread.popleft()
+            self._frame.extend(enumerate(frame.tasks, frame.first))
+            self._first_noted = frame.first
+        number, task = self._frame[0]
         self.started = number
+        self._starts.append((self.world.now_s, number))
+        if self.limit is not None and self.limit <= number:
+            self.started = number - 1  # so that whoever reads it after our death knows that this one was not begun
+            self._frame.clear()
+            self._send(end=True)
+            self._next()
+            return
+        self._running = True
         task.starts += 1
         self.world.note(str(self), f"starts {task}, start {task.starts}")
         assert task.starts <= 1 + task.retries, f"{task} was begun {task.starts} times, with {task.retries} retries"
@@ -128,16 +160,23 @@ class SimWorker:
         """The task in hand is done, its output sealed if it has to be."""
         if not self.alive:
             return
-        number, task = self._task()
-        self._current = None
+        _, task = self._frame.popleft()
+        self._running = False
         self.completed += 1
-        assert self.results is not None
-        self.results.send(Result(number, task.raises))
+        self._noted.append(task.raises)
+        if not self._frame or self.world.chance(0.2):
+            self._send(end=not self._frame)
         self._next()
 
+    def _send(self, end: bool) -> None:
+        """Send the results noted since the last time."""
+        assert self.results is not None
+        self.results.send(Reply(self._first_noted, tuple(self._noted), end))
+        self._first_noted += len(self._noted)
+        self._noted.clear()
+
     def _runs(self, number: int) -> bool:
-        return self.alive and self._current is not None and self._current[0] == number
+        return self.alive and self._running and self._frame[0][0] == number
 
     def _task(self) -> tuple[int, SimTask]:
-        assert self._current is not None
-        return self._current
+        return self._frame[0]
