@@ -21,7 +21,7 @@ Each one survives pickling with all its fields, and its message names what happe
 
 from __future__ import annotations
 
-from concurrent.futures import TimeoutError as FutureTimeoutError
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from pickle import PicklingError
 
@@ -97,13 +97,16 @@ class ExecutorBroken(DpoolError, BrokenProcessPool):
     """The executor is broken (`strict=True` and a worker died, or its workers were killed on purpose)."""
 
 
-if FutureTimeoutError is TimeoutError:
-    _TimeoutBases = TimeoutError
-else:  # Python 3.10 has two; code catches either
-    class _TimeoutBases(FutureTimeoutError, TimeoutError): pass
+if sys.version_info >= (3, 11):
+    _TimeoutBase = TimeoutError
+else:
+    from concurrent.futures import TimeoutError as _FutureTimeoutError
+
+    class _TimeoutBase(_FutureTimeoutError, TimeoutError):
+        """Python 3.10 has two of this name; old code catches either."""
 
 
-class TaskTimeout(DpoolError, _TimeoutBases):
+class TaskTimeout(DpoolError, _TimeoutBase):
     """The task ran longer than the `timeout=` it was submitted with; its worker was killed."""
 
 

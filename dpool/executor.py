@@ -1,7 +1,7 @@
 """`dpool.Executor`: `concurrent.futures.ProcessPoolExecutor`, faster, and alive after a crash.
 
-The interface is the standard library's; `docs/semantics.md` lists each promise and each difference. Nothing here knows which runtime
-serves it.
+The interface is the standard library's; `docs/semantics.md` lists each promise and each difference. Nothing here
+knows which runtime serves it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ class Executor(_base.Executor):
     """Runs calls in worker processes; a `concurrent.futures.Executor`.
 
     Args:
-        max_workers: how many worker processes at most; by default as many as this process may use CPUs (`loky.cpu_count()`).
-        mp_context: accepted for compatibility. Workers are always forked from a clean process of their own, never from this one.
-        initializer: called once in every worker, before its first task, with `initargs`. If it raises, the executor is broken.
-        initargs: arguments of `initializer`.
-        max_tasks_per_child: replace a worker after so many tasks.
-        max_retries: run a task again, up to so many times, if its worker dies. The function must then be idempotent.
-        strict: if a worker dies, everything pending breaks with BrokenProcessPool, as in the standard library.
-        idle_timeout: seconds after which an idle worker leaves; None: never.
-        env: variables to set in the workers before anything is imported there.
-        address: None or "local": this machine.
+        max_workers: how many worker processes at most; by default as many as this process may use CPUs
+            (`loky.cpu_count()`). mp_context: accepted for compatibility. Workers are always forked from a clean
+            process of their own, never from this one. initializer: called once in every worker, before its first
+            task, with `initargs`. If it raises, the executor is broken. initargs: arguments of `initializer`.
+            max_tasks_per_child: replace a worker after so many tasks. max_retries: run a task again, up to so many
+            times, if its worker dies. The function must then be idempotent. strict: if a worker dies, everything
+            pending breaks with BrokenProcessPool, as in the standard library. idle_timeout: seconds after which an
+            idle worker leaves; None: never. env: variables to set in the workers before anything is imported there.
+            address: None or "local": this machine.
 
     Raises:
         ValueError, TypeError: an argument cannot be.
@@ -90,15 +89,16 @@ class Executor(_base.Executor):
 
     # -- the standard interface
 
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:  # type: ignore[override]
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """Run `fn(*args, **kwargs)` in a worker; returns its Future at once.
 
         A Future among the arguments (itself, not inside a container) makes the task wait for it and receive its value.
-        RuntimeError after `shutdown`, BrokenProcessPool if the executor is broken. Errors of pickling land on the future.
+        RuntimeError after `shutdown`, BrokenProcessPool if the executor is broken. Errors of pickling land on the
+        future.
         """
         return self._submit(self._route, fn, args, kwargs)
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., _T],
         *iterables: Iterable[Any],
@@ -115,12 +115,15 @@ class Executor(_base.Executor):
             buffersize: chunks submitted and not yet yielded, at most; None: the iterables are consumed at once.
             progress: show a bar (tqdm if it is installed) on standard error, if that is a terminal.
 
-        An error, or dropping the iterator, cancels what has not begun. ValueError if `chunksize` or `buffersize` is below 1.
+        An error, or dropping the iterator, cancels what has not begun. ValueError if `chunksize` or `buffersize` is
+        below 1.
         """
         return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled); `wait`: return when all is done and gone."""
+        """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled); `wait`: return when
+        all is done and gone.
+        """
         with self._close_lock:
             self._shutdown = True
         self._finalizer.detach()
@@ -140,11 +143,10 @@ class Executor(_base.Executor):
                 self._pool.wait_gone()
             raise
 
-    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> bool | None:
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
             self._pool.interrupt()
         self.shutdown(wait=True)
-        return False
 
     # -- beyond it
 
@@ -165,7 +167,8 @@ class Executor(_base.Executor):
             timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
             max_retries: see `Executor`.
             name: what errors and logs call the task.
-            num_cpus, num_gpus, memory, resources: what a task holds while it runs (fractions allowed, memory in bytes); it waits
+            num_cpus, num_gpus, memory, resources: what a task holds while it runs (fractions allowed, memory in
+                bytes); it waits
                 until that is free. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
         """
         if timeout is not None and not timeout > 0:
@@ -253,7 +256,8 @@ def _check_arguments(
             raise ValueError("max_tasks_per_child must be >= 1")
         if mp_context is not None and mp_context.get_start_method(allow_none=False) == "fork":
             raise ValueError(
-                "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; supply a different mp_context."
+                "max_tasks_per_child is incompatible with the 'fork' multiprocessing start method; "
+                "supply a different mp_context."
             )
     _check_retries(max_retries)
 
@@ -278,13 +282,20 @@ def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any
 
 
 def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    items = zip(*iterables)
+    items = zip(*iterables, strict=False)
     while chunk := list(itertools.islice(items, size)):
         yield chunk
 
 
 def _map(
-    submit: Any, route: Any, fn: Any, iterables: Any, timeout: float | None, chunksize: int, buffersize: int | None, progress: bool
+    submit: Any,
+    route: Any,
+    fn: Any,
+    iterables: Any,
+    timeout: float | None,
+    chunksize: int,
+    buffersize: int | None,
+    progress: bool,
 ) -> Iterator[Any]:
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
@@ -296,7 +307,7 @@ def _map(
     until = None if timeout is None else monotonic() + timeout
     total = _length(iterables) if progress else None
     if chunksize == 1:
-        calls: Iterator[tuple[Any, tuple[Any, ...]]] = ((fn, args) for args in zip(*iterables))
+        calls: Iterator[tuple[Any, tuple[Any, ...]]] = ((fn, args) for args in zip(*iterables, strict=False))
     else:
         calls = ((_run_chunk, (fn, chunk)) for chunk in _chunks(iterables, chunksize))
     first = itertools.islice(calls, buffersize) if buffersize is not None else calls
@@ -395,9 +406,7 @@ def get_reusable_executor(
             if kill_workers:
                 executor.kill_workers()
             executor.shutdown(wait=True)
-        executor = Executor(
-            max_workers, context, initializer, initargs, idle_timeout=timeout, env=env
-        )
+        executor = Executor(max_workers, context, initializer, initargs, idle_timeout=timeout, env=env)
         _Reusable.executor, _Reusable.arguments = executor, arguments
         return executor
 

@@ -36,8 +36,10 @@ class Config(NamedTuple):
     log_level: str = "INFO"
 
     poll_s: float = 250e-6
-    """How long a thread that waits for a short task polls before it sleeps: long enough for a worker that sleeps to wake and answer.
-    With 50 µs on both sides one slow answer left both asleep at every hop from then on (130 µs a round trip instead of 20)."""
+    """How long a thread that waits for a short task polls before it sleeps: long enough for a worker that sleeps to
+    wake and answer.
+    With 50 µs on both sides one slow answer left both asleep at every hop from then on (130 µs a round trip instead
+    of 20)."""
     tick_s: float = 0.002
     """How often the io thread looks whether a user's thread still reads, and for stalled frames."""
     frame_s: float = 0.001
@@ -66,7 +68,9 @@ class Config(NamedTuple):
 VERSION = "0.1.0"
 
 WORKER_POLL_S = 120e-6
-"""How long a worker that was told to polls for its next frame: longer than it takes a sleeping submitter to wake and submit again."""
+"""How long a worker that was told to polls for its next frame: longer than it takes a sleeping submitter to wake
+and submit again.
+"""
 
 INLINE_LIMIT = 128 * 1024
 """Bytes of one message on a socket; a larger one travels in a memory file whose descriptor is sent."""

@@ -7,14 +7,17 @@
                                                  └─ worker 2
 ```
 
-Threads. The *reading role* belongs to one thread at a time (`_reading`): a thread that waits in `result()` takes it and reads for itself, so that no
-hand-off between threads stands between a worker's answer and its reader; a thread that submits many tasks takes it for a moment now and then
-(`pump`). As soon as a thread has done so, the inner epoll is disarmed in the outer one, and the io thread only looks every `tick_s` whether
-somebody still reads; if not, it arms it again and reads itself. So an idle process sleeps without a tick, and a busy one has one reader.
+Threads. The *reading role* belongs to one thread at a time (`_reading`): a thread that waits in `result()` takes it
+and reads for itself, so that no hand-off between threads stands between a worker's answer and its reader; a thread
+that submits many tasks takes it for a moment now and then (`pump`). As soon as a thread has done so, the inner epoll
+is disarmed in the outer one, and the io thread only looks every `tick_s` whether somebody still reads; if not, it
+arms it again and reads itself. So an idle process sleeps without a tick, and a busy one has one reader.
 
-The io thread also keeps the timers, takes stalled frames apart and hands lineage on. It lives while an executor is open.
+The io thread also keeps the timers, takes stalled frames apart and hands lineage on. It lives while an executor is
+open.
 
-Invariants: the io thread is armed, or it wakes within `tick_s`, or a reader is in a long wait and will wake it when it leaves. `tell` never blocks.
+Invariants: the io thread is armed, or it wakes within `tick_s`, or a reader is in a long wait and will wake it when
+it leaves. `tell` never blocks.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpool._core import config as configuration
 from dpool._core import ids, launch, wire
@@ -55,9 +59,6 @@ from dpool._core.messages import (
 )
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future as AnyFuture
 
 LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
@@ -140,8 +141,8 @@ class NativeRuntime:
             from dpool.errors import ForkedRuntimeError
 
             raise ForkedRuntimeError(
-                f"this process (pid {os.getpid()}) was forked from pid {self.pid}, whose executors and futures it cannot use; "
-                "make a new dpool.Executor here"
+                f"this process (pid {os.getpid()}) was forked from pid {self.pid}, whose executors and futures it "
+                "cannot use; make a new dpool.Executor here"
             )
 
     # -- the node
@@ -182,7 +183,7 @@ class NativeRuntime:
             )
         )
         if here.worker is None:
-            self.at(monotonic() + self.config.start_timeout_s, lambda s=self.session: self._start_timeout(s))
+            self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self.session))
 
     def _start_timeout(self, session: str) -> None:
         if self.session == session and self.welcome is None and self._node is not None and self.pools:
@@ -244,7 +245,7 @@ class NativeRuntime:
                     node.flush()
                 except wire.Closed:
                     pass  # read below
-                if not node.pending:
+                if not node.waiting():
                     self._inner.modify(node.fileno(), _EPOLLIN)
         try:
             message, fds = node.receive()
@@ -301,7 +302,8 @@ class NativeRuntime:
         from dpool.errors import StartupError
 
         error = StartupError(
-            "this process has no file descriptors left for another worker (see `ulimit -n`); close files, or raise the limit"
+            "this process has no file descriptors left for another worker (see `ulimit -n`); close files, or raise "
+            "the limit"
         )
         for pool in list(self.pools.values()):
             if not pool.processes:
@@ -575,9 +577,7 @@ class NativeRuntime:
 
     def _io_timeout(self) -> float | None:
         timeout: float | None = None
-        if not self._armed and not self._long:
-            timeout = self.config.tick_s
-        elif self._watching:
+        if (not self._armed and not self._long) or self._watching:
             timeout = self.config.tick_s
         elif self._lineage is not None and self._lineage.waiting():
             timeout = self.config.lineage_flush_s

@@ -7,11 +7,11 @@
                          └─ node: OpenPool, RequestLeases, ReturnLease, KillWorker, ClosePool
 ```
 
-Threads: `submit` from any; the events of workers from whoever has the reading role. `lock` guards everything here and in the lanes; it is
-not held while futures are settled, since their callbacks are the user's code.
+Threads: `submit` from any; the events of workers from whoever has the reading role. `lock` guards everything here and
+in the lanes; it is not held while futures are settled, since their callbacks are the user's code.
 
-Invariants: a worker is in one lane, or in `_spare` (granted once, returned); the pool holds at most `max_workers` live ones. A pool ends once:
-CLOSED after its tasks are done, or BROKEN with the error that every later submit raises.
+Invariants: a worker is in one lane, or in `_spare` (granted once, returned); the pool holds at most `max_workers`
+live ones. A pool ends once: CLOSED after its tasks are done, or BROKEN with the error that every later submit raises.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from dpool._core import frames, wire
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, FINISHED, PENDING, Future, to_pending
-from dpool._core.lane import Lane, Link, Route
+from dpool._core.lane import Lane, Route
 from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Failed, Ready, Resolved
 from dpool._core.logic.dispatch import Slot
 from dpool._core.messages import (
@@ -44,8 +45,6 @@ from dpool._core.messages import (
 )
 
 if TYPE_CHECKING:
-    import socket
-
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSING, BROKEN, CLOSED = "open", "closing", "broken", "closed"
@@ -110,7 +109,9 @@ class ExecutorPool:
 
     @property
     def max_workers(self) -> int:
-        """How many workers there may be; counted at first need, because counting CPUs takes longer than starting one."""
+        """How many workers there may be; counted at first need, because counting CPUs takes longer than starting
+        one.
+        """
         if self._max_workers is None:
             from loky import cpu_count
 
@@ -158,7 +159,9 @@ class ExecutorPool:
 
     # -- submitting
 
-    def submit(self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+    def submit(
+        self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
         """One task. Errors of pickling its arguments land on the future."""
         if self.state is not OPEN:
             self._refuse()
@@ -216,7 +219,12 @@ class ExecutorPool:
     # -- futures as arguments
 
     def _wait_for(
-        self, future: Future[Any], needs: list[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        future: Future[Any],
+        needs: list[Any],
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         numbers: dict[int, Any] = {id(need): need for need in needs}
         with self.lock:
@@ -249,7 +257,11 @@ class ExecutorPool:
     def _fail_with(self, future: Future[Any], need: Any) -> None:
         from concurrent.futures import CancelledError
 
-        error = CancelledError("a future among the task's arguments was cancelled") if need.cancelled() else need.exception()
+        error = (
+            CancelledError("a future among the task's arguments was cancelled")
+            if need.cancelled()
+            else need.exception()
+        )
         self.later(lambda: future._settle(FINISHED, None, error))
 
     def _now_ready(
@@ -261,7 +273,9 @@ class ExecutorPool:
             return a.result() if isinstance(a, AnyFuture) else a
 
         try:
-            future._export, future._call = self._prepare(fn, tuple(map(value, args)), {k: value(v) for k, v in kwargs.items()})
+            future._export, future._call = self._prepare(
+                fn, tuple(map(value, args)), {k: value(v) for k, v in kwargs.items()}
+            )
         except Exception as error:
             failure = error
             self.later(lambda: future._settle(FINISHED, None, failure))
@@ -296,7 +310,9 @@ class ExecutorPool:
         return sum(lane.requested for lane in self._lanes.values())
 
     def want_workers(self, lane: Lane, at_least: int = 0) -> None:
-        """Ask the node for as many leases as the lane's tasks could use. Under the lane's lock, or with nothing held."""
+        """Ask the node for as many leases as the lane's tasks could use. Under the lane's lock, or with nothing
+        held.
+        """
         if self.state in (BROKEN, CLOSED):
             return
         if not self._opened:
@@ -365,7 +381,7 @@ class ExecutorPool:
         with self.lock:
             self._slots[message.worker] = (slot, lane)
         if message.fresh:
-            self.runtime.watch(slot.link, lambda s=slot: self._readable(s))
+            self.runtime.watch(slot.link, partial(self._readable, slot))
         if self.state in (CLOSED, BROKEN):
             self._say_exit(slot)
             return
@@ -379,7 +395,9 @@ class ExecutorPool:
     def lane_for(self, shape: Shape) -> Lane:
         """The lane that waits for a lease of `shape`."""
         lanes = [lane for (s, _), lane in self._lanes.items() if s == shape]
-        waiting = [lane for lane in lanes if lane.requested and lane.queue] or [lane for lane in lanes if lane.requested]
+        waiting = [lane for lane in lanes if lane.requested and lane.queue] or [
+            lane for lane in lanes if lane.requested
+        ]
         return (waiting or lanes or [self.main])[0]
 
     @staticmethod
@@ -512,7 +530,9 @@ class ExecutorPool:
         self.runtime.unwatch(slot.link)
         why = slot.link.why
         slot.link.close()
-        self._failed_starts = 0 if began or answered else self._failed_starts + (message.exit_code != 0 or message.signal != 0)
+        self._failed_starts = (
+            0 if began or answered else self._failed_starts + (message.exit_code != 0 or message.signal != 0)
+        )
         if initializing and self.state is OPEN and why is None:
             self._initializer_failed(slot, None)
         for future in lost:
@@ -538,7 +558,8 @@ class ExecutorPool:
         how = message.reason or _how(message)
         self.break_all(
             ExecutorBroken(
-                f"{self._failed_starts} workers in a row died before they ran anything (the last one: {how}); see {message.log_file}"
+                f"{self._failed_starts} workers in a row died before they ran anything (the last one: {how}); "
+                f"see {message.log_file}"
             )
         )
 
@@ -547,7 +568,9 @@ class ExecutorPool:
         if process is not None:
             process.ended.set()
 
-    def _lost(self, future: Future[Any], message: WorkerDied, why: Callable[[Future[Any]], BaseException | None] | None) -> None:
+    def _lost(
+        self, future: Future[Any], message: WorkerDied, why: Callable[[Future[Any]], BaseException | None] | None
+    ) -> None:
         route = future._route
         assert route is not None
         if why is not None:
@@ -581,10 +604,14 @@ class ExecutorPool:
                 f"it has been started again, see {message.log_file}. Submit the task again, or use max_retries=."
             )
         kind: type[WorkerCrashed] = OutOfMemory if message.reason == "oom" else WorkerCrashed
-        reason = {"oom": ": the kernel killed it because memory ran out", "stopped": ": it had been stopped (SIGSTOP) for too long"}
+        reason = {
+            "oom": ": the kernel killed it because memory ran out",
+            "stopped": ": it had been stopped (SIGSTOP) for too long",
+        }
         times = f" (attempt {attempts})" if attempts > 1 else ""
         return kind(
-            f"the worker (pid {message.pid} on {host}) {_how(message)}{reason.get(message.reason, '')} while it ran {task}{times}; "
+            f"the worker (pid {message.pid} on {host}) {_how(message)}{reason.get(message.reason, '')} "
+            f"while it ran {task}{times}; "
             f"its output is in {message.log_file}. Other tasks are not affected; max_retries= would run it again.",
             task=task,
             pid=message.pid,
@@ -626,7 +653,10 @@ class ExecutorPool:
             from dpool.errors import TaskTimeout
 
             slot, name = found[0], lane.label(future)
-            text = f"{name} ran longer than its timeout of {route.timeout_s} s; its worker (pid {slot.link.pid}) was killed"
+            text = (
+                f"{name} ran longer than its timeout of {route.timeout_s} s; "
+                f"its worker (pid {slot.link.pid}) was killed"
+            )
             self.kill_for(lane, slot, lambda _: TaskTimeout(text))
 
     # -- functions that died
@@ -732,7 +762,9 @@ class ExecutorPool:
         pending: list[Future[Any]] = list(waiting)
         for lane in list(self._lanes.values()):
             with lane.lock:
-                pending += [task for slot in lane.dispatcher.slots.values() for f in slot.frames for task in f.tasks[f.done :]]
+                pending += [
+                    task for slot in lane.dispatcher.slots.values() for f in slot.frames for task in f.tasks[f.done :]
+                ]
                 for slot in lane.dispatcher.slots.values():
                     slot.frames.clear()
                 pending += lane.queue

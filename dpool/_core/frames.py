@@ -8,9 +8,9 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), or the pickled call (bytes).
 
-Result frame (worker → submitter), one pickle: `(first, end, elapsed_ns, values)`: results of tasks `first`, `first+1`, …;
-`end`: the frame is done (with fewer results than tasks if the rest was taken back). A value is a plain value, or a
-tuple `(kind, data)` with pickled data.
+Result frame (worker → submitter), one pickle: `(first, end, elapsed_ns, values)`: results of tasks `first`,
+`first+1`, …; `end`: the frame is done (with fewer results than tasks if the rest was taken back). A value is a plain
+value, or a tuple `(kind, data)` with pickled data.
 
 The page (memory file, mapped by both) lets the submitter see what a worker that cannot answer has done:
 
@@ -22,8 +22,8 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | COUNT | worker | records in the journal: results of finished tasks, not answered yet |
 | GENERATION | worker | changes before the journal is written over |
 
-Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and a submitter
-looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
+Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
+a submitter looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
 """
 
 from __future__ import annotations

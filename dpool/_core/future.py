@@ -1,11 +1,12 @@
 """`dpool.Future`: a `concurrent.futures.Future` that costs a tenth of one until somebody waits on it.
 
-The standard Future makes a Condition at once (4–5 µs). Here a Future is six slots; the Condition, the list of callbacks and the list of
-waiters live in `_Extra`, made when first needed. The standard functions (`wait`, `as_completed`, `asyncio.wrap_future`) find the names that
-they touch (`_condition`, `_waiters`, `_state`, …) as properties.
+The standard Future makes a Condition at once (4–5 µs). Here a Future is six slots; the Condition, the list of
+callbacks and the list of waiters live in `_Extra`, made when first needed. The standard functions (`wait`,
+`as_completed`, `asyncio.wrap_future`) find the names that they touch (`_condition`, `_waiters`, `_state`, …) as
+properties.
 
-Invariant: a state changes under `_mutex`, and under the future's Condition too if it has one; a Condition is made under `_mutex`. So whoever
-makes one either sees the final state or is notified of it.
+Invariant: a state changes under `_mutex`, and under the future's Condition too if it has one; a Condition is made
+under `_mutex`. So whoever makes one either sees the final state or is notified of it.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class _Extra:
 class Future(_base.Future[_T]):
     """The result of a task that may not have run yet.
 
-    A `concurrent.futures.Future` (and usable wherever one is), that can also be awaited in a coroutine and passed as an argument
-    of another task. Source of the contract: the standard library's `concurrent.futures`.
+    A `concurrent.futures.Future` (and usable wherever one is), that can also be awaited in a coroutine and passed as
+    an argument of another task. Source of the contract: the standard library's `concurrent.futures`.
     """
 
     __slots__ = ("_call", "_export", "_extra", "_result", "_route", "_state")
@@ -95,12 +96,12 @@ class Future(_base.Future[_T]):
             return self._more().waiters
 
     @property
-    def _done_callbacks(self) -> list[Callable[[Any], object]]:  # type: ignore[override]
+    def _done_callbacks(self) -> list[Callable[[Any], object]]:
         with _mutex:
             return self._more().callbacks
 
     @property
-    def _exception(self) -> BaseException | None:  # type: ignore[override]
+    def _exception(self) -> BaseException | None:
         extra = self._extra
         return None if extra is None else extra.exception
 
@@ -128,7 +129,8 @@ class Future(_base.Future[_T]):
     def result(self, timeout: float | None = None) -> _T:
         """The task's value; waits for it up to `timeout` seconds (None: without limit).
 
-        Raises the task's own exception, `CancelledError`, `TimeoutError` when the time is over, or an error of `dpool.errors`.
+        Raises the task's own exception, `CancelledError`, `TimeoutError` when the time is over, or an error of
+        `dpool.errors`.
         """
         if self._state is not FINISHED:
             self._await_end(timeout)
@@ -223,7 +225,9 @@ class Future(_base.Future[_T]):
     def _settle(
         self, state: str, result: Any = None, exception: BaseException | None = None, only_from: str | None = None
     ) -> bool:
-        """Move to a final state, once: False if it has one (or is not in `only_from`). Wakes waiters, runs callbacks."""
+        """Move to a final state, once: False if it has one (or is not in `only_from`). Wakes waiters, runs
+        callbacks.
+        """
         while True:
             with _mutex:
                 if self._state in DONE or (only_from is not None and self._state != only_from):
@@ -293,7 +297,7 @@ def settle_plain(futures: list[Future[Any]], values: list[Any]) -> list[tuple[Fu
     rest = []
     finished, running = FINISHED, RUNNING
     with _mutex:
-        for future, value in zip(futures, values):
+        for future, value in zip(futures, values, strict=False):
             if value.__class__ is tuple or future._extra is not None or future._state is not running:
                 rest.append((future, value))
             else:

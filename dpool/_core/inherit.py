@@ -1,11 +1,13 @@
-"""Objects of `multiprocessing` in an executor's `initargs`: what a spawned process would inherit, our workers inherit too.
+"""Objects of `multiprocessing` in an executor's `initargs`: what a spawned process would inherit, our workers inherit
+too.
 
-A `Queue`, `Connection`, `Lock`, `Value` … of `multiprocessing` may only be pickled "while spawning": its descriptors are then handed
-over, its semaphores opened by name. While an executor's initializer is pickled, a stand-in takes the place of the spawning `Popen`: it duplicates the
-descriptors, which travel with the initializer's frame to every worker.
+A `Queue`, `Connection`, `Lock`, `Value` … of `multiprocessing` may only be pickled "while spawning": its descriptors
+are then handed over, its semaphores opened by name. While an executor's initializer is pickled, a stand-in takes the
+place of the spawning `Popen`: it duplicates the descriptors, which travel with the initializer's frame to every
+worker.
 
-Semaphores made with the fork start method have no name, so only a fork of the user's process could inherit them; they are refused with
-an error that says what to use instead.
+Semaphores made with the fork start method have no name, so only a fork of the user's process could inherit them; they
+are refused with an error that says what to use instead.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class _Inheriting:
         return len(self._fds) - 1
 
     @staticmethod
-    def DupFd(position: int) -> InheritedFd:  # noqa: N802  the name that multiprocessing.reduction calls
+    def DupFd(position: int) -> InheritedFd:
         return InheritedFd(position)
 
     def take(self) -> tuple[int, ...]:
@@ -82,6 +84,7 @@ def refuse_unnamed(semaphore: Any) -> None:
     if getattr(semaphore._semlock, "name", None) is None:
         kind = type(semaphore).__name__
         raise RuntimeError(
-            f"this {kind} was made with the 'fork' start method: it has no name, so only a fork of this process could use it. "
+            f"this {kind} was made with the 'fork' start method: it has no name, so only a fork of this process "
+            "could use it. "
             f"Make it with multiprocessing.get_context('spawn').{kind}(), or with a multiprocessing.Manager()"
         )

@@ -6,11 +6,12 @@
               └── take back ───┘ (unread frame: recv on the worker's own end; frame being run: the page's LIMIT)
 ```
 
-Threads: any thread may submit and push; one thread at a time reads (the runtime's reading role). `lock`, the pool's, guards the dispatcher, the
-slots and the order of the queue; `queue.append` alone needs none. Futures are settled outside the lock, since their callbacks are the user's code.
+Threads: any thread may submit and push; one thread at a time reads (the runtime's reading role). `lock`, the pool's,
+guards the dispatcher, the slots and the order of the queue; `queue.append` alone needs none. Futures are settled
+outside the lock, since their callbacks are the user's code.
 
-Invariant: `hungry` is true whenever a slot could take a task or a worker could be asked for; so a submitter that sees it false may
-leave its task in the queue, and the reader will take it.
+Invariant: `hungry` is true whenever a slot could take a task or a worker could be asked for; so a submitter that sees
+it false may leave its task in the queue, and the reader will take it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pickle
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pickle import dumps
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ from dpool._core.future import (
     to_pending,
 )
 from dpool._core.logic.dispatch import Dispatcher, Frame, Slot
-from dpool._core.messages import ProtocolError, Shape
+from dpool._core.messages import Shape
 from dpool._core.serialize import Shipped, load_exception, load_result
 
 if TYPE_CHECKING:
@@ -75,7 +77,20 @@ class Route:
 class Link:
     """The submitter's side of one worker: its sockets, its page, and what it has been sent."""
 
-    __slots__ = ("dead", "gpus", "log_file", "page", "peer", "pending_ship", "pid", "receiver", "shipped", "sock", "up", "why")
+    __slots__ = (
+        "dead",
+        "gpus",
+        "log_file",
+        "page",
+        "peer",
+        "pending_ship",
+        "pid",
+        "receiver",
+        "shipped",
+        "sock",
+        "up",
+        "why",
+    )
 
     def __init__(self, sock: socket.socket, peer: socket.socket, page: frames.Page, log_file: str) -> None:
         self.sock = sock
@@ -162,12 +177,13 @@ class Lane:
             if future._state is not PENDING:
                 continue  # cancelled
             export, call = future._export, future._call
-            number = export.number  # type: ignore[union-attr]
+            assert export is not None
+            number = export.number
             if number not in ready:
                 if tasks:  # definitions are installed before the frame's first task, so they belong to that one
                     queue.appendleft(future)
                     break
-                items = items + shipped.missing(export)  # type: ignore[arg-type]
+                items = items + shipped.missing(export)
             if call.__class__ is bytes:
                 size += len(call)
                 if size > wire.INLINE_LIMIT and tasks:
@@ -175,7 +191,7 @@ class Lane:
                     break
             future._state = RUNNING
             tasks.append(future)
-            numbers.append(0 if export.inline else number)  # type: ignore[union-attr]
+            numbers.append(0 if export.inline else number)
             calls.append(call)
             room -= 1
         if not tasks:
@@ -217,7 +233,7 @@ class Lane:
 
         for future in back:
             failure = SerializationError(f"the arguments of {self.label(future)} could not be sent: {error}")
-            self.pool.later(lambda f=future, e=failure: f._settle(FINISHED, None, e))
+            self.pool.later(partial(future._settle, FINISHED, None, failure))
 
     def label(self, future: Future[Any]) -> str:
         """The task's name, for people."""
@@ -286,7 +302,8 @@ class Lane:
         from dpool.errors import WorkerCrashed
 
         return WorkerCrashed(
-            f"the worker of {self.label(future)} sent a malformed frame ({text}) and was killed", task=self.label(future)
+            f"the worker of {self.label(future)} sent a malformed frame ({text}) and was killed",
+            task=self.label(future),
         )
 
     def settle(self, tasks: list[Future[Any]], values: list[Any]) -> None:
@@ -415,9 +432,7 @@ class Lane:
             found = self._slot_of(future)
             if found is None:
                 pass
-            elif len(found[0].frames) > 1 and found[1] is not found[0].frames[0]:
-                self._take_unread(found[0])
-            elif found[0].link.page.slots[frames.STARTED] < found[1].base:
+            elif found[1] is not found[0].frames[0] or found[0].link.page.slots[frames.STARTED] < found[1].base:
                 self._take_unread(found[0])
             taken = future._state is PENDING
         if taken:

@@ -1,7 +1,8 @@
 """Starting a node process, and the session directory that it and its driver share.
 
-The directory (`dpool-<uid>-<random>`, mode 0700, under the temporary directory) holds the node's socket, the log files and the embedded
-control store. Whoever is left last removes it: the node, else the zygote, else the driver, else the next session that finds it stale.
+The directory (`dpool-<uid>-<random>`, mode 0700, under the temporary directory) holds the node's socket, the log
+files and the embedded control store. Whoever is left last removes it: the node, else the zygote, else the driver,
+else the next session that finds it stale.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def make_session(config: Config) -> str:
             from dpool.errors import StartupError
 
             raise StartupError(
-                f"no session directory can be made in {root!r}: {error.strerror}. Set DPOOL_TMPDIR to a directory with room."
+                f"no session directory can be made in {root!r}: {error.strerror}. "
+                "Set DPOOL_TMPDIR to a directory with room."
             ) from error
         return path
     raise FileExistsError(f"no free name in {root}")
@@ -123,7 +125,9 @@ def _spawn(entry: str, session: str) -> tuple[int, socket.socket]:
 
 
 def spawn_node(session: str) -> tuple[int, socket.socket]:
-    """Start a node; returns the process to be reaped (it exits once the node stands on its own) and our end of its socket."""
+    """Start a node; returns the process to be reaped (it exits once the node stands on its own) and our end of its
+    socket.
+    """
     return _spawn("main", session)
 
 

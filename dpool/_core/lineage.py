@@ -1,8 +1,10 @@
-"""Lineage of the tasks of this process, on its way to the node: off the hot path, and only for tasks that live long enough.
+"""Lineage of the tasks of this process, on its way to the node: off the hot path, and only for tasks that live long
+enough.
 
-A task that is answered within `lineage_flush_s` of being sent leaves no trace. The io thread looks at the frames that are out; what is
-older is described to the node (task id, function id, arguments), which writes it to the control store; when the task has been answered, the
-node is told to forget it. So the hot path does nothing for lineage at all.
+A task that is answered within `lineage_flush_s` of being sent leaves no trace. The io thread looks at the frames that
+are out; what is older is described to the node (task id, function id, arguments), which writes it to the control
+store; when the task has been answered, the node is told to forget it. So the hot path does nothing for lineage at
+all.
 
 Source: Lineage Stash (SOSP 2019) §3, Ray (OSDI 2018) §4.2; DESIGN §5.
 """

@@ -65,7 +65,7 @@ class ClosePool(NamedTuple):
 class RequestLeases(NamedTuple):
     pool: int
     shape: Shape
-    count: int
+    wanted: int
 
 
 class CancelRequests(NamedTuple):

@@ -8,11 +8,12 @@
  LineageStash ─► GcsWriter (its own thread) ─► Redis
 ```
 
-The loop must never block: sockets are non-blocking with outboxes, and all that waits for Redis happens in the writer's thread, which speaks to
-the loop through `call_soon` alone.
+The loop must never block: sockets are non-blocking with outboxes, and all that waits for Redis happens in the
+writer's thread, which speaks to the loop through `call_soon` alone.
 
-The node ends when its last driver leaves, or when no executor has been open for `linger_s`; its workers, the control store and the session
-directory go with it. If it is killed, the kernel kills the workers and the store, and the zygote removes the directory.
+The node ends when its last driver leaves, or when no executor has been open for `linger_s`; its workers, the control
+store and the session directory go with it. If it is killed, the kernel kills the workers and the store, and the
+zygote removes the directory.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -44,7 +46,9 @@ EARLY_S = 1.0
 """A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
 MAX_UNKNOWN_EXITS = 1000
 MAX_OUTBOX = 1000
-"""A client that leaves so many messages unread gets no more output until it reads; its workers then wait in their writes."""
+"""A client that leaves so many messages unread gets no more output until it reads; its workers then wait in their
+writes.
+"""
 
 
 class Client:
@@ -155,7 +159,7 @@ class Node:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: self.call_soon(self._end))
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGCHLD, _nothing)
         signal.set_wakeup_fd(self._wakeup_pipe(), warn_on_full_buffer=False)
 
     def _wakeup_pipe(self) -> int:
@@ -301,7 +305,7 @@ class Node:
     def _request(self, client: Client, message: m.RequestLeases) -> None:
         if message.shape and not self._resources_known:
             self._find_resources()
-        self._pool_said(client, message.pool, lambda pool: s.RequestLeases(pool, message.shape, message.count))
+        self._pool_said(client, message.pool, lambda pool: s.RequestLeases(pool, message.shape, message.wanted))
 
     def _close_pool(self, client: Client, message: m.ClosePool) -> None:
         number = client.pools.get(message.pool)
@@ -377,7 +381,7 @@ class Node:
             self._start_failed(proc, f"start: {error}")
             return
         for fd in proc.pipes:
-            self._on(fd, lambda mask, fd=fd: self._output(proc, fd))
+            self._on(fd, partial(self._pipe_event, proc, fd))
         try:
             self._to_zygote(m.Spawn(order.worker, pool.started, os.getpid(), self.session, pool.setup), tuple(fds))
         except OSError as error:
@@ -437,15 +441,21 @@ class Node:
         self._send(
             pool.client,
             m.WorkerDied(
-                pool.number, proc.worker, proc.pid, proc.end_signal, proc.end_code, proc.reason or proc.failed, proc.log_file
+                pool.number,
+                proc.worker,
+                proc.pid,
+                proc.end_signal,
+                proc.end_code,
+                proc.reason or proc.failed,
+                proc.log_file,
             ),
         )
 
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
         pool = self._pools[order.pool]
         text = (
-            f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; it waits "
-            "until a machine that has it joins"
+            f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; "
+            "it waits until a machine that has it joins"
         )
         self._send(pool.client, m.Notice("infeasible", text))
 
@@ -528,7 +538,9 @@ class Node:
 
     def _spawned(self, message: m.Spawned) -> None:
         if message.worker < 0:
-            self._programs.pop(message.worker, lambda pid: None)(message.pid)
+            told = self._programs.pop(message.worker, None)
+            if told is not None:
+                told(message.pid)
             return
         proc = self._procs.get(message.worker)
         if proc is None:
@@ -575,7 +587,10 @@ class Node:
     def _stopped(self, proc: Proc, stopped: bool) -> None:
         proc.stopped_at = monotonic() if stopped else 0.0
         if stopped:
-            self._at(proc.stopped_at + self.config.stopped_worker_s, lambda at=proc.stopped_at: self._stopped_too_long(proc, at))
+            self._at(
+                proc.stopped_at + self.config.stopped_worker_s,
+                partial(self._stopped_too_long, proc, proc.stopped_at),
+            )
 
     def _stopped_too_long(self, proc: Proc, at: float) -> None:
         if self._procs.get(proc.worker) is proc and proc.stopped_at == at:
@@ -606,6 +621,9 @@ class Node:
 
     # -- output
 
+    def _pipe_event(self, proc: Proc, fd: int, mask: int) -> None:
+        self._output(proc, fd)
+
     def _output(self, proc: Proc, fd: int) -> None:
         pool = self._pools.get(proc.pool)
         data = proc.read(fd)
@@ -633,7 +651,7 @@ class Node:
             if pool is not None and pool.client is client:
                 for fd in proc.pipes:
                     if fd not in self._handlers and not proc.at_end(fd):
-                        self._on(fd, lambda mask, fd=fd, proc=proc: self._output(proc, fd))
+                        self._on(fd, partial(self._pipe_event, proc, fd))
 
     def _last_words(self, proc: Proc, client: Client) -> None:
         """What a dead worker wrote before it died."""
@@ -726,6 +744,10 @@ class Node:
             if result is not None:
                 self._pids.pop(result.si_pid, None)
         launch.remove_session(self.session)
+
+
+def _nothing(signum: int, frame: Any) -> None:
+    """SIGCHLD only has to write to the wake-up pipe."""
 
 
 def _log(event: str, **fields: Any) -> None:

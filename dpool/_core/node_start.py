@@ -1,8 +1,8 @@
 """The first lines of a node process, with as few imports as can be: stand on our own, fork the zygote, become the node.
 
-The process that the driver started forks the node and exits, so the driver has no child process of ours to surprise its own
-`os.wait()` or SIGCHLD handler. The zygote is forked before anything else is imported, and imports what workers need while the node imports what
-it needs.
+The process that the driver started forks the node and exits, so the driver has no child process of ours to surprise
+its own `os.wait()` or SIGCHLD handler. The zygote is forked before anything else is imported, and imports what
+workers need while the node imports what it needs.
 """
 
 from __future__ import annotations

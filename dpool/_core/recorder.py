@@ -1,6 +1,7 @@
 """The node's side of the control store: jobs, functions and lineage, on their way to Redis through the writer's thread.
 
-Runs in the node's loop. The pure `LineageStash` decides what is written: a record whose task is delivered before the flush never is.
+Runs in the node's loop. The pure `LineageStash` decides what is written: a record whose task is delivered before the
+flush never is.
 """
 
 from __future__ import annotations

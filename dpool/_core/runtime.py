@@ -1,6 +1,7 @@
 """The `Runtime` protocol: all that the faces know of what runs their tasks.
 
-The native runtime (`driver.py`) is the first; adapters to clusters that people already have would be others, chosen by `address`.
+The native runtime (`driver.py`) is the first; adapters to clusters that people already have would be others, chosen
+by `address`.
 """
 
 from __future__ import annotations

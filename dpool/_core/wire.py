@@ -15,8 +15,9 @@ import struct
 from array import array
 from typing import Any
 
-from dpool._core.config import INLINE_LIMIT
-from dpool._core.messages import ProtocolError, decode, encode
+from dpool._core.config import INLINE_LIMIT as INLINE_LIMIT
+from dpool._core.messages import ProtocolError as ProtocolError
+from dpool._core.messages import decode, encode
 
 _MEMFD = b"M"
 _LENGTH = struct.Struct("<cQ")
@@ -158,7 +159,9 @@ class ControlChannel:
         return self.sock.fileno()
 
     def send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
-        """Send or queue; descriptors are duplicated if they must wait. Closed when the peer is gone or does not read."""
+        """Send or queue; descriptors are duplicated if they must wait. Closed when the peer is gone or does not
+        read.
+        """
         data = encode(message)
         if not self._outbox:
             try:

@@ -6,11 +6,12 @@
                                         └─► page: STARTED, journal (read by the submitter if we cannot answer)
 ```
 
-One thread. It exits when told (EXIT), when its node dies (the kernel's parent-death signal), never by reading an end of file: the
-submitter holds the other end of the socket for as long as it lives, and the node kills the workers of a submitter that died.
+One thread. It exits when told (EXIT), when its node dies (the kernel's parent-death signal), never by reading an end
+of file: the submitter holds the other end of the socket for as long as it lives, and the node kills the workers of a
+submitter that died.
 
-Invariants: STARTED is stored before LIMIT is looked at and before the task begins; a journal record is complete before COUNT says so; a
-frame is answered exactly once with `end`.
+Invariants: STARTED is stored before LIMIT is looked at and before the task begins; a journal record is complete
+before COUNT says so; a frame is answered exactly once with `end`.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ class Worker:
             except InterruptedError:
                 continue
             except OSError as error:
-                if not values or len(values) == 1 and values[0].__class__ is tuple and values[0][0] == FAILED:
+                if not values or (len(values) == 1 and values[0].__class__ is tuple and values[0][0] == FAILED):
                     raise
                 # no memory or no descriptor for a large frame: each task gets that as its error
                 failure = (FAILED, dump_exception(_result_lost(error, len(data)), ""))
@@ -238,7 +239,9 @@ class Worker:
 
 
 def _log_failed_initializer(data: bytes) -> None:
-    """As the standard library's workers do, before anybody hears of it: to the log, and whatever queue hangs there flushed."""
+    """As the standard library's workers do, before anybody hears of it: to the log, and whatever queue hangs there
+    flushed.
+    """
     import logging
     from multiprocessing import util
 

@@ -1,8 +1,8 @@
 """What makes a fresh fork of the zygote feel like a worker of `multiprocessing`.
 
-The working directory, environment, `sys.path`, `sys.argv`, warnings filters, logger levels and authentication key are the driver's;
-`multiprocessing.current_process()` has a numbered name, `parent_process()` is the driver; standard input is /dev/null; what is written to
-standard output and error goes through the node to the driver, line by line.
+The working directory, environment, `sys.path`, `sys.argv`, warnings filters, logger levels and authentication key are
+the driver's; `multiprocessing.current_process()` has a numbered name, `parent_process()` is the driver; standard
+input is /dev/null; what is written to standard output and error goes through the node to the driver, line by line.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
     page = Page(page_fd)
     for fd in (page_fd, out_fd, err_fd):
         os.close(fd)
-    context = WorkerContext(
-        message.worker, message.ordinal, message.session, message.node_pid, setup.job, setup.depth
-    )
+    context = WorkerContext(message.worker, message.ordinal, message.session, message.node_pid, setup.job, setup.depth)
     here.worker = context
     importer = Importer()
     _take_over(setup, context)
@@ -68,9 +66,9 @@ def _streams(out_fd: int, err_fd: int) -> None:
     os.dup2(out_fd, 1)
     os.dup2(err_fd, 2)
     os.close(null)
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]  # noqa: SIM115
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # type: ignore[misc]
     faulthandler.enable(file=2, all_threads=True)
 
 
@@ -112,6 +110,10 @@ def _limit_threads(setup: Setup) -> None:
             os.environ[name] = str(setup.threads)
 
 
+class _Unused(Warning):
+    """Nobody ever warns with it."""
+
+
 def _warnings(setup: Setup) -> None:
     import warnings
 
@@ -122,7 +124,8 @@ def _warnings(setup: Setup) -> None:
         except Exception:  # a category that only the driver can import: it cannot be raised here either
             continue
     warnings.filters[:] = filters  # type: ignore[index]
-    warnings._filters_mutated() if hasattr(warnings, "_filters_mutated") else warnings._filters_mutated_lock_held()  # type: ignore[attr-defined]
+    warnings.simplefilter("default", _Unused)  # the public way to say that the list has changed …
+    del warnings.filters[0]  # type: ignore[attr-defined]  # … and this leaves it as it was
 
 
 def _multiprocessing(setup: Setup, context: WorkerContext) -> None:
@@ -132,7 +135,7 @@ def _multiprocessing(setup: Setup, context: WorkerContext) -> None:
     me: Any = process.current_process()
     me._name = f"DpoolWorker-{context.ordinal}"
     me._identity = (context.ordinal,)
-    me._config["authkey"] = process.AuthenticationString(setup.authkey)
+    me.authkey = setup.authkey
     me._config.pop("daemon", None)
     me._parent_pid = setup.driver_pid
     process._process_counter = itertools.count(1)  # type: ignore[attr-defined]

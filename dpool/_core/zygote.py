@@ -1,9 +1,9 @@
 """The zygote: a single-threaded process whose only work is to fork, so that a worker starts in milliseconds.
 
-It is forked by the node before the node has any thread, imports what a worker needs, and forks a worker for every `Spawn`. A worker is
-forked twice (zygote → middle → worker) and the middle exits, so that the kernel hands the worker to the node, which is a
-"child subreaper": the node learns how each worker ended, whether or not the zygote lives, and the workers die with the node
-(`PR_SET_PDEATHSIG`). A worker is never a fork of the user's process.
+It is forked by the node before the node has any thread, imports what a worker needs, and forks a worker for every
+`Spawn`. A worker is forked twice (zygote → middle → worker) and the middle exits, so that the kernel hands the worker
+to the node, which is a "child subreaper": the node learns how each worker ended, whether or not the zygote lives, and
+the workers die with the node (`PR_SET_PDEATHSIG`). A worker is never a fork of the user's process.
 
 The zygote ends when the node's socket closes; should the node have been killed, it removes the session directory.
 """
@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from typing import Any
 
 from dpool._core import wire
@@ -29,10 +30,7 @@ def prctl(option: int, value: Any) -> None:
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    if isinstance(value, bytes):
-        value = ctypes.c_char_p(value)
-    else:
-        value = ctypes.c_ulong(value)
+    value = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
     if libc.prctl(option, value, 0, 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
@@ -58,9 +56,9 @@ def serve(sock: socket.socket, session: str) -> None:
         except wire.Closed:
             break
         if isinstance(message, Spawn):
-            _fork_twice(channel, message.worker, message.node_pid, lambda m=message, f=fds: _become_worker(m, f))
+            _fork_twice(channel, message.worker, message.node_pid, partial(_become_worker, message, fds))
         elif isinstance(message, SpawnProgram):
-            _fork_twice(channel, message.program, message.node_pid, lambda m=message, f=fds: _become_program(m, f))
+            _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
         for fd in fds:
             os.close(fd)
     _remove_session(session)

@@ -6,12 +6,13 @@
    └─────────────────────────────────┘ died()
 ```
 
-One dispatcher serves one lane: the tasks of one executor with one resource shape. A task is in the queue (held by the caller) or in
-exactly one frame of exactly one slot. A worker runs its frames, and the tasks of a frame, in order, so the first frame is the one being
-run. A slot has at most `depth` frames: one being run and one waiting behind it, which can be taken back.
+One dispatcher serves one lane: the tasks of one executor with one resource shape. A task is in the queue (held by the
+caller) or in exactly one frame of exactly one slot. A worker runs its frames, and the tasks of a frame, in order, so
+the first frame is the one being run. A slot has at most `depth` frames: one being run and one waiting behind it,
+which can be taken back.
 
-How many tasks a frame carries follows the measured time of a task: about `frame_s` of work, and never more than a fair share of the queue.
-Time arrives in the arguments; nothing here reads a clock.
+How many tasks a frame carries follows the measured time of a task: about `frame_s` of work, and never more than a
+fair share of the queue. Time arrives in the arguments; nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class Dispatcher:
     def replied(self, slot: Slot, first: int, count: int, end: bool, elapsed_s: float) -> tuple[list[Task], list[Task]]:
         """Results `first` … `first + count - 1` came: (the tasks they belong to, tasks that the worker gave back).
 
-        Results that were known already (from the journal) are counted, not returned: the first list begins at the first new one.
+        Results that were known already (from the journal) are counted, not returned: the first list begins at the
+        first new one.
         """
         frame = slot.frames[0]
         at = first - frame.base
@@ -170,7 +172,9 @@ class Dispatcher:
         return new, back
 
     def harvested(self, slot: Slot, first: int, count: int) -> list[Task]:
-        """The journal holds results `first`…: the tasks among them that are not answered yet (they are the last ones)."""
+        """The journal holds results `first`…: the tasks among them that are not answered yet (they are the last
+        ones).
+        """
         if not slot.frames:
             return []
         frame = slot.frames[0]
