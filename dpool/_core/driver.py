@@ -107,7 +107,8 @@ class NativeRuntime:
         self._stop_io = False
         self._sleepers = 0
         """Threads that wait on a Condition because another one reads."""
-        self._in_flight_hint = 0
+        self._blocked = 0
+        """Threads of this worker's task that wait."""
         self._warned: set[str] = set()
         self._lineage = Lineage(self) if config.gcs == "on" else None
 
@@ -499,16 +500,23 @@ class NativeRuntime:
                         return
                 if not blocked and here.holds_cpus:
                     blocked = True
-                    self.tell(Blocked(True))
+                    self._block(+1)
                 if not self._read_events(left) and not done():
                     self._long = True
         finally:
             if blocked:
-                self.tell(Blocked(False))
+                self._block(-1)
             self._reader = before
             if self._long:
                 self._long = False
                 self.wake()
+
+    def _block(self, change: int) -> None:
+        """In a worker: this thread of the task waits, or goes on; the CPUs of its lease are lent meanwhile."""
+        with self._send_lock:
+            before, self._blocked = self._blocked, self._blocked + change
+            if bool(before) != bool(self._blocked):
+                self.tell(Blocked(bool(self._blocked)))
 
     def _worth_polling(self) -> bool:
         return self.may_poll(0)

@@ -146,7 +146,19 @@ class Shipped:
 class _Entry:
     """What is known about one submitted function object."""
 
-    __slots__ = ("alive", "content", "export", "fickle", "key", "names", "own", "plan", "space", "variants")
+    __slots__ = (
+        "alive",
+        "content",
+        "export",
+        "fickle",
+        "key",
+        "names",
+        "own",
+        "plan",
+        "registered",
+        "space",
+        "variants",
+    )
 
     def __init__(self) -> None:
         self.alive: Any = None
@@ -162,6 +174,8 @@ class _Entry:
         """What else must hold; None for what travels by reference."""
         self.own: tuple[Any, ...] | None = None
         """Of a nameless function: code, defaults, keyword defaults and number of attributes."""
+        self.registered = False
+        """It travels by value because its module is registered for that."""
         self.names: frozenset[str] = frozenset()
         """The globals that were looked at for it."""
         self.content: Any = None
@@ -288,6 +302,7 @@ class Exporter:
     def _nameless_function(self, fn: FunctionType, old: _Entry) -> _Entry | None:
         entry, label = _Entry(), label_of(fn)
         entry.own = (fn.__code__, fn.__defaults__, fn.__kwdefaults__, len(fn.__dict__))
+        entry.registered = registered_by_value(fn.__module__ or "")
         entry.content, names, watcher = self._capture(fn, label)
         entry.plan = watcher.plan
         if watcher.rebinds or watcher.plan.pickles or not watcher.steady:
@@ -400,6 +415,7 @@ def _is_current(entry: _Entry, fn: Any) -> bool:
         or fn.__defaults__ is not own[1]
         or fn.__kwdefaults__ is not own[2]
         or len(fn.__dict__) != own[3]
+        or (entry.registered and not registered_by_value(fn.__module__))
     ):
         return False
     return plan.holds()

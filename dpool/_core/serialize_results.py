@@ -158,7 +158,9 @@ def _pickle_without_init(exc: BaseException) -> bytes:
     cls = type(exc)
     if cls.__reduce__ is not BaseException.__reduce__ or cls.__reduce_ex__ is not BaseException.__reduce_ex__:
         raise pickle.PicklingError("it has its own way of pickling")
-    if cls.__basicsize__ != BaseException.__basicsize__:
+    if _native_base(cls).__basicsize__ != BaseException.__basicsize__ or any(
+        vars(one).get("__slots__") for one in cls.__mro__
+    ):
         raise pickle.PicklingError("it has fields that only its own constructor fills")
     blob = dumps(_Bare(exc), _home_pickler())
     pickle.loads(blob)

@@ -138,6 +138,7 @@ class Worker:
             seq = base + at
             page[STARTED] = seq
             if page[LIMIT] <= seq:
+                page[STARTED] = seq - 1  # not begun after all: whoever reads it after our death must know
                 break
             number: int = numbers if same else numbers[at]  # type: ignore[index,assignment]
             interrupts.armed = True

@@ -123,6 +123,7 @@ def _bind_to_node(node_pid: int) -> None:
 def _become_worker(message: Spawn, fds: list[int]) -> None:
     from dpool._core.worker_setup import run_worker
 
+    set_title("dpool-worker")
     run_worker(message, fds)
 
 

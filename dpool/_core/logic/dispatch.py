@@ -179,8 +179,9 @@ class Dispatcher:
             return []
         frame = slot.frames[0]
         upto = min(first + count - frame.base, len(frame.tasks))
-        if first < frame.base or upto <= frame.done:
-            return []
+        at = first - frame.base
+        if at < 0 or at > frame.done or upto <= frame.done:
+            return []  # of another frame, or an answer that is still in the socket comes before
         new = frame.tasks[frame.done : upto]
         frame.done = upto
         return new
@@ -221,10 +222,7 @@ class Dispatcher:
         unstarted: list[Task] = []
         for frame in slot.frames:
             for number, task in enumerate(frame.tasks[frame.done :], frame.base + frame.done):
-                if number <= started and not (frame.limit and number >= frame.limit):
-                    lost.append(task)
-                else:
-                    unstarted.append(task)
+                (lost if number <= started else unstarted).append(task)
         slot.frames.clear()
         return Death(lost, unstarted)
 
