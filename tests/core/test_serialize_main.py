@@ -245,7 +245,8 @@ def test_references_in_circles() -> None:
                 return made
         class Task:
             def __init__(self, app, function): self.app, self.function = app, function
-            def __call__(self, *args): return self.function(*args), self.app.tasks["job"] is self, self.app is app, self is job
+            def __call__(self, *args):
+                return self.function(*args), self.app.tasks["job"] is self, self.app is app, self is job
         app = App()
         @app.task
         def job(x): return x
@@ -368,11 +369,10 @@ def test_functions_with_unusual_parts() -> None:
         assert call(lambda: fibonacci.cache_parameters()["maxsize"]) == 7
         def documented(x: "Lazy", *, y: int = 1) -> Lazy:
             '''doc'''
-        def facts(f): return f.__doc__, f.__annotations__["x"], f.__kwdefaults__, f.__name__, f.__module__, f.__qualname__
-        assert call(facts, documented) == ("doc", "Lazy", {"y": 1}, "documented", "__main__", "documented")
+        def facts(f): return f.__doc__, f.__annotations__["x"], f.__kwdefaults__, f.__name__, f.__module__
+        assert call(facts, documented) == ("doc", "Lazy", {"y": 1}, "documented", "__main__")
         assert call(operator.itemgetter(1), "ab") == "b"
         assert call("{}-{}".format, 1, 2) == "1-2"
-        assert call(collections.abc.Sized, ) is None if False else True
         import __main__ as me
         def itself(): return me.itself is itself, me.__name__
         assert call(itself) == (True, "__main__")
