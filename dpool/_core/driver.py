@@ -32,7 +32,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 from dpool._core import config as configuration
@@ -57,6 +57,7 @@ from dpool._core.messages import (
     WorkerUp,
     versions,
 )
+from dpool._core.polling import Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
 
@@ -90,6 +91,7 @@ class NativeRuntime:
         self._handlers: dict[int, Callable[[], None]] = {}
         self._inner = select.epoll()
         self._outer = select.epoll()
+        self._poller = Poller(self._inner.poll, config.poll_s)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else _pipe_event()
         self._outer.register(self._wake_fd, _EPOLLIN)
         self._outer.register(self._inner.fileno(), _EPOLLIN)
@@ -485,13 +487,11 @@ class NativeRuntime:
         try:
             self._take_duty()
             if self.cores > 1 and self._worth_polling():
-                poll, deadline = self._inner.poll, perf_counter() + self.config.poll_s
                 while not done():
-                    events = poll(0)
-                    if events:
-                        self._dispatch(events)
-                    elif perf_counter() > deadline:
+                    events = self._poller.poll()
+                    if not events:
                         break
+                    self._dispatch(events)
             while not done():
                 left = LONG_S if not self._long else 3600.0
                 if until is not None:

@@ -530,9 +530,10 @@ class ExecutorPool:
         self.runtime.unwatch(slot.link)
         why = slot.link.why
         slot.link.close()
-        self._failed_starts = (
-            0 if began or answered else self._failed_starts + (message.exit_code != 0 or message.signal != 0)
-        )
+        if began or answered:
+            self._failed_starts = 0
+        elif message.signal or message.exit_code or message.reason:
+            self._failed_starts += 1
         if initializing and self.state is OPEN and why is None:
             self._initializer_failed(slot, None)
         for future in lost:

@@ -81,7 +81,7 @@ class Export:
     the last reference to it goes, its number is noted as dead.
     """
 
-    __slots__ = ("_dead", "blob", "inline", "label", "number", "requires")
+    __slots__ = ("_owner", "blob", "inline", "label", "number", "requires")
 
     def __init__(
         self,
@@ -89,18 +89,18 @@ class Export:
         requires: tuple[Definition, ...],
         label: str,
         inline: bool = False,
-        dead: list[int] | None = None,
+        owner: Exporter | None = None,
     ) -> None:
         self.number = next(numbers)
         self.blob = blob
         self.requires = requires
         self.label = label
         self.inline = inline
-        self._dead = dead
+        self._owner = owner
 
     def __del__(self) -> None:
-        if self._dead is not None:
-            self._dead.append(self.number)
+        if self._owner is not None:
+            self._owner.dead.append(self.number)
 
     def __repr__(self) -> str:
         return f"Export({self.number}, {self.label!r}, requires={[one.name for one in self.requires]})"
@@ -189,7 +189,7 @@ class Exporter:
 
     def __init__(self) -> None:
         self.dead: list[int] = []
-        """Numbers of exports that nobody holds any more; the runtime drains it and tells the workers to forget them."""
+        """Numbers of exports that nobody holds any more; the runtime takes them, and has the workers forget them."""
         self._entries: dict[int, _Entry] = {}
         self._nameless: dict[int, None] = {}
         self._inline: dict[frozenset[int], Export] = {}
@@ -322,7 +322,7 @@ class Exporter:
 
     def _export(self, how: bool, content: Any, requires: tuple[Definition, ...], label: str) -> Export:
         blob = pickle.dumps((tuple(one.number for one in requires), how, content), PROTOCOL)
-        return Export(blob, requires, label, dead=self.dead)
+        return Export(blob, requires, label, owner=self)
 
     def _capture(self, fn: FunctionType, label: str) -> tuple[bytes, list[str], Watcher]:
         """A nameless function by value: its pickle, the globals it needs, and what was watched besides itself."""

@@ -181,7 +181,7 @@ class Globals:
             node.value = value
         watcher = Watcher(index, name)
         if not pickler.loads and plain(value, depth=0) and type(value) in (list, dict, set):
-            watcher.plan.pickles.append((self.main, name, blob))
+            watcher.watch_pickle(self.main, name)
         else:
             watcher.watch_global(self.main, name)
         node.plan = watcher.plan

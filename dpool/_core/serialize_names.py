@@ -281,7 +281,9 @@ def value_index(scope: dict[str, Any]) -> dict[int, str]:
 
 def _is_history(name: str) -> bool:
     """`_`, `__`, `_12`, `_i3`, `Out`, …: where IPython keeps what was typed and shown."""
-    return name.strip("_") in ("", "i", "ii", "iii", "ih", "oh", "dh", "In", "Out") or name.lstrip("_i").isdigit()
+    if not name.startswith("_"):
+        return name in ("In", "Out")
+    return name.strip("_") in ("", "i", "ii", "iii", "ih", "oh", "dh") or name.lstrip("_i").isdigit()
 
 
 def plain(value: Any, limit: int = 1 << 62, depth: int = 3) -> bool:

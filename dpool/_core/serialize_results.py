@@ -197,7 +197,8 @@ def _facts(exc: BaseException) -> tuple[str, str, str, str]:
         text = str(exc)
     except Exception as error:  # a __str__ that raises
         text = f"(its text cannot be made: {explain(error)})"
-    return cls.__name__, f"{cls.__module__}.{cls.__qualname__}", _native_base(cls).__name__, text
+    full_name = getattr(exc, "remote_type", None) if cls.__module__ == __name__ else None  # a surrogate travels on
+    return cls.__name__, full_name or f"{cls.__module__}.{cls.__qualname__}", _native_base(cls).__name__, text
 
 
 def make_surrogate(name: str, full_name: str, base_name: str, text: str) -> BaseException:

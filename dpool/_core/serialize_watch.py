@@ -133,8 +133,8 @@ class Plan:
         """(mapping, keys, values)."""
         self.sizes: list[tuple[Any, int]] = []
         """(namespace of a package, length): a submodule may have been imported."""
-        self.pickles: list[tuple[dict[str, Any], str, bytes]] = []
-        """(namespace, name, pickle of the mutable object there)."""
+        self.pickles: list[tuple[dict[str, Any], str, Copy]] = []
+        """(namespace, name, copy of the mutable object there)."""
         self.volatile: list[Volatile] = []
 
     def extend(self, other: Plan) -> None:
@@ -169,18 +169,32 @@ class Plan:
         for package, size in self.sizes:
             if len(package) != size:
                 return False
-        for space, name, blob in self.pickles:
-            if repickled(space.get(name, MISSING)) != blob:
+        for space, name, copy in self.pickles:
+            if not copy.equals(space.get(name, MISSING)):
                 return False
         return all(one.unchanged() for one in self.volatile)
 
 
-def repickled(value: Any) -> bytes | None:
-    """The standard pickle of `value`, or None if it has none."""
-    try:
-        return pickle.dumps(value, PROTOCOL)
-    except Exception:  # whatever a reducer raises: pickling it in earnest will report it
-        return None
+class Copy:
+    """An object as it was: its pickle, and apart from that the buffers (of arrays), which compare much faster."""
+
+    __slots__ = ("_blob", "_buffers")
+
+    def __init__(self, value: Any) -> None:
+        buffers: list[pickle.PickleBuffer] = []
+        self._blob = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        self._buffers = [bytearray(buffer.raw()) for buffer in buffers]
+
+    def equals(self, value: Any) -> bool:
+        """Whether `value` pickles to the same bytes."""
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            blob = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        except Exception:  # whatever a reducer raises: pickling it in earnest will report it
+            return False
+        if blob != self._blob or len(buffers) != len(self._buffers):
+            return False
+        return all(kept == buffer.raw() for kept, buffer in zip(self._buffers, buffers, strict=True))
 
 
 def snapshot(mapping: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:
@@ -217,7 +231,7 @@ class Watcher:
             self.plan.lookups.append((space, name, value))
             self.watch(value)
         else:
-            self._watch_pickle(space, name)
+            self.watch_pickle(space, name)
 
     @staticmethod
     def _same_if_identical(value: Any) -> bool:
@@ -253,14 +267,14 @@ class Watcher:
         elif kind.__module__ == "functools" and kind.__name__ == "_lru_cache_wrapper":
             self.watch(value.__wrapped__)
         elif id(value) not in self._index and not self._same_if_identical(value):
-            self._watch_pickle({"value": value}, "value")
+            self.watch_pickle({"value": value}, "value")
 
-    def _watch_pickle(self, space: dict[str, Any], name: str) -> None:
-        blob = repickled(space[name])
-        if blob is None:
+    def watch_pickle(self, space: dict[str, Any], name: str) -> None:
+        """Watch a mutable object by its pickle."""
+        try:
+            self.plan.pickles.append((space, name, Copy(space[name])))
+        except Exception:  # the standard pickle cannot: whatever a reducer raises
             self.steady = False
-        else:
-            self.plan.pickles.append((space, name, blob))
 
     def _watch_definition(self, value: Any) -> None:
         path = main_path(value)

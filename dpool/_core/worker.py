@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from pickle import dumps
 from select import EPOLLIN, epoll
-from time import perf_counter, perf_counter_ns
+from time import perf_counter_ns
 from typing import Any
 
 from dpool._core import wire
@@ -45,6 +45,7 @@ from dpool._core.frames import (
     STARTED,
     Page,
 )
+from dpool._core.polling import Poller
 from dpool._core.serialize import ATOMIC, Importer, dump_exception, dump_result
 
 RAW_LIMIT = 1024
@@ -76,9 +77,9 @@ class Worker:
         self._receiver = wire.Receiver(sock)
         self._page = page
         self._importer = importer
-        self._poll_s = poll_s
-        self._ready = epoll(1)
-        self._ready.register(sock.fileno(), EPOLLIN)
+        ready = epoll(1)
+        ready.register(sock.fileno(), EPOLLIN)
+        self._poller = Poller(ready.poll, poll_s)
         self._interrupts = Interrupts()
 
     def run(self) -> None:
@@ -102,10 +103,7 @@ class Worker:
 
     def _next_frame(self, poll: int) -> Any:
         if poll:
-            ready, until = self._ready.poll, perf_counter() + self._poll_s
-            while not ready(0):
-                if perf_counter() > until:
-                    break
+            self._poller.poll()
         while True:
             try:
                 return wire.loads(self._receiver.receive())
