@@ -273,6 +273,23 @@ def test_references_in_circles() -> None:
     """)
 
 
+def test_globals_that_cannot_exist_without_each_other() -> None:
+    run_main("""
+        from dpool.errors import DeserializationError
+        class Half:
+            def __reduce__(self): return make, (self.other,)
+        def make(other): return other
+        one, two = Half(), Half()
+        one.other, two.other = two, one
+        def task(): return one
+        try: call(task)
+        except DeserializationError as error: assert "need each other" in str(error), error
+        else: raise AssertionError
+        two.other = None
+        assert call(task) is None
+    """)
+
+
 def test_one_object_stays_one_object() -> None:
     run_main("""
         import threading

@@ -414,6 +414,10 @@ CASES = {
         assert call(task) == 0.0
         data += 1
         assert call(task) == 3.0
+        data[1] = 5
+        assert call(task) == 7.0
+        data = data.astype("float32")
+        assert call(lambda: str(data.dtype)) == "float32"
     """,
 }
 

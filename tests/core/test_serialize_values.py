@@ -114,7 +114,8 @@ def test_small_atomic_arguments_travel_as_they_are() -> None:
     for function in (len, echo, textwrap.dedent, int):
         for _ in range(2):
             assert exporter.prepare(function, small, {})[1] is small
-    for args in (("x" * 1025,), (b"x" * 1025,), ([],), (Colour.RED,), (bool,)):
+    large: list[tuple[Any, ...]] = [("x" * 1025,), (b"x" * 1025,), ([],), (Colour.RED,), (bool,)]
+    for args in large:
         assert type(exporter.prepare(len, args, {})[1]) is bytes
     assert type(exporter.prepare(len, (), {"x": 1})[1]) is bytes
 
@@ -258,10 +259,18 @@ def reduce_registered(obj: Registered) -> Any:
     return dict, ([("registered", True)],)
 
 
+def reduce_meta(cls: Any) -> Any:
+    return str, ("a class",)
+
+
+def make_generator() -> Any:
+    yield
+
+
 def test_copyreg_is_respected() -> None:
-    copyreg.pickle(Registered, reduce_registered)  # type: ignore[arg-type]
+    copyreg.pickle(Registered, reduce_registered)
     local = Meta("Local", (), {})
-    copyreg.pickle(Meta, lambda cls: (str, ("a class",)))  # type: ignore[arg-type]
+    copyreg.pickle(Meta, reduce_meta)
     try:
         back = serialize.load_result(serialize.dump_result([Registered(), local], "task"), "task")
         assert back == [{"registered": True}, "a class"]
@@ -272,7 +281,7 @@ def test_copyreg_is_respected() -> None:
 
 def test_forking_pickler_is_respected_and_goes_before_copyreg() -> None:
     ForkingPickler.register(Registered, reduce_registered)
-    copyreg.pickle(Registered, lambda obj: (str, ("copyreg",)))  # type: ignore[arg-type]
+    copyreg.pickle(Registered, reduce_meta)
     try:
         exporter = serialize.Exporter()
         _, payload = exporter.prepare(len, (Registered(),), {})
@@ -297,10 +306,10 @@ def test_types_of_the_interpreter(peer: Peer) -> None:
 def test_errors_of_pickling_keep_their_type_and_name_the_function() -> None:
     exporter = serialize.Exporter()
     with pytest.raises(TypeError, match=r"generator.*arguments of 'len'"):
-        exporter.prepare(len, ((x for x in ()),), {})
+        exporter.prepare(len, (make_generator(),), {})
     with pytest.raises(TypeError, match=r"generator.*call of 'partial\(len\)'"):
-        exporter.prepare(functools.partial(len, (x for x in ())), (), {})
-    stream = (x for x in ())
+        exporter.prepare(functools.partial(len, make_generator()), (), {})
+    stream = make_generator()
     with pytest.raises(TypeError, match=r"generator.*function '.*<lambda>'"):
         exporter.prepare(lambda: stream, (), {})
 
