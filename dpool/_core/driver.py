@@ -107,6 +107,8 @@ class NativeRuntime:
         self._deferred: list[Callable[[], Any]] = []
         self._io: threading.Thread | None = None
         self._stop_io = False
+        self._io_left = False
+        """The io thread is about to end."""
         self._sleepers = 0
         """Threads that wait on a Condition because another one reads."""
         self._blocked = 0
@@ -125,6 +127,7 @@ class NativeRuntime:
             self.start()
             pool = ExecutorPool(self, next(self._numbers), **options)
             self.pools[pool.number] = pool
+            pool.announce()
             self._start_io()
         return pool
 
@@ -330,6 +333,7 @@ class NativeRuntime:
             if self.pools:
                 self.start()
                 for pool in list(self.pools.values()):
+                    pool.announce()
                     for lane in list(pool._lanes.values()):
                         lane.push()
             return
@@ -537,8 +541,10 @@ class NativeRuntime:
             self.wake()
 
     def _start_io(self) -> None:
+        """Under `_start_lock`, under which the thread also decides to end."""
         self._stop_io = False
-        if self._io is None or not self._io.is_alive():
+        if self._io is None or self._io_left or not self._io.is_alive():
+            self._io_left = False
             self._armed = False
             self._arm()
             self._io = threading.Thread(target=self._io_loop, name="dpool-io", daemon=True)
@@ -552,9 +558,19 @@ class NativeRuntime:
         if io is not None and self._stop_io and io is not threading.current_thread():
             io.join(5)
 
+    def _io_may_leave(self) -> bool:
+        if not self._stop_io:
+            return False
+        with self._start_lock:
+            if not self._stop_io:  # an executor was made meanwhile
+                return False
+            self._io_left = True
+            self._reap()
+            return True
+
     def _io_loop(self) -> None:
         touched = self._touched
-        while not self._stop_io:
+        while not self._io_may_leave():
             timeout = self._io_timeout()
             self.sleeping = timeout is None
             events = self._outer.poll(-1 if timeout is None else timeout)
@@ -604,7 +620,8 @@ class NativeRuntime:
         watching = False
         if self._lineage is not None:
             self._lineage.look(now)
-        dead, self.exporter.dead = self.exporter.dead, []
+        dead = self.exporter.dead[:]
+        del self.exporter.dead[: len(dead)]
         for pool in list(self.pools.values()):
             if dead:
                 pool.forget_numbers(dead)

@@ -134,8 +134,7 @@ class ExecutorPool:
         """Change `max_workers`; surplus workers leave when they are idle."""
         with self.lock:
             self._max_workers = max_workers
-            if self._opened:
-                self.runtime.tell(ResizePool(self.number, max_workers))
+            self.runtime.tell(ResizePool(self.number, max_workers))
             live = [worker for worker, (slot, _) in self._slots.items() if not slot.retiring]
             surplus = len(live) - max_workers
         for worker in live:
@@ -313,7 +312,7 @@ class ExecutorPool:
         """Ask the node for as many leases as the lane's tasks could use. Under the lane's lock, or with nothing
         held.
         """
-        if self.state in (BROKEN, CLOSED):
+        if self.state in (BROKEN, CLOSED) or self.runtime.node_lost:  # the next node is asked again
             return
         if not self._opened:
             self._open()
@@ -356,8 +355,11 @@ class ExecutorPool:
             if self._opened:
                 return
             self._opened = True
-            setup = self.runtime.setup_for(self)
-            self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, setup))
+            self.refresh_setup()
+
+    def announce(self) -> None:
+        """Tell a node of us, so that it stays while we may have tasks; the setup of workers follows with the first one."""
+        self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, b""))
 
     def refresh_setup(self) -> None:
         """The driver's working directory, environment, … as they are now, for workers started from now on."""
@@ -724,12 +726,12 @@ class ExecutorPool:
             if not slot.retiring:
                 slot.retiring = True
                 self._say_exit(slot)
-        if self._opened and not self.runtime.node_lost:
+        if not self.runtime.node_lost:
             for lane in self._lanes.values():
                 if lane.requested:
                     self.runtime.tell(CancelRequests(self.number, lane.shape))
             self.runtime.tell(ClosePool(self.number, self.state is BROKEN))
-        else:
+        if self.runtime.node_lost or not self._opened:  # nobody to wait for
             self.closed()
 
     def closed(self) -> None:

@@ -203,7 +203,7 @@ class Lane:
             link.dead = []
             link.gpus = None
         flags = frames.POLL if self.pool.runtime.may_poll(len(tasks)) else 0
-        if dispatcher.last_of_life(slot, len(tasks)):
+        if dispatcher.lifetime is not None and dispatcher.last_of_life(slot, len(tasks)):
             flags |= frames.EXIT
         first = numbers[0]
         same = first if numbers.count(first) == len(numbers) else numbers
@@ -357,7 +357,7 @@ class Lane:
         if base == 0:
             return True
         tasks = self.dispatcher.taken_back(slot, base)
-        if self.dispatcher._lifetime is not None:
+        if self.dispatcher.lifetime is not None:
             slot.retiring = False
         self.queue.extendleft(reversed(to_pending(tasks)))
         return True

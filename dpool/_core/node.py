@@ -262,7 +262,6 @@ class Node:
             self._had_driver = True
             self.config = Config(*message.config)
             sys.path[:] = message.path
-            self._arm_linger()
         self._do(s.ClientJoined(client.number))
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
 

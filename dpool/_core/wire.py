@@ -23,9 +23,10 @@ _MEMFD = b"M"
 _LENGTH = struct.Struct("<cQ")
 BUFFER_BYTES = INLINE_LIMIT + 4096
 ANCILLARY_BYTES = socket.CMSG_SPACE(8 * 4)
-_CLOEXEC = socket.MSG_CMSG_CLOEXEC
-DONTWAIT = socket.MSG_DONTWAIT
-_SEND = socket.MSG_NOSIGNAL | DONTWAIT
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain ints: or-ing the enum's members takes longer than the system call
+DONTWAIT = int(socket.MSG_DONTWAIT)
+_SEND = int(socket.MSG_NOSIGNAL) | DONTWAIT
+_CUT = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 
 
 class Closed(Exception):
@@ -86,7 +87,7 @@ class Receiver:
     def receive(self, flags: int = 0) -> memoryview | mmap.mmap:
         """The next message's bytes (valid until the next call). Closed at the end, BlockingIOError when none waits."""
         n, ancillary, msg_flags, _ = self.sock.recvmsg_into(self._buffers, ANCILLARY_BYTES, flags | _CLOEXEC)
-        if not ancillary and not msg_flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC):
+        if not ancillary and not msg_flags & _CUT:
             if not n:
                 raise Closed
             return self._view[:n]

@@ -75,7 +75,7 @@ class Death(NamedTuple):
 class Dispatcher:
     """See the module; all methods are constant time but for the tasks they return."""
 
-    __slots__ = ("_lifetime", "depth", "frame_s", "max_batch", "slots", "task_s")
+    __slots__ = ("depth", "frame_s", "lifetime", "max_batch", "slots", "task_s")
 
     def __init__(self, *, frame_s: float, max_batch: int, single: bool, lifetime: int | None) -> None:
         self.slots: dict[int, Slot] = {}
@@ -84,7 +84,7 @@ class Dispatcher:
         self.depth = 1 if single else 2
         self.task_s = 0.0
         """Mean time of a task, exponential, rising at once and falling slowly; 0: not known."""
-        self._lifetime = lifetime
+        self.lifetime = lifetime
 
     # -- choosing
 
@@ -113,8 +113,8 @@ class Dispatcher:
             n = 1
         else:
             n = min(self.max_batch, int(self.frame_s / self.task_s), queued // (2 * len(self.slots)) + 1)
-        if self._lifetime is not None:
-            n = min(n, self._lifetime - slot.assigned)
+        if self.lifetime is not None:
+            n = min(n, self.lifetime - slot.assigned)
         return max(n, 1)
 
     def sent(self, slot: Slot, tasks: list[Task], now_s: float, ship: Any = None) -> Frame:
@@ -123,13 +123,13 @@ class Dispatcher:
         slot.next_seq += len(tasks)
         slot.frames.append(frame)
         slot.assigned += len(tasks)
-        if self._lifetime is not None and slot.assigned >= self._lifetime:
+        if self.lifetime is not None and slot.assigned >= self.lifetime:
             slot.retiring = True
         return frame
 
     def last_of_life(self, slot: Slot, adding: int) -> bool:
         """Whether the worker must leave after a frame of `adding` more tasks."""
-        return self._lifetime is not None and slot.assigned + adding >= self._lifetime
+        return self.lifetime is not None and slot.assigned + adding >= self.lifetime
 
     def victim(self) -> Slot | None:
         """A busy slot with a frame waiting behind the one being run; an idle worker could have that."""
