@@ -18,6 +18,8 @@ from dpool._core.config import Config
 NODE_FD = 3
 SOCKET_NAME = "node.sock"
 NODE_LOG = "node.log"
+STALE_S = 60.0
+"""Age in seconds from which a session without a node is taken for dead."""
 
 
 def temporary_root(config: Config) -> str:
@@ -61,6 +63,28 @@ def check_session(path: str) -> None:
 def remove_session(path: str) -> None:
     """Remove a session directory and all in it; what is gone already does not matter."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep_stale(root: str, now_s: float) -> list[str]:
+    """Remove sessions of this user whose node is dead (killed together with its driver and zygote); returns them.
+
+    A session without a node that listens is left alone for `STALE_S`, for it may be about to begin.
+    """
+    removed = []
+    for entry in os.scandir(root):
+        if not entry.name.startswith(f"dpool-{os.getuid()}-") or not entry.is_dir(follow_symlinks=False):
+            continue
+        try:
+            info = entry.stat(follow_symlinks=False)
+            if info.st_uid != os.getuid() or now_s - info.st_mtime < STALE_S:
+                continue
+            connect_node(entry.path).close()
+        except (ConnectionRefusedError, FileNotFoundError):
+            remove_session(entry.path)
+            removed.append(entry.path)
+        except OSError:  # not ours to judge
+            continue
+    return removed
 
 
 def open_log(session: str, name: str) -> int:

@@ -29,7 +29,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from dpool._core import ids, launch, wire
@@ -45,6 +45,8 @@ from dpool._core.node_worker import Proc, oom_kills
 EARLY_S = 1.0
 """A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
 MAX_UNKNOWN_EXITS = 1000
+SWEEP_AFTER_S = 1.0
+"""Sessions that nobody could tidy up are looked for when the first results are out."""
 MAX_OUTBOX = 1000
 """A client that leaves so many messages unread gets no more output until it reads; its workers then wait in their
 writes.
@@ -112,6 +114,14 @@ class Node:
         self._signals()
         self._listen()
         self._add_client(driver, driver_side=True)
+        self._at(monotonic() + SWEEP_AFTER_S, self._sweep)
+
+    def _sweep(self) -> None:
+        try:
+            for path in launch.sweep_stale(os.path.dirname(self.session), time()):
+                _log("session.swept", path=path)
+        except OSError as error:
+            _log("session.sweep_failed", error=error)
 
     # -- the loop
 
