@@ -15,6 +15,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import ids
+from dpool._core.context import here
 from dpool._core.messages import ExportFunction, TasksDelivered, TasksDispatched
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from dpool._core.logic.dispatch import Frame
     from dpool._core.serialize import Export
 
+NESTED = 1 << 62
+"""Submission indexes of a job from here on stand for workers that submit."""
 MAX_ARGUMENTS = 16 * 1024
 """Arguments larger than this are not copied into the control store; the record says how large they were."""
 
@@ -32,6 +35,9 @@ class Lineage:
 
     def __init__(self, runtime: NativeRuntime) -> None:
         self._runtime = runtime
+        worker = here.worker
+        # tasks of a worker's own executors descend from the worker, so that their ids differ from the driver's
+        self._parent = runtime.job if worker is None else ids.task_id(runtime.job, NESTED + worker.worker)
         self._index = 0
         self._told: dict[bytes, Future[Any]] = {}
         self._functions: dict[int, bytes] = {}
@@ -73,7 +79,7 @@ class Lineage:
             if export is None:
                 continue
             self._index += 1
-            task = ids.task_id(self._runtime.job, self._index)
+            task = ids.task_id(self._parent, self._index)
             data = call if isinstance(call, bytes) else pickle.dumps((call, {}), 5)
             arguments = data if len(data) <= MAX_ARGUMENTS else len(data)
             function = self._function(export)

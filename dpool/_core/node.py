@@ -282,8 +282,10 @@ class Node:
         client.channel.close()
         if client.hello is not None:
             self._do(s.ClientLeft(client.number))
-            if self._records is not None and client.driver:
-                self._records.job_ended(client.hello.job)
+            if self._records is not None:
+                self._records.client_left(client.number)
+                if client.driver:
+                    self._records.job_ended(client.hello.job)
         if client.driver and not any(other.driver for other in self._clients.values()):
             self._end()
 
@@ -341,7 +343,7 @@ class Node:
     def _recorded(self, client: Client, message: Any) -> None:
         if self._records is not None:
             assert client.hello is not None
-            self._records.take(client.hello.job, message)
+            self._records.take(client.number, client.hello.job, message)
 
     def _pool_said(self, client: Client, pool: int, event: Callable[[int], Any]) -> None:
         """An event of a pool of the client's; one that has just gone is passed over (the messages crossed)."""

@@ -11,8 +11,9 @@ import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from dpool._core import ids
 from dpool._core import messages as m
-from dpool._core.logic import lineage
+from dpool._core.logic import lineage, references
 from dpool._gcs import writer as w
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class Recorder:
         self._node = node
         config = node.config
         self._stash = lineage.LineageStash(config.lineage_flush_s)
+        self._references = references.References()
+        """Who still waits for the output of a task that we were told of: the client that submitted it."""
         self._tasks: dict[int, tuple[bytes, bytes]] = {}
         """Number in the stash → (task id, job)."""
         self._jobs: set[bytes] = set()
@@ -65,7 +68,11 @@ class Recorder:
             self._jobs.discard(job)
             self._writer.post(w.EndJob(job))
 
-    def take(self, job: bytes, message: Any) -> None:
+    def client_left(self, client: int) -> None:
+        """A driver or worker is gone: nobody waits for what it had submitted."""
+        self._free(references.ProcessDied(client))
+
+    def take(self, client: int, job: bytes, message: Any) -> None:
         """What a client tells of its tasks and functions."""
         if isinstance(message, m.ExportFunction):
             self._writer.post(w.PutFunction(message.function, job, message.blob))
@@ -75,12 +82,21 @@ class Recorder:
                 number = int.from_bytes(task, "big")
                 self._tasks[number] = (task, job)
                 records.append((number, record))
+                self._references.handle(references.Acquire(ids.object_id(task), client))
             self._do(lineage.Remember(monotonic(), records))
         elif isinstance(message, m.TasksDelivered):
-            self._do(lineage.Delivered(monotonic(), [int.from_bytes(task, "big") for task in message.tasks]))
             for task in message.tasks:
-                if self._stash.state(int.from_bytes(task, "big")) in (lineage.ABSENT, lineage.DEAD):
-                    self._tasks.pop(int.from_bytes(task, "big"), None)
+                if ids.object_id(task) in self._references:
+                    self._free(references.Release(ids.object_id(task), client))
+
+    def _free(self, event: references.Event) -> None:
+        """Outputs that nobody waits for any more: the lineage of their tasks can go."""
+        freed = [ids.split_object_id(order.obj)[0] for order in self._references.handle(event)]
+        numbers = [int.from_bytes(task, "big") for task in freed]
+        self._do(lineage.Delivered(monotonic(), numbers))
+        for number in numbers:
+            if self._stash.state(number) in (lineage.ABSENT, lineage.DEAD):
+                self._tasks.pop(number, None)
 
     def _do(self, event: Any) -> None:
         for order in self._stash.handle(event):
