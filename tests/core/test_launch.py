@@ -44,7 +44,7 @@ def test_a_planted_log_link_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.touch()
     (tmp_path / launch.NODE_LOG).symlink_to(target)
-    with pytest.raises(OSError, match="symbolic|loop|many"):
+    with pytest.raises(OSError, match=r"symbolic|loop|many"):
         launch.open_log(str(tmp_path), launch.NODE_LOG)
 
 
