@@ -562,11 +562,10 @@ class NativeRuntime:
         if not self._stop_io:
             return False
         with self._start_lock:
-            if not self._stop_io:  # an executor was made meanwhile
-                return False
-            self._io_left = True
-            self._reap()
-            return True
+            self._io_left = self._stop_io  # unless an executor was made meanwhile
+            if self._io_left:
+                self._reap()
+        return self._io_left
 
     def _io_loop(self) -> None:
         touched = self._touched
