@@ -34,6 +34,7 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 from dpool._core import config as configuration
 from dpool._core import ids, launch, wire
@@ -105,7 +106,8 @@ class NativeRuntime:
         """Frames of several tasks are out."""
         self._timers: list[tuple[float, int, Callable[[], Any]]] = []
         self._deferred: list[Callable[[], Any]] = []
-        self._io: threading.Thread | None = None
+        self._io: Callable[[], threading.Thread | None] = _no_thread
+        """The io thread, held weakly: one that has ended leaves nothing behind."""
         self._stop_io = False
         self._io_left = False
         """The io thread is about to end."""
@@ -543,18 +545,22 @@ class NativeRuntime:
     def _start_io(self) -> None:
         """Under `_start_lock`, under which the thread also decides to end."""
         self._stop_io = False
-        if self._io is None or self._io_left or not self._io.is_alive():
+        io = self._io()
+        if self._io_left or io is None or not io.is_alive():
             self._io_left = False
             self._armed = False
             self._arm()
-            self._io = threading.Thread(target=self._io_loop, name="dpool-io", daemon=True)
-            self._io.start()
+            thread = threading.Thread(target=self._io_loop, name="dpool-io", daemon=True)
+            self._io = ref(thread)
+            thread.start()
         else:
             self.wake()
 
     def join_io(self) -> None:
-        """Wait until the io thread has ended, if it is to end."""
-        io = self._io
+        """Wait until the io thread has ended, if it is to end: if no pool is left but such as end by themselves now."""
+        if all(pool.ending() for pool in list(self.pools.values())):
+            self.wait_until(lambda: not self.pools or not all(pool.ending() for pool in list(self.pools.values())), 5)
+        io = self._io()
         if io is not None and self._stop_io and io is not threading.current_thread():
             io.join(5)
 
@@ -684,6 +690,10 @@ class NativeRuntime:
                 os.close(fd)
             except OSError:
                 continue
+
+
+def _no_thread() -> None:
+    """No io thread has been started yet."""
 
 
 def _pipe_event() -> int:

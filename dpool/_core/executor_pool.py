@@ -79,6 +79,8 @@ class ExecutorPool:
         self.state = OPEN
         self.closing = False
         self.broken: BaseException | None = None
+        self._abandoned = False
+        """Its executor was collected."""
         self.drained = threading.Event()
         self.gone = threading.Event()
         self.processes: dict[int, WorkerProcess] = {}
@@ -97,6 +99,8 @@ class ExecutorPool:
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
         self._slots: dict[int, tuple[Slot, Lane | None]] = {}
         self._submitted = 0
+        self._unpickled = 0
+        """Tasks that did not pickle: like any others, they make workers start."""
         self._waiting: dict[int, tuple[Future[Any], Any, tuple[Any, ...], dict[str, Any]]] = {}
         self._dependencies = Dependencies()
         self._dep_numbers = 0
@@ -212,7 +216,9 @@ class ExecutorPool:
             raise error
         else:
             future._settle(FINISHED, None, error)
-            self.want_workers(self.main, at_least=1)
+            with self.lock:
+                self._unpickled += 1
+                self.want_workers(self.main, at_least=self._unpickled)
         return future
 
     # -- futures as arguments
@@ -693,14 +699,14 @@ class ExecutorPool:
                 self.state = CLOSING
             self.closing = True
         if cancel_futures:
-            self._cancel_pending()
+            self._cancel_pending(everything=False)
         self.check_drained()
 
-    def _cancel_pending(self) -> None:
+    def _cancel_pending(self, everything: bool) -> None:
         with self.lock:
             pending = [entry[0] for entry in self._waiting.values()]
         for lane in list(self._lanes.values()):
-            pending += lane.take_all_back()
+            pending += lane.take_all_back(everything)
         for future in pending:
             if future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING):
                 self.task_cancelled(future)
@@ -780,7 +786,14 @@ class ExecutorPool:
 
     def close_later(self) -> None:
         """`close`, from a finalizer, which may run anywhere, in the middle of anything."""
+        self._abandoned = True
         self.later(self.close)
+
+    def ending(self) -> bool:
+        """Whether it is closed, or about to be, and nothing is left to do."""
+        if self._abandoned and not self._waiting and not any(lane.busy() for lane in list(self._lanes.values())):
+            return True
+        return self.drained.is_set()
 
     def wait_gone(self) -> None:
         """Wait until the closed pool's tasks are done and its workers gone."""
@@ -790,6 +803,7 @@ class ExecutorPool:
     def stop(self, number: int) -> None:
         """Close, cancel what is pending, send a signal to every worker."""
         self.close(cancel_futures=True)
+        self._cancel_pending(everything=True)
         self.signal_workers(number)
 
     def live_processes(self) -> dict[int, WorkerProcess]:
@@ -800,7 +814,7 @@ class ExecutorPool:
 
     def _starting(self) -> bool:
         with self.lock:
-            asked = any(lane.requested for lane in self._lanes.values() if lane.queue or not self._slots)
+            asked = any(lane.requested and not lane.shape for lane in self._lanes.values())
             return asked or any(not slot.link.up for slot, _ in self._slots.values())
 
     def describe(self) -> str:
@@ -809,7 +823,7 @@ class ExecutorPool:
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled, what runs gets a KeyboardInterrupt."""
-        self._cancel_pending()
+        self._cancel_pending(everything=True)
         for slot, _ in list(self._slots.values()):
             if slot.frames:
                 self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))

@@ -497,15 +497,24 @@ class Lane:
         self.on_readable(slot)
         return True
 
-    def take_all_back(self) -> list[Future[Any]]:
-        """Everything that no worker has begun: unread frames and the queue. For `shutdown(cancel_futures=True)`."""
+    def take_all_back(self, everything: bool) -> list[Future[Any]]:
+        """What no worker has begun: unread frames and the queue; unless `everything`, each worker keeps what it is
+        about to begin, those on their way included, as in the standard library.
+        """
         with self.lock:
+            keep = 0
             for slot in list(self.dispatcher.slots.values()):
-                while slot.frames and self._take_unread(slot):
+                while len(slot.frames) > (not everything) and self._take_unread(slot):
                     pass
-            pending = list(self.queue)
+                keep += slot.held and not slot.frames
+            if everything or self.shape:  # resources may never be granted
+                keep = 0
+            else:
+                keep += self.requested
+            pending = [future for future in self.queue if future._state is PENDING]
             self.queue.clear()
-        return pending
+            self.queue.extend(pending[:keep])
+        return pending[keep:]
 
     def busy(self) -> bool:
         return bool(self.queue) or any(slot.frames for slot in self.dispatcher.slots.values())
