@@ -158,8 +158,8 @@ class NativeRuntime:
     def start(self) -> None:
         """Start a node (or, in a worker, connect to the worker's own); returns before it has answered."""
         if self._node is not None:
-            if not self._node_gone():
-                return
+            if self.pools or not self._node_gone():
+                return  # should it be gone, whoever reads tells the open pools
             self._drop_node()
         if here.worker is not None:
             self.session = here.worker.session
@@ -199,15 +199,10 @@ class NativeRuntime:
 
     def _node_gone(self) -> bool:
         """Whether the node left while nobody read (it leaves when it has lingered long enough)."""
-        while True:
-            try:
-                assert self._node is not None
-                message, fds = self._node.receive()
-            except (BlockingIOError, InterruptedError):
-                return False
-            except (wire.Closed, wire.DescriptorsLost, wire.ProtocolError):
-                return True
-            self._handle(message, fds)
+        assert self._node is not None
+        hangup = select.poll()  # no message is read here: that is for whoever has the reading role
+        hangup.register(self._node.fileno(), 0)
+        return bool(hangup.poll(0))
 
     def _drop_node(self) -> None:
         if self._node is not None:
@@ -332,17 +327,33 @@ class NativeRuntime:
         if started and not self.exiting:
             for pool in pools:
                 pool.node_died(log_file)
-            if self.pools:
-                self.start()
-                for pool in list(self.pools.values()):
-                    pool.announce()
-                    for lane in list(pool._lanes.values()):
-                        lane.push()
+            self._start_again()
             return
         from dpool.errors import StartupError
 
-        error = StartupError(f"the node process {what}; its log ends with:\n{tail}")
+        self._give_up(StartupError(f"the node process {what}; its log ends with:\n{tail}"))
+
+    def _start_again(self) -> None:
+        """Another node in the place of one that died, if somebody needs it."""
+        from dpool.errors import DpoolError
+
+        with self._start_lock:
+            if not self.pools:
+                return
+            try:
+                self.start()
+            except DpoolError as error:
+                self._give_up(error)
+                return
+            pools = list(self.pools.values())
         for pool in pools:
+            pool.announce()
+            for lane in list(pool._lanes.values()):
+                lane.push()
+
+    def _give_up(self, error: BaseException) -> None:
+        """No node can be had: nothing that is open can go on."""
+        for pool in list(self.pools.values()):
             pool.break_all(error)
             pool.closed()
 
@@ -571,6 +582,8 @@ class NativeRuntime:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
             if self._io_left:
                 self._reap()
+                if self.config.linger_s == 0:
+                    self.close()  # nothing is to stay until the next executor: no node, no socket to it
         return self._io_left
 
     def _io_loop(self) -> None:
@@ -657,10 +670,11 @@ class NativeRuntime:
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
-        self.tell(Bye())
-        if self._node is not None and here.worker is None:
-            self._await_node_end()
-        self._drop_node()
+        with self._start_lock:
+            self.tell(Bye())
+            if self._node is not None and here.worker is None:
+                self._await_node_end()
+            self._drop_node()
 
     def _await_node_end(self) -> None:
         """Read the node's last words until it closes; kill it if it does not within 5 s."""
