@@ -732,7 +732,11 @@ class Node:
         self._at(monotonic() + self.config.linger_s, lambda: self._lingered(turn))
 
     def _lingered(self, turn: int) -> None:
-        if turn == self._linger_armed and not self._pools and self._had_driver:
+        if turn != self._linger_armed or self._pools:
+            return
+        if self._epoll.poll(0):  # perhaps a driver with another executor
+            self._at(monotonic(), lambda: self._lingered(turn))
+        else:
             self._end()
 
     def _end(self) -> None:

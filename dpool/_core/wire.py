@@ -194,7 +194,10 @@ class ControlChannel:
         """The next message and its descriptors (the caller's from now on)."""
         self._receiver.fds = []
         try:
-            data = self._receiver.receive(flags)
+            try:
+                data = self._receiver.receive(flags)
+            except ConnectionResetError:  # it closed without reading all of ours; what it had said is still to be read
+                data = self._receiver.receive(flags)
         except OSError as error:
             if isinstance(error, (BlockingIOError, InterruptedError)):
                 raise
