@@ -207,8 +207,8 @@ class Importer:
             self._blobs.pop(number, None)
             self._functions.pop(number, None)
 
-    def load_call(self, payload: bytes) -> Call:
-        """`(args, kwargs)` of a task.
+    def load_call(self, payload: bytes, function: Callable[..., Any] | None = None) -> Call:
+        """`(args, kwargs)` of a task; `function` is what its errors name.
 
         Raises:
             DeserializationError: unpickling raised; the message names what.
@@ -218,7 +218,7 @@ class Importer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise self._argument_error(error) from error
+            raise self._argument_error(error, function) from error
 
     def load_inline(self, payload: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
         """`(function, args, kwargs)` of a task whose function travels with it.
@@ -228,19 +228,22 @@ class Importer:
         """
         requires, function, content = pickle.loads(payload)
         self._check(requires)
+        called = None
         try:
             if function is None:
                 return pickle.loads(content)  # type: ignore[no-any-return]
-            return (_Loader(self, function).load(), *pickle.loads(content))
+            called = _Loader(self, function).load()
+            return (called, *pickle.loads(content))
         except (KeyboardInterrupt, DeserializationError):
             raise
         except BaseException as error:
-            raise self._argument_error(error) from error
+            raise self._argument_error(error, called) from error
 
-    def _argument_error(self, error: BaseException) -> DeserializationError:
+    def _argument_error(self, error: BaseException, function: Any) -> DeserializationError:
         failed = next(iter(self._broken.values()), None)
         also = f" ({failed})" if failed is not None else ""
-        return DeserializationError(f"the arguments of the task do not unpickle in the worker: {explain(error)}{also}")
+        task = "the task" if function is None else repr(getattr(function, "__qualname__", type(function).__name__))
+        return DeserializationError(f"the arguments of {task} do not unpickle in the worker: {explain(error)}{also}")
 
 
 __all__ = ["Importer", "install_main", "installed", "members"]

@@ -166,7 +166,7 @@ class Worker:
                 if type(args) is tuple:
                     result = function(*args)
                 else:
-                    args, kwargs = self._importer.load_call(args)
+                    args, kwargs = self._importer.load_call(args, function)
                     result = self._apply(function, args, kwargs)
             else:
                 function, args, kwargs = self._importer.load_inline(args)

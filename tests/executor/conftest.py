@@ -1,0 +1,38 @@
+"""An executor of two workers, and a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dpool
+from tests.executor.support import Gate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_runtime() -> None:
+    """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
+    dpool.Executor(1).shutdown()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    directory = tmp_path / "gate"
+    directory.mkdir()
+    return Gate(directory)
+
+
+@pytest.fixture
+def ex() -> Iterator[dpool.Executor]:
+    """Two workers."""
+    with dpool.Executor(2) as executor:
+        yield executor
+
+
+@pytest.fixture
+def one() -> Iterator[dpool.Executor]:
+    """One worker."""
+    with dpool.Executor(1) as executor:
+        yield executor
