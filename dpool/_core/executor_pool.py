@@ -364,7 +364,9 @@ class ExecutorPool:
             self.refresh_setup()
 
     def announce(self) -> None:
-        """Tell a node of us, so that it stays while we may have tasks; the setup of workers follows with the first one."""
+        """Tell a node of us, so that it stays while we may have tasks; the setup of workers follows with the first
+        one.
+        """
         self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, b""))
 
     def refresh_setup(self) -> None:

@@ -30,7 +30,8 @@ CANCELLED_AND_NOTIFIED = _base.CANCELLED_AND_NOTIFIED
 FINISHED = _base.FINISHED
 DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
 
-_mutex = threading.Lock()
+_mutex = threading.RLock()
+"""Reentrant, because an allocation under it may collect garbage, whose finalizers may use futures."""
 _log = logging.getLogger("concurrent.futures")
 
 
@@ -305,12 +306,6 @@ def settle_plain(futures: list[Future[Any]], values: list[Any]) -> list[tuple[Fu
                 future._call = future._export = None
                 future._state = finished
     return rest
-
-
-def to_running(futures: list[Future[Any]]) -> None:
-    """Mark tasks as sent."""
-    for future in futures:
-        future._state = RUNNING
 
 
 def to_pending(futures: list[Future[Any]]) -> list[Future[Any]]:

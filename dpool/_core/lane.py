@@ -36,6 +36,7 @@ from dpool._core.future import (
     settle_plain,
     to_pending,
 )
+from dpool._core.future import _mutex as futures_mutex
 from dpool._core.logic.dispatch import Dispatcher, Frame, Slot
 from dpool._core.messages import Shape
 from dpool._core.serialize import Shipped, load_exception, load_result
@@ -146,19 +147,18 @@ class Lane:
 
     def _push(self) -> None:
         queue = self.queue
+        crowded = False  # a task waits behind another one in a worker's socket
         while queue:
             slot = self.dispatcher.next_slot()
             if slot is None or not self._send_frame(slot):
                 break
-        if queue or self._crowded():
+            if len(slot.frames) > 1:
+                crowded = True
+        if queue or crowded:
             self.pool.want_workers(self)
         self.hungry = not queue or self.dispatcher.next_slot() is not None or self.pool.may_grow(self)
         if self.hungry and queue and self.dispatcher.next_slot() is not None:
             self._push()  # appended while `hungry` was false
-
-    def _crowded(self) -> bool:
-        """Whether a task waits behind another one in a worker's socket."""
-        return any(len(slot.frames) > 1 for slot in self.dispatcher.slots.values())
 
     def _send_frame(self, slot: Slot) -> bool:
         """Build a frame for `slot` and send it; False if there was nothing to send or no room."""
@@ -172,28 +172,29 @@ class Lane:
         calls: list[Any] = []
         items: list[Any] = link.pending_ship
         size = 0
-        while room and queue:
-            future = queue.popleft()
-            if future._state is not PENDING:
-                continue  # cancelled
-            export, call = future._export, future._call
-            assert export is not None
-            number = export.number
-            if number not in ready:
-                if tasks:  # definitions are installed before the frame's first task, so they belong to that one
-                    queue.appendleft(future)
-                    break
-                items = items + shipped.missing(export)
-            if call.__class__ is bytes:
-                size += len(call)
-                if size > wire.INLINE_LIMIT and tasks:
-                    queue.appendleft(future)
-                    break
-            future._state = RUNNING
-            tasks.append(future)
-            numbers.append(0 if export.inline else number)
-            calls.append(call)
-            room -= 1
+        pending, running = PENDING, RUNNING
+        with futures_mutex:
+            while room and queue:
+                future = queue.popleft()
+                if future._state is not pending:
+                    continue  # cancelled
+                export, call = future._export, future._call
+                number = export.number  # type: ignore[union-attr]
+                if number not in ready:
+                    if tasks:  # definitions are installed before the frame's first task, so they belong to that one
+                        queue.appendleft(future)
+                        break
+                    items = items + shipped.missing(export)
+                if call.__class__ is bytes:
+                    size += len(call)
+                    if size > wire.INLINE_LIMIT and tasks:
+                        queue.appendleft(future)
+                        break
+                future._state = running
+                tasks.append(future)
+                numbers.append(0 if export.inline else number)  # type: ignore[union-attr]
+                calls.append(call)
+                room -= 1
         if not tasks:
             return False
         ship = None
@@ -326,7 +327,8 @@ class Lane:
                     del result
             else:
                 future._settle(FINISHED, None, load_exception(data, label))
-        self.pool.tasks_ended(tasks)
+        if self.pool.closing:
+            self.pool.check_drained()
 
     # -- taking back
 

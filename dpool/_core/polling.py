@@ -1,8 +1,9 @@
 """Whether to poll before sleeping: worth about 20 µs per hop on an idle machine, and harmful on a busy one.
 
-A poll that ends without an answer means that the other side does not get to run, or that the task is long; then the next waits sleep at
-once, twice as many after each failure, and one poll tries again. After a moment the processor is offered to others between two
-looks (`sched_yield`, which costs a look itself), so that a peer on the same core can answer.
+A poll that ends without an answer means that the other side does not get to run, or that the task is long; then the
+next waits sleep at once, twice as many after each failure, and one poll tries again. After a moment the processor is
+offered to others between two looks (`sched_yield`, which costs a look itself), so that a peer on the same core can
+answer.
 """
 
 from __future__ import annotations

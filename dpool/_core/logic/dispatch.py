@@ -109,7 +109,7 @@ class Dispatcher:
 
     def choose(self, slot: Slot, queued: int) -> int:
         """How many of `queued` tasks the next frame of `slot` should carry, at least 1."""
-        if self.task_s <= 0.0:
+        if queued <= 1 or self.task_s <= 0.0:
             n = 1
         else:
             n = min(self.max_batch, int(self.frame_s / self.task_s), queued // (2 * len(self.slots)) + 1)
