@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dpool._core.serialize_reducers import BY_TYPE
+from dpool._core.wire import MAX_DESCRIPTORS
+
 _received: list[int] = []
 """In a worker: the descriptors that came with the initializer's frame."""
 
@@ -40,6 +43,11 @@ class _Inheriting:
         self._fds: list[int] = []
 
     def duplicate_for_child(self, fd: int) -> int:
+        if len(self._fds) + 1 >= MAX_DESCRIPTORS:  # a long frame has one of its own
+            raise RuntimeError(
+                f"initargs hold more than {MAX_DESCRIPTORS - 1} descriptors (a Queue has two); "
+                "use a multiprocessing.Manager()"
+            )
         self._fds.append(os.dup(fd))
         return len(self._fds) - 1
 
@@ -62,6 +70,7 @@ def pickling_for_workers() -> Iterator[_Inheriting]:
         return
     from multiprocessing import context
 
+    _check_semaphores()
     before = context.get_spawning_popen()
     context.set_spawning_popen(inheriting)  # type: ignore[arg-type]
     try:
@@ -79,12 +88,28 @@ def received(fds: list[int]) -> None:
     _received[:] = fds
 
 
+def _check_semaphores() -> None:
+    """Have semaphores, also those inside of queues, values, …, looked at before they are pickled."""
+    synchronize = sys.modules.get("multiprocessing.synchronize")
+    if synchronize is not None:
+        for kind in ("Lock", "RLock", "Semaphore", "BoundedSemaphore"):
+            BY_TYPE[getattr(synchronize, kind)] = _reduce_semaphore
+
+
+def _reduce_semaphore(pickler: Any, semaphore: Any) -> Any:
+    from multiprocessing import context
+
+    if context.get_spawning_popen() is not None:
+        refuse_unnamed(semaphore)
+    return NotImplemented
+
+
 def refuse_unnamed(semaphore: Any) -> None:
     """Raise the error that tells what to do, if a semaphore cannot be opened by name in a worker."""
     if getattr(semaphore._semlock, "name", None) is None:
         kind = type(semaphore).__name__
         raise RuntimeError(
-            f"this {kind} was made with the 'fork' start method: it has no name, so only a fork of this process "
-            "could use it. "
-            f"Make it with multiprocessing.get_context('spawn').{kind}(), or with a multiprocessing.Manager()"
+            f"a {kind} that was made with the 'fork' start method has no name, so only a fork of this process could "
+            "use it, and dpool's workers are none. Make it, or the queue, event or value that holds it, with "
+            "multiprocessing.get_context('spawn') or with a multiprocessing.Manager()"
         )

@@ -241,6 +241,9 @@ class CapturePickler(Pickler):
         return name
 
     def _reduce_other(self, obj: Any, kind: type) -> Any:
+        for name in ("stdout", "stderr"):
+            if obj is getattr(sys, name):
+                return getattr, (sys, name)
         remake = REMADE.get((kind.__module__, kind.__name__))
         return (remake, ()) if remake is not None else super()._reduce_other(obj, kind)
 

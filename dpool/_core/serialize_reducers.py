@@ -6,7 +6,6 @@ cloudpickle is imported when the first class must go by value, or the first obje
 from __future__ import annotations
 
 import copyreg
-import io
 import marshal
 import sys
 from types import (
@@ -40,7 +39,6 @@ _CLOUD_TYPES = frozenset(
         classmethod,
         property,
         staticmethod,
-        io.TextIOWrapper,
         memoryview,
         CodeType,
         GetSetDescriptorType,

@@ -22,7 +22,9 @@ from dpool._core.messages import decode, encode
 _MEMFD = b"M"
 _LENGTH = struct.Struct("<cQ")
 BUFFER_BYTES = INLINE_LIMIT + 4096
-ANCILLARY_BYTES = socket.CMSG_SPACE(8 * 4)
+MAX_DESCRIPTORS = 64
+"""Descriptors that may come with one message."""
+ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain ints: or-ing the enum's members takes longer than the system call
 DONTWAIT = int(socket.MSG_DONTWAIT)
 _SEND = int(socket.MSG_NOSIGNAL) | DONTWAIT
