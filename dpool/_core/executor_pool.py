@@ -534,13 +534,15 @@ class ExecutorPool:
             self._start_failed(message)
             return
         slot, lane = known
-        began = slot.link.page.slots[frames.STARTED] > 0
+        page = slot.link.page.slots
+        began = page[frames.STARTED] > 0
+        idle = page[frames.LIMIT] > 0 and not slot.frames and not slot.held  # it had got as far as its loop
         initializing = slot.held and self._initializer is not None and not began
-        lost, answered = (lane or self.main).worker_died(slot)
+        lost = (lane or self.main).worker_died(slot)
         self.runtime.unwatch(slot.link)
         why = slot.link.why
         slot.link.close()
-        if began or answered:
+        if began or idle:
             self._failed_starts = 0
         elif message.signal or message.exit_code or message.reason:
             self._failed_starts += 1
@@ -706,7 +708,7 @@ class ExecutorPool:
 
     def _cancel_pending(self, everything: bool) -> None:
         with self.lock:
-            pending = [entry[0] for entry in self._waiting.values()]
+            pending = [entry[0] for entry in reversed(self._waiting.values())]  # who depends on another one comes first
         for lane in list(self._lanes.values()):
             pending += lane.take_all_back(everything)
         for future in pending:

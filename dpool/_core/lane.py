@@ -472,19 +472,19 @@ class Lane:
             if not slot.frames:
                 self._steal(slot)
 
-    def worker_died(self, slot: Slot) -> tuple[list[Future[Any]], int]:
+    def worker_died(self, slot: Slot) -> list[Future[Any]]:
         """Its node says that it is dead: settle what it answered, queue what it had not begun; returns what it lost."""
         link = slot.link
         while self._drain_one(slot):
             pass
         with self.lock:
             if slot.worker not in self.dispatcher.slots:
-                return [], 0
+                return []
             tasks, values = self._harvest(slot)
             death = self.dispatcher.died(slot, link.page.slots[frames.STARTED])
             self.queue.extendleft(reversed(to_pending(death.unstarted)))
         self.settle(tasks, values)
-        return death.lost, slot.assigned
+        return death.lost
 
     def _drain_one(self, slot: Slot) -> bool:
         """Read one answer that a dead worker left; False when there is none."""

@@ -45,6 +45,8 @@ from dpool._core.node_worker import Proc, oom_kills
 EARLY_S = 1.0
 """A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
 MAX_UNKNOWN_EXITS = 1000
+MAX_TRIES = 3
+"""Zygotes that may die over one worker."""
 SWEEP_AFTER_S = 1.0
 """Sessions that nobody could tidy up are looked for when the first results are out."""
 MAX_OUTBOX = 1000
@@ -96,7 +98,7 @@ class Node:
         self._procs: dict[int, Proc] = {}
         self._pids: dict[int, int] = {}
         self._unknown_exits: dict[int, tuple[int, int]] = {}
-        self._programs: dict[int, Callable[[int], None]] = {}
+        self._programs: dict[int, tuple[m.SpawnProgram, Callable[[int], None]]] = {}
         self._numbers = 0
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._soon: deque[Callable[[], None]] = deque()
@@ -387,20 +389,23 @@ class Node:
         proc = Proc(order.worker, order.pool, pool.started, self.session, monotonic())
         self._procs[order.worker] = proc
         try:
-            fds = proc.make_channels(make_page)
+            proc.make_channels(make_page)
         except OSError as error:
             self._start_failed(proc, f"start: {error}")
             return
         for fd in proc.pipes:
             self._on(fd, partial(self._pipe_event, proc, fd))
-        try:
-            self._to_zygote(m.Spawn(order.worker, pool.started, os.getpid(), self.session, pool.setup), tuple(fds))
-        except OSError as error:
-            self._start_failed(proc, f"start: {error}")
-        finally:
-            proc.close_worker_side()
+        proc.order = m.Spawn(order.worker, pool.started, os.getpid(), self.session, pool.setup)
+        self._have_forked(proc)
         if self._records is None and self.config.gcs == "on":
             self._soon_record()
+
+    def _have_forked(self, proc: Proc) -> None:
+        proc.tries += 1
+        try:
+            self._to_zygote(proc.order, proc.worker_fds())
+        except OSError as error:
+            self._start_failed(proc, f"start: {error}")
 
     def _start_failed(self, proc: Proc, reason: str) -> None:
         """Told from the loop, since the scheduler is in the middle of its instructions."""
@@ -507,16 +512,14 @@ class Node:
         try:
             self._zygote.send(message, fds)
         except wire.Closed:
-            self._zygote_died()
-            self._to_zygote(message, fds)
-            return
+            return  # what it said before is read first; then all that it has not done is asked for again
         if self._zygote.pending:
             self._epoll.modify(self._zygote.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _zygote_event(self, mask: int) -> None:
         assert self._zygote is not None
         try:
-            if mask & select.EPOLLOUT:
+            if mask & select.EPOLLOUT and not mask & select.EPOLLHUP:
                 self._zygote.flush()
                 if not self._zygote.pending:
                     self._epoll.modify(self._zygote.fileno(), select.EPOLLIN)
@@ -544,20 +547,27 @@ class Node:
         self._zygote = None
         _log("zygote.died")
         for proc in list(self._procs.values()):
-            if not proc.pid and not proc.failed:
-                self._start_failed(proc, "start: the zygote died")
+            if proc.pid or proc.failed:
+                continue
+            if proc.tries < MAX_TRIES:
+                self._have_forked(proc)
+            else:
+                self._start_failed(proc, f"start: {proc.tries} zygotes died before they had forked it")
+        for order, _ in list(self._programs.values()):
+            self._have_started(order)
 
     def _spawned(self, message: m.Spawned) -> None:
         if message.worker < 0:
-            told = self._programs.pop(message.worker, None)
-            if told is not None:
-                told(message.pid)
+            asked = self._programs.pop(message.worker, None)
+            if asked is not None:
+                asked[1](message.pid)
             return
         proc = self._procs.get(message.worker)
         if proc is None:
             os.kill(message.pid, signal.SIGKILL)  # given up meanwhile
             return
         proc.pid = message.pid
+        proc.close_worker_side()
         self._pids[message.pid] = message.worker
         for number in proc.signals:
             self._signal(proc, number)
@@ -700,6 +710,7 @@ class Node:
         """Start another program through the zygote; called by the recorder's thread, waits for the pid."""
         answered = threading.Event()
         pids: list[int] = []
+        asked: list[int] = []
 
         def told(pid: int) -> None:
             pids.append(pid)
@@ -707,16 +718,25 @@ class Node:
 
         def ask() -> None:
             self._numbers += 1
-            self._programs[-self._numbers] = told
-            self._to_zygote(m.SpawnProgram(-self._numbers, argv, stdin, os.getpid(), log_file), ())
+            order = m.SpawnProgram(-self._numbers, argv, stdin, os.getpid(), log_file)
+            asked.append(order.program)
+            self._programs[order.program] = order, told
+            self._have_started(order)
 
         self.call_soon(ask)
         if not answered.wait(10):
+            self.call_soon(lambda: [self._programs.pop(number, None) for number in asked].clear())
             raise OSError("the zygote did not start it within 10 s")
         exited = self._unknown_exits.get(pids[0])
         if exited is not None and self._records is not None:
             self.call_soon(lambda: self._records.server_exited(pids[0], -exited[0] if exited[0] else exited[1]))
         return pids[0]
+
+    def _have_started(self, order: m.SpawnProgram) -> None:
+        try:
+            self._to_zygote(order, ())
+        except OSError as error:  # whoever waits for it gives up after a while, and says so
+            _log("program.failed", argv=order.argv, error=error)
 
     def warn_drivers(self, category: str, text: str) -> None:
         """One warning to every driver."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 LINE_LIMIT = 64 * 1024
 """A line longer than this is passed on in pieces."""
@@ -32,7 +33,8 @@ class Proc:
 
     __slots__ = (
         "_at_end", "_lessee", "_log", "_partial", "_theirs", "end_code", "end_signal", "failed", "granted", "killed",
-        "log_file", "ordinal", "pid", "pipes", "pool", "reason", "signals", "started_at", "stopped_at", "worker",
+        "log_file", "order", "ordinal", "pid", "pipes", "pool", "reason", "signals", "started_at", "stopped_at",
+        "tries", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: int, pool: int, ordinal: int, session: str, now_s: float) -> None:
@@ -40,6 +42,10 @@ class Proc:
         self.pool = pool
         self.ordinal = ordinal
         self.pid = 0
+        self.order: Any = None
+        """What the zygote was told."""
+        self.tries = 0
+        """Zygotes that were told."""
         self.started_at = now_s
         self.stopped_at = 0.0
         self.granted = False
@@ -59,8 +65,8 @@ class Proc:
         self._at_end: set[int] = set()
         self._log = -1
 
-    def make_channels(self, make_page: Callable[[], int]) -> list[int]:
-        """Its socket, page and output pipes; returns its side. OSError when this process may not open more."""
+    def make_channels(self, make_page: Callable[[], int]) -> None:
+        """Its socket, page and output pipes. OSError when this process may not open more."""
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             self._lessee = [ours.detach()]
@@ -76,10 +82,13 @@ class Proc:
         except OSError:
             self.close()
             raise
-        return self._theirs
+
+    def worker_fds(self) -> tuple[int, ...]:
+        """The worker's side: its end of the socket, the page, its ends of the pipes."""
+        return tuple(self._theirs)
 
     def close_worker_side(self) -> None:
-        """The zygote has it now."""
+        """The worker has it now."""
         while self._theirs:
             os.close(self._theirs.pop())
 

@@ -81,6 +81,13 @@ class Worker:
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
         self._interrupts = Interrupts()
+        self._child = False
+        """This process was forked by a task: it is not the worker, and ends where the task ends."""
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._child = True
+        here.holds_cpus = False
 
     def run(self) -> None:
         """Serve until told to leave."""
@@ -188,6 +195,8 @@ class Worker:
         return function(*args, **kwargs)
 
     def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
+        if self._child:
+            _leave_child()
         data = dumps((first, end, elapsed_ns, values), 5)
         while True:
             try:
@@ -213,6 +222,8 @@ class Worker:
 
     def _journal(self, value: Any) -> bool:
         """Note a finished task's value where the submitter can read it; False when it is time to answer instead."""
+        if self._child:
+            _leave_child()
         data = dumps(value, 5)
         journal = self._page.map
         if journal.tell() + len(data) > PAGE_BYTES:
@@ -268,6 +279,12 @@ def _wait_writable(sock: socket.socket) -> None:
     waiter = poll()
     waiter.register(sock.fileno(), POLLOUT)
     waiter.poll()
+
+
+def _leave_child() -> None:
+    """End a process that a task forked and that came out of the task as its parent did."""
+    _flush_streams()
+    os._exit(0)
 
 
 def _flush_streams() -> None:
