@@ -321,7 +321,7 @@ class Lane:
                 try:
                     result = load_result(data, label)
                 except BaseException as error:
-                    future._settle(FINISHED, None, error)
+                    future._settle(FINISHED, None, error.with_traceback(None))
                 else:
                     future._settle(FINISHED, result)
                     del result

@@ -66,7 +66,9 @@ def load_result(data: bytes, label: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise DeserializationError(f"the result of {label!r} does not unpickle: {explain(error)}") from error
+        failure = DeserializationError(f"the result of {label!r} does not unpickle: {explain(error)}")
+        failure.__cause__ = _remote(_format(error))
+    raise failure  # without a context: its frames, of whatever thread reads, would live as long as the future
 
 
 # ---------------------------------------------------------------------------------------- exceptions
@@ -102,11 +104,17 @@ def load_exception(data: bytes, label: str) -> BaseException:
             exc = None
     if not isinstance(exc, BaseException):
         exc = make_surrogate(*facts)
+    exc.__cause__ = _remote(text)
+    return exc
+
+
+def _remote(text: str) -> BaseException:
+    """A traceback as text, as the standard library shows those of its workers."""
     from concurrent.futures import process
 
     remote: Any = process._RemoteTraceback
-    exc.__cause__ = remote(f'\n"""\n{text}"""')
-    return exc
+    made: BaseException = remote(f'\n"""\n{text}"""')
+    return made
 
 
 def _format(exc: BaseException) -> str:

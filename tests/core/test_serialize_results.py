@@ -85,7 +85,10 @@ def test_a_result_that_does_not_unpickle_says_whose_it_is(value: Any, text: str)
     data = dump_result(value, "work")
     with pytest.raises(DeserializationError, match=f"'work'.*{text}") as caught:
         load_result(data, "work")
-    assert caught.value.__cause__ is not None
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert text in str(cause)
+    assert cause.__traceback__ is caught.value.__context__ is None, "it keeps frames alive"
     with pytest.raises(DeserializationError):
         load_result(data[:-5], "work")
 
