@@ -88,7 +88,7 @@ def test_a_result_that_does_not_unpickle_says_whose_it_is(value: Any, text: str)
     cause = caught.value.__cause__
     assert cause is not None
     assert text in str(cause)
-    assert cause.__traceback__ is caught.value.__context__ is None, "it keeps frames alive"
+    assert (cause.__traceback__, caught.value.__context__) == (None, None), "it keeps frames alive"
     with pytest.raises(DeserializationError):
         load_result(data[:-5], "work")
 
