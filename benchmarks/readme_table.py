@@ -1,0 +1,165 @@
+"""Fills the comparison table of README.md from a run: `python -m benchmarks.readme_table RUN.json [README.md]`.
+
+RUN.json is what `python -m benchmarks --json RUN.json` wrote. The text between the two marks of the page is replaced,
+the rest stays. Cells are medians; in parentheses how many times better dpool's figure is (below 1: worse).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import QUESTIONS
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+BUSY_PERCENT = 10.0
+"""From then on the caption says that the machine was busy with something else."""
+COLUMNS = {
+    "dpool": "dpool",
+    "mp": "mp.Pool",
+    "ppe": "ProcessPoolExecutor",
+    "loky": "loky",
+    "ray": "ray",
+    "dask": "dask.distributed",
+}
+IMPORTED = {
+    "dpool": "dpool.Executor",
+    "mp": "multiprocessing.pool",
+    "ppe": "concurrent.futures.process",
+    "dask": "distributed",
+}
+"""What the question `import_time` calls each peer, where that is not the peer's own name."""
+
+
+class Figure(NamedTuple):
+    """One row: where it stands in the run, and how it is shown."""
+
+    text: str
+    question: str
+    key: str
+    unit: str
+    digits: int = 0
+    more_is_better: bool = False
+    compare: bool = True
+    """Show the ratio to dpool's figure; not for what is a ratio already."""
+
+
+FIGURES = (
+    Figure("`submit(noop).result()`, back to back", "round_trip", "p50_us", "µs"),
+    Figure("the same after a pause of 2 ms", "round_trip", "paused_us", "µs"),
+    Figure("no-op tasks, one `submit` each", "throughput", "submit", "/s", more_is_better=True),
+    Figure("2 workers against one thread, tasks of 100 µs", "speedup", "speedup_100", "×", 2, True, False),
+    Figure("… of 1 ms", "speedup", "speedup_1000", "×", 2, True, False),
+    Figure("shortest task for which 2 workers win (COST)", "speedup", "cost_us", "µs", compare=False),
+    Figure("first result in a fresh interpreter, import included", "cold_start", "with_import_ms", "ms"),
+    Figure("import", "import_time", "program_ms", "ms"),
+    Figure("driver memory for one queued task", "queue_memory", "driver_bytes", "bytes"),
+    Figure("private memory of an idle worker", "idle", "worker_mb", "MB", 1),
+    Figure("processor time of an idle pool", "idle", "cpu_percent", "%", 2, compare=False),
+)
+
+
+def value_of(run: Mapping[str, Any], figure: Figure, peer: str) -> float | None:
+    """The median of a peer's figure; None if this run did not measure it."""
+    question = run["benchmarks"].get(figure.question)
+    if question is None:
+        return None
+    subject = IMPORTED.get(peer, peer) if figure.question == "import_time" else peer
+    if figure.key == "cost_us":
+        found = question["derived"].get("cost_us", {}).get(subject)
+    else:
+        found = question["medians"].get(subject, {}).get(figure.key)
+    return None if found is None else float(found)
+
+
+def cell(figure: Figure, value: float | None, ours: float | None) -> str:
+    """A median with its unit, and how many times better ours is."""
+    if value is None:
+        return "–"
+    shown = f"{value:,.{figure.digits}f} {figure.unit}".replace(" /s", "/s")
+    if ours is None or not figure.compare or not ours or not value:
+        return shown
+    ratio = ours / value if figure.more_is_better else value / ours
+    return f"{shown} ({ratio:.{1 if ratio >= 1 else 2}f}×)"
+
+
+def rows(run: Mapping[str, Any]) -> list[str]:
+    """The table: a row for each figure that was measured, a column for each peer that was."""
+    measured = {name for question in run["benchmarks"].values() for name in question["medians"]}
+    peers = [peer for peer in COLUMNS if peer in measured]
+    lines = ["| | " + " | ".join(COLUMNS[peer] for peer in peers) + " |", "|---" * (len(peers) + 1) + "|"]
+    for figure in FIGURES:
+        values = {peer: value_of(run, figure, peer) for peer in peers}
+        if any(value is not None for value in values.values()):
+            ours = values.get("dpool")
+            cells = [cell(figure, values[peer], None if peer == "dpool" else ours) for peer in peers]
+            lines.append(f"| {figure.text} | " + " | ".join(cells) + " |")
+    if len(lines) == 2:
+        raise ValueError("this run measured nothing that the table shows")
+    return lines
+
+
+def caption(run: Mapping[str, Any]) -> list[str]:
+    """On what machine, with what, and how to repeat it."""
+    machine, arguments = run["machine"], run["arguments"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "dpool")
+    repeat = "" if arguments["repeat"] is None else f" --repeat {arguments['repeat']}"
+    size = "" if arguments["size"] == "full" else f" --size {arguments['size']}"
+    asked = list(run["benchmarks"])
+    questions = "" if asked == list(QUESTIONS) else " ".join(["", *asked])
+    lines = [
+        "Medians of one run; in parentheses: how many times better dpool's figure is (below 1: worse). "
+        '– : not measured, or never reached. mp.Pool and ProcessPoolExecutor use "fork", their fastest start method. '
+        "What each figure is, and what to hold against it: [docs/benchmarks.md](docs/benchmarks.md).",
+        "",
+        f"- Machine: {machine['cpu']}, {machine['cores_usable']} of {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, {machine['kernel']}, Python {machine['python']}, {str(machine['date'])[:10]}, "
+        f"revision {machine['revision'] or 'unknown'}.",
+        f"- Versions: {versions or 'none recorded'}.",
+        f"- Load average before the run {machine['load_average'][0]}, cores {machine['busy_percent_before']} % busy.",
+        f"- Repeat it: `python -m benchmarks{questions} --peers {','.join(arguments['peers'])}{size}{repeat} "
+        "--json run.json && python -m benchmarks.readme_table run.json`.",
+    ]
+    if float(machine["busy_percent_before"]) > BUSY_PERCENT:
+        lines.append("- The machine was busy with something else before the run: these figures suffer from it.")
+    if arguments["size"] != "full":
+        lines.append(f"- Size `{arguments['size']}`: short measurements, only indicative.")
+    lines += [
+        f"- {COLUMNS.get(name, name)} failed in `{question}`."
+        for question, answer in run["benchmarks"].items()
+        for name in answer["failed"]
+    ]
+    return lines
+
+
+def fill(page: str, run: Mapping[str, Any]) -> str:
+    """The page with the block between its marks replaced. ValueError unless each mark stands there once, in order."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"the page needs one line {BEGIN} and, below it, one line {END}")
+    block = "\n".join([BEGIN, "", *rows(run), "", *caption(run), "", END])
+    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+    return pattern.sub(lambda _: block, page)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill the page's block; 0, or an error of argparse."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_table", description="fill README's table")
+    parser.add_argument("run", type=Path, help="the file written by `python -m benchmarks --json FILE`")
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    parser.add_argument("page", type=Path, nargs="?", default=readme, help="the page to fill (default: README.md)")
+    options = parser.parse_args(argv)
+    try:
+        page = fill(options.page.read_text(), json.loads(options.run.read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"{options.run}, {options.page}: {error!r}")
+    options.page.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
