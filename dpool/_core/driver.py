@@ -298,7 +298,10 @@ class NativeRuntime:
         self._warned.add(message.text)
         import warnings
 
-        warnings.warn(message.text, RuntimeWarning, stacklevel=2)
+        try:
+            warnings.warn(message.text, RuntimeWarning, stacklevel=2)
+        except RuntimeWarning as error:  # warnings are errors here; whoever reads has done nothing to deserve one
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
     def descriptors_lost(self) -> None:
         """A message came without its descriptors."""
