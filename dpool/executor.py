@@ -313,8 +313,9 @@ def _map(
     first = itertools.islice(calls, buffersize) if buffersize is not None else calls
     futures = deque(submit(route, call, args, {}) for call, args in first)
     results = _results(submit, route, futures, calls if buffersize is not None else iter(()), until)
+    next(results)  # into its `try`: dropped from now on, it cancels
     if chunksize > 1:
-        results = itertools.chain.from_iterable(results)
+        results = _unchunked(results)
     if progress:
         from dpool._core.progress import with_progress
 
@@ -323,8 +324,9 @@ def _map(
 
 
 def _results(submit: Any, route: Any, futures: deque[Any], more: Iterator[Any], until: float | None) -> Iterator[Any]:
-    """Results in order, none kept here; whatever ends the iteration cancels the rest."""
+    """None, then the results in order, none kept here; whatever ends the iteration cancels the rest."""
     try:
+        yield None
         while futures:
             for call, args in itertools.islice(more, 1):
                 futures.append(submit(route, call, args, {}))
@@ -332,6 +334,14 @@ def _results(submit: Any, route: Any, futures: deque[Any], more: Iterator[Any], 
     finally:
         for future in futures:
             future.cancel()
+
+
+def _unchunked(results: Iterator[Any]) -> Iterator[Any]:
+    """The items of chunks, none kept here."""
+    for chunk in results:
+        chunk.reverse()
+        while chunk:
+            yield chunk.pop()
 
 
 def _take(future: Any, until: float | None) -> Any:
