@@ -795,9 +795,9 @@ class ExecutorPool:
 
     def ending(self) -> bool:
         """Whether it is closed, or about to be, and nothing is left to do."""
-        if self._abandoned and not self._waiting and not any(lane.busy() for lane in list(self._lanes.values())):
-            return True
-        return self.drained.is_set()
+        with self.lock:
+            idle = not self._waiting and not any(lane.busy() for lane in self._lanes.values())
+            return self.drained.is_set() or (self._abandoned and idle)
 
     def wait_gone(self) -> None:
         """Wait until the closed pool's tasks are done and its workers gone."""
