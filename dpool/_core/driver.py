@@ -98,7 +98,7 @@ class NativeRuntime:
         self._outer.register(self._inner.fileno(), _EPOLLIN)
         self._armed = True
         self.sleeping = False
-        """The io thread sleeps without a time limit."""
+        """The io thread sleeps for long, or without a limit."""
         self._long = False
         self._touched = 0
         """Counts reads by threads other than the io thread."""
@@ -592,8 +592,10 @@ class NativeRuntime:
     def _io_loop(self) -> None:
         touched = self._touched
         while not self._io_may_leave():
+            self.sleeping = True  # before looking: who changes something afterwards must wake this thread
             timeout = self._io_timeout()
-            self.sleeping = timeout is None
+            if timeout is not None and timeout <= LONG_S:
+                self.sleeping = False
             events = self._outer.poll(-1 if timeout is None else timeout)
             self.sleeping = False
             for fd, _ in events:
