@@ -84,6 +84,8 @@ class ExecutorPool:
         self.drained = threading.Event()
         self.gone = threading.Event()
         self.processes: dict[int, WorkerProcess] = {}
+        self._forced = False
+        """All workers have been signalled: what they ran is not to run again."""
         self._max_workers = max_workers
         self._initializer = initializer
         self._initargs = initargs
@@ -594,7 +596,7 @@ class ExecutorPool:
             return
         extra = future._more()
         extra.attempts += 1
-        if extra.attempts <= route.max_retries and self.state is not BROKEN:
+        if extra.attempts <= route.max_retries and self.state is not BROKEN and not self._forced:
             lane = route.lane
             with lane.lock:
                 lane.queue.extendleft(to_pending([future]))
@@ -833,7 +835,8 @@ class ExecutorPool:
                 self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
 
     def signal_workers(self, number: int) -> None:
-        """Send a signal to every worker."""
+        """Send a signal to every worker; for good."""
+        self._forced = True
         for slot, _ in list(self._slots.values()):
             slot.link.why = None
             self.runtime.tell(KillWorker(self.number, slot.worker, number))
