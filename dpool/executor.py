@@ -129,24 +129,26 @@ class Executor(_base.Executor):
         self._finalizer.detach()
         self._pool.close(cancel_futures)
         if wait:
-            self._wait_closed()
+            self._wait_closed(False)
 
-    def _wait_closed(self) -> None:
+    def _wait_closed(self, interrupted: bool) -> None:
         try:
             self._pool.wait_gone()
         except KeyboardInterrupt:
-            self._pool.interrupt()
-            try:
-                self._pool.wait_gone()
-            except KeyboardInterrupt:
+            if interrupted:
                 self._pool.signal_workers(SIGKILL)
                 self._pool.wait_gone()
+            else:
+                self._pool.interrupt()
+                self._wait_closed(True)
             raise
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
-        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt):
+        interrupted = exc_type is not None and issubclass(exc_type, KeyboardInterrupt)
+        if interrupted:
             self._pool.interrupt()
-        self.shutdown(wait=True)
+        self.shutdown(wait=False)
+        self._wait_closed(interrupted)
 
     # -- beyond it
 
