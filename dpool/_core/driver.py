@@ -667,11 +667,21 @@ class NativeRuntime:
                 pool.interrupt()
             pool.close(cancel_futures=interrupted)
         try:
+            self._wait_for_pools(interrupted)
+        finally:
+            self.close()
+
+    def _wait_for_pools(self, interrupted: bool) -> None:
+        try:
             self.wait_until(lambda: not self.pools)
         except KeyboardInterrupt:
             for pool in list(self.pools.values()):
-                pool.signal_workers(int(signal.SIGKILL))
-        self.close()
+                if interrupted:
+                    pool.signal_workers(int(signal.SIGKILL))
+                else:
+                    pool.interrupt()
+            self._wait_for_pools(True)
+            raise
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
