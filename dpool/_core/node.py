@@ -45,6 +45,7 @@ from dpool._core.node_worker import Proc, oom_kills
 EARLY_S = 1.0
 """A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
 MAX_UNKNOWN_EXITS = 1000
+START_PROGRAM_S = 10.0
 MAX_TRIES = 3
 """Zygotes that may die over one worker."""
 SWEEP_AFTER_S = 1.0
@@ -724,9 +725,13 @@ class Node:
             self._have_started(order)
 
         self.call_soon(ask)
-        if not answered.wait(10):
-            self.call_soon(lambda: [self._programs.pop(number, None) for number in asked].clear())
-            raise OSError("the zygote did not start it within 10 s")
+        until = monotonic() + START_PROGRAM_S
+        while not answered.wait(0.01):
+            if self._ending:  # the loop, which would answer, waits for this thread
+                raise OSError("the node is ending")
+            if monotonic() > until:
+                self.call_soon(lambda: [self._programs.pop(number, None) for number in asked].clear())
+                raise OSError(f"the zygote did not start it within {START_PROGRAM_S} s")
         exited = self._unknown_exits.get(pids[0])
         if exited is not None and self._records is not None:
             self.call_soon(lambda: self._records.server_exited(pids[0], -exited[0] if exited[0] else exited[1]))
