@@ -103,8 +103,9 @@ def one_of_role(role: str, mark: str | None = None) -> int:
 
 
 def servers(mark: str | None = None) -> list[int]:
-    """Pids of the control store's servers."""
-    return by_role("valkey-server", mark) + by_role("redis-server", mark)
+    """Pids of the control store's servers; children of the nodes, since they write over the environment they inherited."""
+    nodes = by_role("dpool-node", mark)
+    return [one.pid for one in processes() if one.parent in nodes and one.state not in "ZX" and "-server" in one.command]
 
 
 def workers_of(executor: dpool.Executor) -> list[int]:

@@ -105,9 +105,19 @@ def test_a_driver_that_is_killed_with_its_node_and_zygote(tmp_path: Path) -> Non
         for pid in (*by_role("dpool-zygote", script.mark), script.pid, *by_role("dpool-node", script.mark)):
             os.kill(pid, signal.SIGKILL)
         script.finish(timeout=GONE_S, settle_s=GONE_S)
-    run_script("import dpool\nwith dpool.Executor(1) as e: print(e.submit(abs, -1).result())").check()
     left = [one for one in directories if one.exists()]
-    assert not left, f"no later session removed {left}"
+    for one in left:
+        os.utime(one, (0, 0))  # a session that may be about to begin is left alone for a while
+    text = """
+import sys
+from pathlib import Path
+import dpool
+from tests.helpers import wait_until
+with dpool.Executor(1) as executor:
+    assert executor.submit(abs, -1).result() == 1
+    wait_until(lambda: not any(map(Path.exists, map(Path, sys.argv[1:]))), 30, "the stale session is removed")
+"""
+    run_script(text, *map(str, left)).check()
 
 
 @pytest.mark.parametrize("last", ["os._exit(5)", "sys.exit(5)", "raise SystemExit(5)"])
@@ -137,9 +147,10 @@ def test_ctrl_c_interrupts_the_running_tasks_and_the_driver(tmp_path: Path, how:
     with start(tmp_path, how) as script:
         os.killpg(script.pid, signal.SIGINT)  # as a terminal does
         result = script.finish(timeout=30, settle_s=GONE_S)
-    assert result.rc in (-signal.SIGINT, 130, 1), result
+    # as the interpreter exits it can only report an exception, not end with it
+    assert result.rc == (0 if how == "exit" else -signal.SIGINT), result
     assert result.stderr.count("Traceback") == 1, result.stderr
-    assert result.stderr.rstrip().endswith("KeyboardInterrupt"), result.stderr
+    assert result.stderr.rstrip(": \n").endswith("KeyboardInterrupt"), result.stderr
     assert lines(tmp_path, "running") == 2
     assert lines(tmp_path, "interrupted") == 2
 
@@ -160,7 +171,7 @@ def test_a_second_ctrl_c_kills_tasks_that_do_not_listen(tmp_path: Path, how: str
         assert script.process.poll() is None
         os.killpg(script.pid, signal.SIGINT)
         result = script.finish(timeout=30, settle_s=GONE_S)
-    assert result.rc in (-signal.SIGINT, 130, 1), result
+    assert result.rc == (0 if how == "exit" else -signal.SIGINT), result
     assert "KeyboardInterrupt" in result.stderr
     assert lines(tmp_path, "running") == 2
     assert "dpool-io" not in result.stderr
