@@ -11,6 +11,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
 | `DPOOL_STOPPED_WORKER_S` | seconds a stopped (SIGSTOP) worker is waited for before it is replaced | 30 |
 | `DPOOL_NUM_CPUS`, `DPOOL_NUM_GPUS` | what this machine offers, instead of what is found | found |
+| `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
 | `DPOOL_LOG_LEVEL` | level of the runtime's own log files | `INFO` |
 """
 
@@ -33,6 +34,8 @@ class Config(NamedTuple):
     """0: found by `loky.cpu_count()`."""
     num_gpus: float = -1.0
     """-1: found through NVML."""
+    resources: tuple[tuple[str, float], ...] = ()
+    """Custom resources of this machine."""
     log_level: str = "INFO"
 
     poll_s: float = 250e-6
@@ -90,6 +93,17 @@ def _number(name: str, default: float) -> float:
         raise ValueError(f"the environment variable {name} must be a number, not {text!r}") from None
 
 
+def _resources(text: str) -> tuple[tuple[str, float], ...]:
+    if not text.strip():
+        return ()
+    import json
+
+    try:
+        return tuple((str(name), float(amount)) for name, amount in json.loads(text).items())
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(f'DPOOL_RESOURCES must be JSON like {{"licence": 2}}, not {text!r}') from None
+
+
 def from_environment() -> Config:
     """The settings of this process, read from its environment now."""
     env = os.environ
@@ -103,5 +117,6 @@ def from_environment() -> Config:
         stopped_worker_s=_number("DPOOL_STOPPED_WORKER_S", default.stopped_worker_s),
         num_cpus=_number("DPOOL_NUM_CPUS", default.num_cpus),
         num_gpus=_number("DPOOL_NUM_GPUS", default.num_gpus),
+        resources=_resources(env.get("DPOOL_RESOURCES", "")),
         log_level=env.get("DPOOL_LOG_LEVEL", default.log_level),
     ).validate()

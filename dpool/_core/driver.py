@@ -24,15 +24,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import os
 import select
 import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic
+from time import monotonic, perf_counter
 from typing import Any
 from weakref import ref
 
@@ -53,18 +55,24 @@ from dpool._core.messages import (
     Notice,
     Output,
     Refused,
+    Retire,
     Welcome,
     WorkerDied,
     WorkerUp,
     versions,
 )
-from dpool._core.polling import Poller
+from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
 
 LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
+MIN_PURGE = 1000
+"""Timers from which on those of tasks that have ended are looked for and dropped."""
+SHORT_S = 0.001
+"""A wait up to this long tells whether polling pays."""
 _EPOLLIN = select.EPOLLIN
+_log = logging.getLogger("dpool")
 
 
 class NativeRuntime:
@@ -90,12 +98,18 @@ class NativeRuntime:
         self._reader = 0
         """The thread that has the reading role, or 0."""
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._callbacks: deque[Future[Any]] = deque()
+        """Futures whose callbacks the io thread is to run."""
         self._inner = select.epoll()
         self._outer = select.epoll()
         self._poller = Poller(self._inner.poll, config.poll_s)
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else _pipe_event()
+        self._choice = Choice()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poke_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._inner.register(self._poke_fd, _EPOLLIN)
         self._outer.register(self._wake_fd, _EPOLLIN)
         self._outer.register(self._inner.fileno(), _EPOLLIN)
+        self._handlers[self._poke_fd] = self._poked
         self._armed = True
         self.sleeping = False
         """The io thread sleeps for long, or without a limit."""
@@ -105,6 +119,7 @@ class NativeRuntime:
         self._watching = False
         """Frames of several tasks are out."""
         self._timers: list[tuple[float, int, Callable[[], Any]]] = []
+        self._purge_at = MIN_PURGE
         self._deferred: list[Callable[[], Any]] = []
         self._io: Callable[[], threading.Thread | None] = _no_thread
         """The io thread, held weakly: one that has ended leaves nothing behind."""
@@ -146,12 +161,15 @@ class NativeRuntime:
 
     def _check_process(self) -> None:
         if os.getpid() != self.pid:
-            from dpool.errors import ForkedRuntimeError
+            raise self._forked_error()
 
-            raise ForkedRuntimeError(
-                f"this process (pid {os.getpid()}) was forked from pid {self.pid}, whose executors and futures it "
-                "cannot use; make a new dpool.Executor here"
-            )
+    def _forked_error(self) -> BaseException:
+        from dpool.errors import ForkedRuntimeError
+
+        return ForkedRuntimeError(
+            f"this process (pid {os.getpid()}) was forked from pid {self.pid}, whose executors and futures it "
+            "cannot use; make a new dpool.Executor here"
+        )
 
     # -- the node
 
@@ -260,6 +278,9 @@ class NativeRuntime:
         except wire.DescriptorsLost:
             self.descriptors_lost()
             return
+        except wire.ProtocolError as error:
+            self._node_closed(f"sent a malformed message ({error})")
+            return
         self._handle(message, fds)
 
     def _handle(self, message: Any, fds: list[int]) -> None:
@@ -271,7 +292,7 @@ class NativeRuntime:
             else:
                 for fd in fds:
                     os.close(fd)
-        elif kind is WorkerUp or kind is WorkerDied or kind is Closed:
+        elif kind is WorkerUp or kind is WorkerDied or kind is Retire or kind is Closed:
             pool = self.pools.get(message.pool)
             if pool is None:
                 return
@@ -279,6 +300,8 @@ class NativeRuntime:
                 pool.worker_up(message.worker, message.pid)
             elif kind is WorkerDied:
                 pool.worker_died(message)
+            elif kind is Retire:
+                pool.retire(message.worker)
             else:
                 pool.closed()
         elif kind is Output:
@@ -383,12 +406,12 @@ class NativeRuntime:
 
     def may_poll(self, adding: int) -> bool:
         """Whether a worker should poll after its next frame: only while cores are left over."""
-        if self.cores < 2:
+        if self.cores < 2 or (adding and not self._choice.polling):
             return False
         n = adding
-        for pool in self.pools.values():
+        for pool in list(self.pools.values()):
             n += len(pool.main.queue)
-            for slot in pool.main.dispatcher.slots.values():
+            for slot in list(pool.main.dispatcher.slots.values()):
                 n += len(slot.frames)
         return n < self.cores
 
@@ -418,6 +441,41 @@ class NativeRuntime:
         self._dispatch(events)
         return len(events)
 
+    def ended(self, future: Future[Any], elsewhere: bool) -> None:
+        """A task has ended: run its callbacks (in the io thread, if `elsewhere`); its reader may wait for another."""
+        extra = future._extra
+        if extra is not None and extra.callbacks:
+            io = self._io()
+            if elsewhere and io is not None and io is not threading.current_thread() and not self._io_left:
+                self._callbacks.append(future)
+                self.wake()
+            else:
+                future._run_callbacks()
+        self.poke_reader()
+
+    def lend(self, change: int) -> None:
+        """In a worker: a thread of the task sleeps (+1) or goes on (-1)."""
+        self._block(change)
+
+    def poke_reader(self) -> None:
+        """Something has changed that the thread with the reading role may be waiting for."""
+        reader = self._reader
+        if reader and reader != threading.get_ident():
+            try:
+                os.write(self._poke_fd, b"\1\0\0\0\0\0\0\0")
+            except OSError:  # it has been poked often enough, or the runtime is gone
+                return
+
+    def _poked(self) -> None:
+        try:
+            os.read(self._poke_fd, 8)
+        except BlockingIOError:
+            return
+
+    def _run_callbacks(self) -> None:
+        while self._callbacks:
+            self._callbacks.popleft()._run_callbacks()
+
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         for fd, _ in events:
             handler = self._handlers.get(fd)
@@ -442,14 +500,22 @@ class NativeRuntime:
 
     def pump(self) -> None:
         """Handle what is readable now, if nobody else does."""
-        if self._reading.acquire(blocking=False):
-            before, self._reader = self._reader, threading.get_ident()
-            try:
+        if self._reader:
+            return
+        reading = self._reading
+        try:
+            if reading.acquire(blocking=False):
+                self._reader = threading.get_ident()
                 self._take_duty()
                 self._read_events(0)
-            finally:
-                self._reader = before
-                self._reading.release()
+        finally:
+            self._leave(reading)
+
+    def _leave(self, reading: Any) -> None:
+        """Give the reading role up, if this thread has it; a signal may have come right after it was taken."""
+        if reading._is_owned():
+            self._reader = 0
+            reading.release()
 
     def wait_for(self, future: Future[Any], timeout: float | None, pool: ExecutorPool | None = None) -> None:
         """Wait until the future is done, or the time is over; reads meanwhile if nobody else does."""
@@ -470,16 +536,24 @@ class NativeRuntime:
 
     def _wait(self, done: Callable[[], bool], timeout: float | None, future: Future[Any] | None) -> None:
         until = None if timeout is None else monotonic() + timeout
+        reading = self._reading
+        me = threading.get_ident()
         while not done():
-            if self._reading.acquire(blocking=False):
-                try:
+            if self._reader == me:  # inside a handler of ours
+                self._read_until(done, until)
+                return
+            took = False
+            try:
+                took = reading.acquire(blocking=False)
+                if took:
+                    self._reader = me
                     self._read_until(done, until)
-                finally:
-                    self._reading.release()
-                if self._sleepers:
-                    self.attend()
-            else:
+            finally:
+                self._leave(reading)
+            if not took:
                 self._sleep_until(done, until, future)
+            elif self._sleepers:
+                self.attend()
             if until is not None and monotonic() >= until:
                 return
 
@@ -491,8 +565,10 @@ class NativeRuntime:
             if until is not None:
                 left = min(left, max(0.0, until - monotonic()))
             if future is None:
-                if self._reading.acquire(timeout=left):
-                    self._reading.release()
+                try:
+                    self._reading.acquire(timeout=left)
+                finally:
+                    self._leave(self._reading)
                 return
             condition = future._condition
             with condition:
@@ -502,12 +578,13 @@ class NativeRuntime:
             self._sleepers -= 1
 
     def _read_until(self, done: Callable[[], bool], until: float | None) -> None:
-        before, self._reader = self._reader, threading.get_ident()
         blocked = False
         try:
             self._take_duty()
-            if self.cores > 1 and self._worth_polling():
-                while not done():
+            begun = 0.0
+            if self._worth_polling():
+                begun = perf_counter()
+                while self._choice.polling and not done():
                     events = self._poller.poll()
                     if not events:
                         break
@@ -523,10 +600,13 @@ class NativeRuntime:
                     self._block(+1)
                 if not self._read_events(left) and not done():
                     self._long = True
+            if begun:
+                waited = perf_counter() - begun
+                if waited < SHORT_S:
+                    self._choice.note(waited)
         finally:
             if blocked:
                 self._block(-1)
-            self._reader = before
             if self._long:
                 self._long = False
                 self.wake()
@@ -552,8 +632,14 @@ class NativeRuntime:
 
     def at(self, when_s: float, action: Callable[[], Any]) -> None:
         """Run `action` at a monotonic time, in the io thread."""
-        heapq.heappush(self._timers, (when_s, next(self._numbers), action))
-        if self._timers[0][0] == when_s:
+        with self._send_lock:
+            if len(self._timers) >= self._purge_at:
+                self._timers[:] = [timer for timer in self._timers if not getattr(timer[2], "dead", False)]
+                heapq.heapify(self._timers)
+                self._purge_at = max(MIN_PURGE, 2 * len(self._timers))
+            heapq.heappush(self._timers, (when_s, next(self._numbers), action))
+            first = self._timers[0][0] == when_s
+        if first:
             self.wake()
 
     def _start_io(self) -> None:
@@ -579,7 +665,7 @@ class NativeRuntime:
             io.join(5)
 
     def _io_may_leave(self) -> bool:
-        if not self._stop_io:
+        if not self._stop_io or self._callbacks:
             return False
         with self._start_lock:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
@@ -598,29 +684,36 @@ class NativeRuntime:
                 self.sleeping = False
             events = self._outer.poll(-1 if timeout is None else timeout)
             self.sleeping = False
-            for fd, _ in events:
-                if fd == self._wake_fd:
-                    os.read(fd, 8)
-            self._run_timers()
-            if self._deferred and self._reader == 0:
-                self.run_deferred()
-            if self._armed:
-                if any(fd != self._wake_fd for fd, _ in events):
-                    self._io_read()
-            elif self._reader == 0 and touched == self._touched:
-                self._arm()
+            try:
+                self._io_turn(events, touched)
+            except BaseException:  # of a callback, most likely; the others must not wait for ever
+                _log.exception("the io thread goes on after an error")
             touched = self._touched
-            self._housekeeping()
+
+    def _io_turn(self, events: list[tuple[int, int]], touched: int) -> None:
+        """What the io thread does each time it wakes."""
+        for fd, _ in events:
+            if fd == self._wake_fd:
+                os.read(fd, 8)
+        self._run_callbacks()
+        self._run_timers()
+        if self._deferred and self._reader == 0:
+            self.run_deferred()
+        if self._armed:
+            if any(fd != self._wake_fd for fd, _ in events):
+                self._io_read()
+        elif self._reader == 0 and touched == self._touched:
+            self._arm()
+        self._housekeeping()
 
     def _io_read(self) -> None:
-        if not self._reading.acquire(timeout=self.config.tick_s):
-            return
-        self._reader = threading.get_ident()
+        reading = self._reading
         try:
-            self._read_events(0)
+            if reading.acquire(timeout=self.config.tick_s):
+                self._reader = threading.get_ident()
+                self._read_events(0)
         finally:
-            self._reader = 0
-            self._reading.release()
+            self._leave(reading)
 
     def _io_timeout(self) -> float | None:
         timeout: float | None = None
@@ -635,8 +728,12 @@ class NativeRuntime:
 
     def _run_timers(self) -> None:
         now = monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+        while True:
+            with self._send_lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                action = heapq.heappop(self._timers)[2]
+            action()
 
     def _housekeeping(self) -> None:
         now = monotonic()
@@ -712,22 +809,30 @@ class NativeRuntime:
             self._handle(message, fds)
 
     def after_fork(self) -> None:
-        """In a forked child: close what we own there, without a word to the node."""
-        self.pools = {}
-        for fd in (self._wake_fd, self._inner.fileno(), self._outer.fileno()):
-            try:
-                os.close(fd)
-            except OSError:
-                continue
+        """In a forked child: let go of what is the parent's, without a word to the node or to a worker.
+
+        No lock is taken: a thread that is not here may have held it.
+        """
+        pools, self.pools = list(self.pools.values()), {}
+        self._send_lock, self._start_lock, self._reading = threading.RLock(), threading.RLock(), threading.RLock()
+        self._armed = True
+        self._reader = 0
+        self._callbacks.clear()
+        self._inner.close()
+        self._outer.close()
+        if self._wake_fd >= 0:  # else this is a fork of the fork
+            os.close(self._wake_fd)
+            os.close(self._poke_fd)
+            self._wake_fd = self._poke_fd = -1
+        if self._node is not None:
+            self._node.close()
+            self._node = None
+        for pool in pools:
+            pool.disown(self._forked_error())
 
 
 def _no_thread() -> None:
     """No io thread has been started yet."""
-
-
-def _pipe_event() -> int:
-    """Python 3.10 has eventfd; this is for builds without it."""
-    raise OSError("this Python has no os.eventfd: dpool needs Linux")
 
 
 def _write_output(message: Output) -> None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from dpool._core import frames, wire
-from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, FINISHED, PENDING, Future, to_pending
+from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
 from dpool._core.lane import Lane, Route
 from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Failed, Ready, Resolved
 from dpool._core.logic.dispatch import Slot
@@ -101,6 +101,8 @@ class ExecutorPool:
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
         self._slots: dict[int, tuple[Slot, Lane | None]] = {}
         self._submitted = 0
+        self._recovering = 0
+        """Deaths of workers that are being dealt with."""
         self._unpickled = 0
         """Tasks that did not pickle: like any others, they make workers start."""
         self._waiting: dict[int, tuple[Future[Any], Any, tuple[Any, ...], dict[str, Any]]] = {}
@@ -141,7 +143,8 @@ class ExecutorPool:
         with self.lock:
             self._max_workers = max_workers
             self.runtime.tell(ResizePool(self.number, max_workers))
-            live = [worker for worker, (slot, _) in self._slots.items() if not slot.retiring]
+            # spare workers are the node's to retire
+            live = [worker for worker, (slot, lane) in self._slots.items() if lane is not None and not slot.retiring]
             surplus = len(live) - max_workers
         for worker in live:
             if surplus <= 0:
@@ -217,7 +220,7 @@ class ExecutorPool:
         elif not isinstance(error, Exception):
             raise error
         else:
-            future._settle(FINISHED, None, error)
+            finish(future, None, error)
             with self.lock:
                 self._unpickled += 1
                 self.want_workers(self.main, at_least=self._unpickled)
@@ -256,7 +259,7 @@ class ExecutorPool:
     def _handle(self, instructions: list[Any], need: Any = None) -> None:
         for instruction in instructions:
             if isinstance(instruction, Ready):
-                self._now_ready(*self._waiting.pop(instruction.task))
+                self.later(partial(self._now_ready, instruction.task))
             elif isinstance(instruction, Fail):
                 future = self._waiting.pop(instruction.task)[0]
                 self._fail_with(future, need)
@@ -269,12 +272,16 @@ class ExecutorPool:
             if need.cancelled()
             else need.exception()
         )
-        self.later(lambda: future._settle(FINISHED, None, error))
+        self.later(partial(finish, future, None, error))
 
-    def _now_ready(
-        self, future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _now_ready(self, number: int) -> None:
+        """All that the task waited for is there: it is submitted with the values."""
         from concurrent.futures import Future as AnyFuture
+
+        with self.lock:
+            if number not in self._waiting:
+                return  # cancelled meanwhile
+            future, fn, args, kwargs = self._waiting[number]
 
         def value(a: Any) -> Any:
             return a.result() if isinstance(a, AnyFuture) else a
@@ -283,14 +290,20 @@ class ExecutorPool:
             future._export, future._call = self._prepare(
                 fn, tuple(map(value, args)), {k: value(v) for k, v in kwargs.items()}
             )
-        except Exception as error:
-            failure = error
-            self.later(lambda: future._settle(FINISHED, None, failure))
-            return
-        assert future._route is not None
-        lane = future._route.lane
-        lane.queue.append(future)
-        self.later(lane.push)
+        except BaseException as error:
+            finish(future, None, error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            assert future._route is not None
+            lane = future._route.lane
+            lane.queue.append(future)
+            lane.push()
+        finally:
+            with self.lock:
+                self._waiting.pop(number, None)
+        if self.closing:
+            self.check_drained()
 
     def later(self, action: Callable[[], Any]) -> None:
         """Run `action` when no lock is held."""
@@ -299,7 +312,11 @@ class ExecutorPool:
 
     def run_deferred(self) -> None:
         while self._deferred:
-            self._deferred.pop(0)()
+            try:
+                action = self._deferred.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            action()
 
     # -- workers
 
@@ -307,7 +324,7 @@ class ExecutorPool:
         """Whether another worker could be asked for."""
         if self.state in (BROKEN, CLOSED):
             return False
-        return self._workers() + self._asked() < self.max_workers
+        return self._workers() + lane.requested < self.max_workers
 
     def _workers(self) -> int:
         """Leased workers; those returned to the node are leased again on request."""
@@ -334,7 +351,8 @@ class ExecutorPool:
         if first and waiting == 1 and self._max_workers is None:
             count = 1  # do not count the CPUs before the first worker is on its way
         else:
-            count = min(waiting, self.max_workers - self._workers() - self._asked())
+            # what other lanes ask for may be long in coming, or never; the node keeps to `max_workers`
+            count = min(waiting, self.max_workers - self._workers() - lane.requested)
             if lane.shape or lane.single:
                 count = max(count, 0) + self._give_up_spare(lane, waiting - max(count, 0))
         if count > 0:
@@ -378,6 +396,11 @@ class ExecutorPool:
     def granted(self, message: Grant, fds: list[int]) -> None:
         """The node leased a worker to us."""
         lane = self.lane_for(message.shape)
+        if message.fresh and len(fds) != 3:
+            lane.requested = max(0, lane.requested - 1)
+            self.runtime.tell(KillWorker(self.number, message.worker, int(signal.SIGKILL)))
+            self.runtime.descriptors_lost()
+            return
         if message.fresh:
             link = self.runtime.link(message, fds)
             slot = Slot(message.worker, link)
@@ -387,7 +410,7 @@ class ExecutorPool:
             if known is None:
                 return  # it died, and its death was told
             slot = known[0]
-            slot.held = slot.retiring = False
+            slot.held = slot.retiring = slot.returned = False
         if message.gpus or message.shape:
             slot.link.gpus = self._lease_env(message)
         with self.lock:
@@ -436,7 +459,10 @@ class ExecutorPool:
         items = slot.link.shipped.missing(export)
         env, slot.link.gpus = slot.link.gpus, None
         data = dumps((0, frames.INIT, (items, [], env), 0 if export.inline else export.number, [call]), 5)
-        wire.send(slot.link.sock, data, self._init_fds)
+        try:
+            wire.send(slot.link.sock, data, self._init_fds)
+        except OSError as error:
+            self._initializer_failed(slot, error)
         return True
 
     def _prepared_initializer(self) -> tuple[Any, Any]:
@@ -482,16 +508,37 @@ class ExecutorPool:
             with self.lock:
                 if slot.worker in lane.dispatcher.slots:
                     self._give_back(lane, slot)
+                if lane.requested and not lane.queue:
+                    self._cancel_requests(lane)
             for other in self._lanes.values():
                 if other is not lane and other.queue and not other.requested:
                     self.later(other.push)
         elif self._idle_timeout_s is not None:
-            worker, seen = slot.worker, slot.next_seq
-            self.runtime.at(monotonic() + self._idle_timeout_s, lambda: self._idle_too_long(worker, seen))
+            slot.link.idle_since = monotonic()
+            if not slot.link.idle_clock:
+                slot.link.idle_clock = True
+                self.runtime.at(slot.link.idle_since + self._idle_timeout_s, partial(self._idle_long, slot.worker))
 
-    def _idle_too_long(self, worker: int, seen: int) -> None:
+    def _cancel_requests(self, lane: Lane) -> None:
+        """The lane wants no more workers; others that ask for the same shape ask again."""
+        self.runtime.tell(CancelRequests(self.number, lane.shape))
+        for other in self._lanes.values():
+            if other.shape == lane.shape and other.requested:
+                other.requested = 0
+                if other.queue:
+                    self.later(other.push)
+
+    def _idle_long(self, worker: int) -> None:
+        """The idle clock of a worker: it leaves, or the clock is set again. One clock for each worker."""
         known = self._slots.get(worker)
-        if known is not None and known[0].next_seq == seen:
+        if known is None or self._idle_timeout_s is None:
+            return
+        slot = known[0]
+        due = slot.link.idle_since + self._idle_timeout_s
+        if slot.frames or slot.held or monotonic() < due:
+            self.runtime.at(max(due, monotonic() + 0.01), partial(self._idle_long, worker))
+        else:
+            slot.link.idle_clock = False
             self._retire_if_idle(worker)
 
     def _retire_if_idle(self, worker: int) -> int:
@@ -506,6 +553,13 @@ class ExecutorPool:
         self._say_exit(slot)
         return 1
 
+    def retire(self, worker: int) -> None:
+        """The node wants a worker gone that has no lease."""
+        known = self._slots.get(worker)
+        if known is not None and known[1] is None and not known[0].retiring:
+            known[0].retiring = True
+            self._say_exit(known[0])
+
     def worker_leaves(self, lane: Lane, slot: Slot) -> None:
         """It has run its last task and exits by itself."""
         self.runtime.tell(ReturnLease(self.number, slot.worker, True))
@@ -517,7 +571,8 @@ class ExecutorPool:
             wire.send(slot.link.sock, dumps((slot.next_seq, frames.EXIT, None, 0, []), 5))
         except OSError:
             self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGTERM)))
-        if self._slots.get(slot.worker, (slot, None))[1] is not None:
+        if self._slots.get(slot.worker, (slot, None))[1] is not None and not slot.returned:
+            slot.returned = True
             self.runtime.tell(ReturnLease(self.number, slot.worker, True))
 
     def worker_up(self, worker: int, pid: int) -> None:
@@ -531,6 +586,16 @@ class ExecutorPool:
         """The node says so: its tasks are retried or fail, the others go on."""
         with self.lock:
             known = self._slots.pop(message.worker, None)
+            self._recovering += 1  # what it ran is about to be queued again: the pool is not drained
+        try:
+            self._bury(message, known)
+        finally:
+            with self.lock:
+                self._recovering -= 1
+            if self.closing:
+                self.check_drained()
+
+    def _bury(self, message: WorkerDied, known: tuple[Slot, Lane | None] | None) -> None:
         self._forget_process(message.pid)
         if known is None:
             self._start_failed(message)
@@ -558,14 +623,17 @@ class ExecutorPool:
             self._give_up(message)
         for each in list(self._lanes.values()):
             each.push()
-        if self.closing:
-            self.check_drained()
 
     def _start_failed(self, message: WorkerDied) -> None:
-        """It never got as far as being granted."""
+        """It never got as far as being granted: the lease that it was to be is asked for again."""
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._give_up(message)
+            return
+        with self.lock:
+            for lane in self._lanes.values():
+                if lane.requested:
+                    self._cancel_requests(lane)
 
     def _give_up(self, message: WorkerDied) -> None:
         from dpool.errors import ExecutorBroken
@@ -582,6 +650,7 @@ class ExecutorPool:
         process = self.processes.pop(pid, None)
         if process is not None:
             process.ended.set()
+            self.runtime.poke_reader()
 
     def _lost(
         self, future: Future[Any], message: WorkerDied, why: Callable[[Future[Any]], BaseException | None] | None
@@ -591,9 +660,11 @@ class ExecutorPool:
         if why is not None:
             error = why(future)
             if error is not None:
-                future._settle(FINISHED, None, error)
-            self.tasks_ended([future])
-            return
+                finish(future, None, error)
+            if future._state in DONE:
+                self.tasks_ended([future])
+                return
+            # it shared its frame with the one that was cancelled by force
         extra = future._more()
         extra.attempts += 1
         if extra.attempts <= route.max_retries and self.state is not BROKEN and not self._forced:
@@ -602,7 +673,7 @@ class ExecutorPool:
                 lane.queue.extendleft(to_pending([future]))
             lane.push()
             return
-        future._settle(FINISHED, None, self._crash(future, message, extra.attempts))
+        finish(future, None, self._crash(future, message, extra.attempts))
         self.tasks_ended([future])
 
     def _crash(self, future: Future[Any] | None, message: WorkerDied, attempts: int) -> BaseException:
@@ -616,18 +687,21 @@ class ExecutorPool:
         if message.reason == "node":
             return NodeLost(
                 f"the node process on {host} died while a worker (pid {message.pid}) ran {task}; "
-                f"it has been started again, see {message.log_file}. Submit the task again, or use max_retries=."
+                "it has been started again. Submit the task again, or use max_retries=."
             )
         kind: type[WorkerCrashed] = OutOfMemory if message.reason == "oom" else WorkerCrashed
         reason = {
             "oom": ": the kernel killed it because memory ran out",
             "stopped": ": it had been stopped (SIGSTOP) for too long",
         }
+        advice = "Other tasks are not affected; max_retries= would run it again."
+        if self._strict:
+            advice = "The executor is broken, as strict=True asks for."
         times = f" (attempt {attempts})" if attempts > 1 else ""
         return kind(
             f"the worker (pid {message.pid} on {host}) {_how(message)}{reason.get(message.reason, '')} "
             f"while it ran {task}{times}; "
-            f"its output is in {message.log_file}. Other tasks are not affected; max_retries= would run it again.",
+            f"its output is in {message.log_file}. {advice}",
             task=task,
             pid=message.pid,
             host=host,
@@ -647,14 +721,7 @@ class ExecutorPool:
         """A task with a time-out is on its way to its worker."""
         route = future._route
         if route is not None and route.timeout_s is not None:
-            alive = ref(future)  # a timer must not keep a result alive
-
-            def over() -> None:
-                task = alive()
-                if task is not None:
-                    self.task_timed_out(task)
-
-            self.runtime.at(now_s + route.timeout_s, over)
+            self.runtime.at(now_s + route.timeout_s, Clock(self, future))
 
     def task_timed_out(self, future: Future[Any]) -> None:
         """The time of a task is over: kill its worker."""
@@ -720,7 +787,7 @@ class ExecutorPool:
     def check_drained(self) -> None:
         """If the last task of a closing pool has ended, let the workers go."""
         with self.lock:
-            if self.drained.is_set() or not self.closing or self._waiting:
+            if self.drained.is_set() or not self.closing or self._waiting or self._recovering:
                 return
             for lane in self._lanes.values():
                 with lane.lock:
@@ -756,13 +823,15 @@ class ExecutorPool:
             slot.link.close()
         for pid in list(self.processes):
             self._forget_process(pid)
-        for fd in self._init_fds:
+        with self.lock:
+            fds, self._init_fds = self._init_fds, ()
+        for fd in fds:
             os.close(fd)
-        self._init_fds = ()
         self._initargs = ()
         self._init_frame = None
-        self.runtime.forget(self)
         self.gone.set()
+        self.runtime.forget(self)
+        self.runtime.poke_reader()
 
     def break_all(self, error: BaseException) -> None:
         """The pool cannot go on: everything pending fails with `error`."""
@@ -787,7 +856,7 @@ class ExecutorPool:
         for future in pending:
             copy = type(error)(*error.args)
             copy.__cause__ = error.__cause__
-            future._settle(FINISHED, None, copy)
+            finish(future, None, copy)
         self.check_drained()
 
     def close_later(self) -> None:
@@ -800,6 +869,22 @@ class ExecutorPool:
         with self.lock:
             idle = not self._waiting and not any(lane.busy() for lane in self._lanes.values())
             return self.drained.is_set() or (self._abandoned and idle)
+
+    def disown(self, error: BaseException) -> None:
+        """In a forked child: the tasks and workers are the parent's, whoever asks for them here gets `error`."""
+        self.lock = threading.RLock()
+        self.state, self.broken, self.closing = BROKEN, error, True
+        self.drained, self.gone = threading.Event(), threading.Event()
+        self.drained.set()
+        self.gone.set()
+        self._waiting.clear()
+        for lane in self._lanes.values():
+            lane.lock = self.lock
+            lane.queue.clear()
+            lane.dispatcher.slots.clear()
+        for slot, _ in self._slots.values():
+            slot.link.close()
+        self._slots.clear()
 
     def wait_gone(self) -> None:
         """Wait until the closed pool's tasks are done and its workers gone."""
@@ -863,6 +948,27 @@ def _how(message: WorkerDied) -> str:
         return f"was killed by signal {message.signal}"
 
 
+class Clock:
+    """The time-out of one task; keeps neither the task nor its result alive."""
+
+    __slots__ = ("_future", "_pool")
+
+    def __init__(self, pool: ExecutorPool, future: Future[Any]) -> None:
+        self._pool = pool
+        self._future = ref(future)
+
+    @property
+    def dead(self) -> bool:
+        """Whether the task has ended."""
+        future = self._future()
+        return future is None or future._state in DONE
+
+    def __call__(self) -> None:
+        future = self._future()
+        if future is not None:
+            self._pool.task_timed_out(future)
+
+
 class WorkerProcess:
     """What `Executor._processes` shows of one worker."""
 
@@ -880,11 +986,15 @@ class WorkerProcess:
 
     def terminate(self) -> None:
         """Send SIGTERM."""
-        self._pool.runtime.tell(KillWorker(self._pool.number, self._worker, int(signal.SIGTERM)))
+        self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Send SIGKILL."""
-        self._pool.runtime.tell(KillWorker(self._pool.number, self._worker, int(signal.SIGKILL)))
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.is_alive():
+            self._pool.runtime.tell(KillWorker(self._pool.number, self._worker, int(number)))
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended."""

@@ -1,9 +1,9 @@
-"""`dpool.Future`: a `concurrent.futures.Future` that costs a tenth of one until somebody waits on it.
+"""`dpool.Future`: a `concurrent.futures.Future` that costs a fifth of one until somebody waits on it.
 
-The standard Future makes a Condition at once (4–5 µs). Here a Future is six slots; the Condition, the list of
-callbacks and the list of waiters live in `_Extra`, made when first needed. The standard functions (`wait`,
-`as_completed`, `asyncio.wrap_future`) find the names that they touch (`_condition`, `_waiters`, `_state`, …) as
-properties.
+The standard Future makes a Condition, and with it a lock and a deque, at once. Here a Future is six slots; the
+Condition, the list of callbacks and the list of waiters live in `_Extra`, made when first needed. The standard
+functions (`wait`, `as_completed`, `asyncio.wrap_future`) find the names that they touch (`_condition`, `_waiters`,
+`_state`, …) as properties.
 
 Invariant: a state changes under `_mutex`, and under the future's Condition too if it has one; a Condition is made
 under `_mutex`. So whoever makes one either sees the final state or is notified of it.
@@ -15,7 +15,10 @@ import logging
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import _base
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from dpool._core.context import here
 
 if TYPE_CHECKING:
     from dpool._core.lane import Route
@@ -38,13 +41,15 @@ _log = logging.getLogger("concurrent.futures")
 class _Extra:
     """What only some futures need."""
 
-    __slots__ = ("attempts", "callbacks", "condition", "exception", "group", "waiters")
+    __slots__ = ("attempts", "callbacks", "condition", "exception", "group", "lends", "waiters")
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
         self.callbacks: list[Callable[[Any], object]] = []
         self.waiters: list[Any] = []
         self.exception: BaseException | None = None
+        self.lends = False
+        """A task waits for it without reading: the CPUs of its lease are lent until it is done."""
         self.attempts = 0
         """How often the task was started and lost."""
         self.group: Any = None
@@ -88,8 +93,20 @@ class Future(_base.Future[_T]):
                 made = False
         if made and self._route is not None:
             self._route.attend()
+            if here.holds_cpus:
+                self._lend(extra)
         assert extra.condition is not None
         return extra.condition
+
+    def _lend(self, extra: _Extra) -> None:
+        """In a worker: somebody sleeps until this is done, so let others have the CPUs."""
+        assert self._route is not None
+        self._route.lend(+1)
+        with _mutex:
+            done = self._state in DONE
+            extra.lends = not done
+        if done:
+            self._route.lend(-1)
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
@@ -188,6 +205,10 @@ class Future(_base.Future[_T]):
             return True
         if self._state in DONE:
             return False
+        if self._route is not None and _mutex._is_owned():  # type: ignore[attr-defined]
+            # garbage is being collected in the middle of something of ours: no lock may be taken here
+            self._route.later(partial(self.cancel, force))
+            return False
         if self._route is not None and self._state == RUNNING:
             return self._route.cancel(self, force)
         # waiters of a task of ours are told at once; a bare future is told by whoever runs it
@@ -224,10 +245,15 @@ class Future(_base.Future[_T]):
             raise _base.InvalidStateError(f"{self._state}: {self!r}")
 
     def _settle(
-        self, state: str, result: Any = None, exception: BaseException | None = None, only_from: str | None = None
+        self,
+        state: str,
+        result: Any = None,
+        exception: BaseException | None = None,
+        only_from: str | None = None,
+        elsewhere: bool = False,
     ) -> bool:
         """Move to a final state, once: False if it has one (or is not in `only_from`). Wakes waiters, runs
-        callbacks.
+        callbacks: in this thread or, if `elsewhere`, in the io thread, as the standard library's executors do.
         """
         while True:
             with _mutex:
@@ -244,7 +270,14 @@ class Future(_base.Future[_T]):
                     self._end(state, result, exception)
                 self._notify()
             break
-        self._run_callbacks()
+        extra, route = self._extra, self._route
+        if route is None:
+            self._run_callbacks()
+            return True
+        if extra is not None and extra.lends:
+            extra.lends = False
+            route.lend(-1)
+        route.ended(self, elsewhere)
         return True
 
     def _end(self, state: str, result: Any, exception: BaseException | None) -> None:
@@ -291,6 +324,11 @@ class Future(_base.Future[_T]):
             "a dpool.Future cannot be pickled; pass it as an argument of its own (not inside a container), "
             "and the task gets its value"
         )
+
+
+def finish(future: Future[Any], result: Any = None, exception: BaseException | None = None) -> bool:
+    """End a task of ours with what its worker answered; its callbacks run in the io thread."""
+    return future._settle(FINISHED, result, exception, elsewhere=True)
 
 
 def settle_plain(futures: list[Future[Any]], values: list[Any]) -> list[tuple[Future[Any], Any]]:

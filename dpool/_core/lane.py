@@ -23,26 +23,30 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pickle import dumps
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames, wire
 from dpool._core.future import (
     CANCELLED_AND_NOTIFIED,
-    FINISHED,
     PENDING,
     RUNNING,
     Future,
+    finish,
     settle_plain,
     to_pending,
 )
 from dpool._core.future import _mutex as futures_mutex
-from dpool._core.logic.dispatch import Dispatcher, Frame, Slot
-from dpool._core.messages import Shape
+from dpool._core.logic.dispatch import Answer, Dispatcher, Frame, Slot
+from dpool._core.messages import ProtocolError, Shape
 from dpool._core.serialize import Shipped, load_exception, load_result
 
 if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
+
+
+LIMIT_S = 0.001
+"""Between storing a LIMIT and trusting it: longer by far than a store takes to be seen by another core."""
 
 
 class Route:
@@ -64,6 +68,17 @@ class Route:
     def wait(self, future: Future[Any], timeout: float | None) -> None:
         self.pool.runtime.wait_for(future, timeout, self.pool)
 
+    def later(self, action: Callable[[], Any]) -> None:
+        self.pool.later(action)
+
+    def lend(self, change: int) -> None:
+        """A thread of this worker's task sleeps until a future is done (+1), or the future is (-1)."""
+        self.pool.runtime.lend(change)
+
+    def ended(self, future: Future[Any], elsewhere: bool) -> None:
+        """A task has ended: its callbacks are due, and a thread that reads may be waiting for it."""
+        self.pool.runtime.ended(future, elsewhere)
+
     def started(self, future: Future[Any]) -> bool:
         return self.lane.started(future)
 
@@ -79,9 +94,13 @@ class Link:
     """The submitter's side of one worker: its sockets, its page, and what it has been sent."""
 
     __slots__ = (
+        "answer",
         "dead",
         "gpus",
+        "idle_clock",
+        "idle_since",
         "log_file",
+        "meaning",
         "page",
         "peer",
         "pending_ship",
@@ -89,6 +108,7 @@ class Link:
         "receiver",
         "shipped",
         "sock",
+        "suspect",
         "up",
         "why",
     )
@@ -102,8 +122,16 @@ class Link:
         self.shipped = Shipped()
         self.pending_ship: list[Any] = []
         """Definitions that travelled in a frame that was taken back."""
+        self.answer: Any = None
+        """The answer that is being dealt with, and what it means; kept until all of it is done."""
+        self.meaning: Answer | None = None
+        self.suspect = False
+        """The answer could not be unpickled the first time."""
         self.dead: list[int] = []
         """Numbers of functions that the worker may forget."""
+        self.idle_since = 0.0
+        self.idle_clock = False
+        """A timer looks after its idleness."""
         self.log_file = log_file
         self.pid = 0
         self.up = False
@@ -114,6 +142,12 @@ class Link:
 
     def fileno(self) -> int:
         return self.sock.fileno()
+
+    def handled(self) -> None:
+        """The answer has been dealt with."""
+        self.receiver.consumed()
+        self.answer = self.meaning = None
+        self.suspect = False
 
     def close(self) -> None:
         self.sock.close()
@@ -147,94 +181,123 @@ class Lane:
 
     def _push(self) -> None:
         queue = self.queue
-        crowded = False  # a task waits behind another one in a worker's socket
-        while queue:
-            slot = self.dispatcher.next_slot()
-            if slot is None or not self._send_frame(slot):
-                break
-            if len(slot.frames) > 1:
-                crowded = True
-        if queue or crowded:
-            self.pool.want_workers(self)
-        self.hungry = not queue or self.dispatcher.next_slot() is not None or self.pool.may_grow(self)
-        if self.hungry and queue and self.dispatcher.next_slot() is not None:
-            self._push()  # appended while `hungry` was false
+        while True:
+            crowded = False  # a task waits behind another one in a worker's socket
+            while queue:
+                slot = self.dispatcher.next_slot()
+                if slot is None or not self._send_frame(slot):
+                    break
+                if len(slot.frames) > 1:
+                    crowded = True
+            left = bool(queue)
+            if left or crowded:
+                self.pool.want_workers(self)
+            self.hungry = not queue or self.dispatcher.next_slot() is not None or self.pool.may_grow(self)
+            if left or not queue:
+                break  # else one was appended while `hungry` was false
 
     def _send_frame(self, slot: Slot) -> bool:
         """Build a frame for `slot` and send it; False if there was nothing to send or no room."""
+        frame: list[Any] = [[], []]  # tasks, and what they need to be shipped: there for whoever is interrupted
+        sent: list[int] = []
+        try:
+            data = self._build_frame(slot, frame)
+            if not frame[0]:
+                return False
+            wire.send(slot.link.sock, data, (), sent)
+        except OSError as error:
+            if not sent:
+                return self._unsent(slot, frame, error)
+            raise
+        except BaseException:  # a signal handler raised
+            if sent:
+                self._sent(slot, frame)
+            else:
+                self._restore(slot, frame)
+            raise
+        self._sent(slot, frame)
+        return True
+
+    def _build_frame(self, slot: Slot, frame: list[Any]) -> bytes:
+        """The bytes of the next frame; `frame` gets its tasks and what is shipped with them, as they are taken."""
         queue, link = self.queue, slot.link
         dispatcher = self.dispatcher
         room = dispatcher.choose(slot, len(queue))
         shipped = link.shipped
         ready = shipped.ready
-        tasks: list[Future[Any]] = []
+        tasks: list[Future[Any]] = frame[0]
         numbers: list[int] = []
         calls: list[Any] = []
-        items: list[Any] = link.pending_ship
+        items = frame[1] = link.pending_ship
         size = 0
         pending, running = PENDING, RUNNING
         with futures_mutex:
             while room and queue:
-                future = queue.popleft()
+                future = queue[0]
                 if future._state is not pending:
+                    queue.popleft()
                     continue  # cancelled
                 export, call = future._export, future._call
                 number = export.number  # type: ignore[union-attr]
                 if number not in ready:
                     if tasks:  # definitions are installed before the frame's first task, so they belong to that one
-                        queue.appendleft(future)
                         break
-                    items = items + shipped.missing(export)
+                    items = frame[1] = items + shipped.missing(export)
                 if call.__class__ is bytes:
                     size += len(call)
                     if size > wire.INLINE_LIMIT and tasks:
-                        queue.appendleft(future)
                         break
-                future._state = running
                 tasks.append(future)
+                future._state = running
+                queue.popleft()
                 numbers.append(0 if export.inline else number)  # type: ignore[union-attr]
                 calls.append(call)
                 room -= 1
         if not tasks:
-            return False
+            return b""
         ship = None
         if items or link.gpus is not None or link.dead:
             ship = (items, link.dead, link.gpus)
-            link.pending_ship = []
-            link.dead = []
-            link.gpus = None
         flags = frames.POLL if self.pool.runtime.may_poll(len(tasks)) else 0
         if dispatcher.lifetime is not None and dispatcher.last_of_life(slot, len(tasks)):
             flags |= frames.EXIT
         first = numbers[0]
         same = first if numbers.count(first) == len(numbers) else numbers
-        data = dumps((slot.next_seq, flags, ship, same, calls), 5)
-        try:
-            wire.send(link.sock, data)
-        except OSError as error:
-            link.pending_ship = items
-            self._unsent(slot, tasks, error)
-            return False
-        now = monotonic()
-        dispatcher.sent(slot, tasks, now, items)
+        return dumps((slot.next_seq, flags, ship, same, calls), 5)
+
+    def _sent(self, slot: Slot, frame: list[Any]) -> None:
+        """The frame is in the worker's socket."""
+        tasks, items = frame
+        link, now = slot.link, monotonic()
+        if items or link.gpus is not None or link.dead:
+            link.pending_ship, link.dead, link.gpus = [], [], None
+        self.dispatcher.sent(slot, tasks, now, items)
         if self.single:
             self.pool.start_clock(tasks[0], now)
         if self.pool.runtime.sleeping:
             self.pool.runtime.wake()  # it looks after what takes long
-        return True
 
-    def _unsent(self, slot: Slot, tasks: list[Future[Any]], error: OSError) -> None:
-        """The socket is full (try again after the next answer), or there is no memory for a large frame."""
+    def _restore(self, slot: Slot, frame: list[Any]) -> list[Future[Any]]:
+        """The frame has not been sent: its tasks wait again, first; its definitions travel with the next one."""
+        tasks, items = frame
+        slot.link.pending_ship = items
         back = to_pending(tasks)
+        self.queue.extendleft(reversed(back))
+        return back
+
+    def _unsent(self, slot: Slot, frame: list[Any], error: OSError) -> bool:
+        """The socket is full (try again after the next answer), or there is no memory for a large frame."""
+        back = self._restore(slot, frame)
         if isinstance(error, BlockingIOError) and slot.frames:
-            self.queue.extendleft(reversed(back))
             slot.held = True
-            return
+            return False
         from dpool.errors import SerializationError
 
         for future in back:
+            self.queue.popleft()
             failure = SerializationError(f"the arguments of {self.label(future)} could not be sent: {error}")
-            self.pool.later(partial(future._settle, FINISHED, None, failure))
+            self.pool.later(partial(finish, future, None, failure))
+        return True  # the next one may be smaller
 
     def label(self, future: Future[Any]) -> str:
         """The task's name, for people."""
@@ -247,38 +310,76 @@ class Lane:
 
     def on_readable(self, slot: Slot) -> None:
         """A worker answered: one frame. Called by whoever has the reading role."""
-        link = slot.link
         try:
-            first, end, elapsed_ns, values = wire.loads(link.receiver.receive(wire.DONTWAIT))
-        except (BlockingIOError, InterruptedError):
+            self._answered(slot)
+        except BaseException:  # most likely a signal handler raised: the answer must not be lost with it
+            self._answered(slot)
+            raise
+
+    def _answered(self, slot: Slot) -> None:
+        """Deal with one answer; cut short anywhere, it can be called again."""
+        link = slot.link
+        if link.answer is None and not self._receive(slot):
             return
-        except (wire.Closed, OSError):
-            self.pool.runtime.unwatch(link)
-            return
-        except wire.DescriptorsLost:
-            self.pool.runtime.descriptors_lost()
-            return
-        except Exception as error:
-            self._malformed(slot, error)
-            return
-        if first == 0:
-            self.pool.initialized(self, slot, values[0])
-            return
+        first, end, elapsed_ns, values = link.answer
         with self.lock:
-            if slot.worker not in self.dispatcher.slots:
-                return  # its death has been dealt with
-            try:
-                tasks, back = self.dispatcher.replied(slot, first, len(values), end, elapsed_ns * 1e-9)
-            except (ValueError, IndexError) as error:
-                self._malformed(slot, error)
-                return
-            if len(tasks) != len(values):
-                values = values[len(values) - len(tasks) :]
+            answer = link.meaning
+            if answer is None:
+                if slot.worker not in self.dispatcher.slots:
+                    link.handled()  # its death has been dealt with
+                    return
+                try:
+                    answer = self.dispatcher.look(slot, first, len(values), end)
+                except (ValueError, IndexError) as error:
+                    link.handled()
+                    self._malformed(slot, error)
+                    return
+                link.meaning = answer
+                if values:
+                    self.dispatcher.measure(elapsed_ns * 1e-9 / len(values))
+            self.dispatcher.accept(slot, answer)
             if end:
-                self._frame_ended(slot, back)
-        self.settle(tasks, values)
+                self._frame_ended(slot, answer.back)
+        tasks = answer.new
+        self.settle(tasks, values if len(tasks) == len(values) else values[len(values) - len(tasks) :])
+        link.handled()
         if self.pool.closing:
             self.pool.check_drained()
+
+    def _receive(self, slot: Slot) -> bool:
+        """Read an answer into `link.answer`; False if there is none to deal with here."""
+        link = slot.link
+        try:
+            data = link.receiver.receive(wire.DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except (wire.Closed, OSError):
+            self.pool.runtime.unwatch(link)
+            return False
+        except wire.DescriptorsLost:
+            self.pool.runtime.descriptors_lost()
+            return False
+        except ProtocolError as error:
+            link.handled()
+            self._malformed(slot, error)
+            return False
+        try:
+            first, end, elapsed_ns, values = wire.loads(data)
+            count = len(values)
+        except Exception as error:
+            again = link.suspect
+            link.suspect = True
+            if not again:
+                raise  # a signal handler's, perhaps: the next call reads it again
+            link.handled()
+            self._malformed(slot, error)
+            return False
+        if first == 0 and count:
+            link.handled()
+            self.pool.initialized(self, slot, values[0])
+            return False
+        link.answer = (first, end, elapsed_ns, values)
+        return True
 
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
         if back:
@@ -286,7 +387,8 @@ class Lane:
         if slot.link.page.slots[frames.LIMIT] != frames.NO_LIMIT:
             slot.link.page.slots[frames.LIMIT] = frames.NO_LIMIT
         slot.held = False
-        if slot.retiring and not slot.frames:
+        if slot.retiring and not slot.frames and not slot.returned:
+            slot.returned = True
             self.pool.worker_leaves(self, slot)
         self._push()
         if not self.queue and not slot.frames and not slot.retiring:
@@ -313,22 +415,30 @@ class Lane:
             if future._state is not RUNNING:
                 continue  # cancelled by force, or timed out, meanwhile
             if value.__class__ is not tuple:
-                future._settle(FINISHED, value)
+                finish(future, value)
                 continue
             kind, data = value
             label = self.label(future)
             if kind == frames.RESULT:
-                try:
-                    result = load_result(data, label)
-                except BaseException as error:
-                    future._settle(FINISHED, None, error.with_traceback(None))
-                else:
-                    future._settle(FINISHED, result)
-                    del result
+                self._settle_pickled(future, data, label)
             else:
-                future._settle(FINISHED, None, load_exception(data, label))
+                finish(future, None, load_exception(data, label))
         if self.pool.closing:
             self.pool.check_drained()
+
+    @staticmethod
+    def _settle_pickled(future: Future[Any], data: bytes, label: str) -> None:
+        try:
+            result = load_result(data, label)
+        except BaseException as error:
+            try:
+                result = load_result(data, label)
+            except BaseException:
+                finish(future, None, error.with_traceback(None))
+                return
+            finish(future, result)  # it does unpickle: a signal handler had raised
+            raise (error.__cause__ or error) from None
+        finish(future, result)
 
     # -- taking back
 
@@ -348,9 +458,7 @@ class Lane:
         receiver = wire.Receiver(slot.link.peer)
         try:
             base, _, ship, _, _ = wire.loads(receiver.receive(wire.DONTWAIT))
-        except BlockingIOError:
-            return False
-        except (OSError, wire.Closed):
+        except (OSError, wire.Closed, wire.DescriptorsLost):
             return False
         if ship is not None:
             slot.link.pending_ship = ship[0] + slot.link.pending_ship
@@ -376,6 +484,8 @@ class Lane:
                 self._rescue_slot(slot, now_s, done)
         for tasks, values in done:
             self.settle(tasks, values)
+        if done:
+            self.pool.runtime.poke_reader()
         return watching
 
     def _rescue_slot(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
@@ -388,7 +498,7 @@ class Lane:
             if started < frame.base:
                 return  # not even read; nothing runs
             page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
-        elif now_s - frame.limited_at > 0.001:
+        elif now_s - frame.limited_at >= LIMIT_S:
             back = self.dispatcher.shortened(slot, page[frames.STARTED])
             self.queue.extendleft(reversed(to_pending(back)))
             tasks, values = self._harvest(slot)
@@ -430,6 +540,7 @@ class Lane:
 
     def cancel_sent(self, future: Future[Any], force: bool) -> bool:
         """Cancel a task that was sent: take it back if it is unread, kill its worker if `force`."""
+        self._cut(future)
         with self.lock:
             found = self._slot_of(future)
             if found is None:
@@ -451,6 +562,22 @@ class Lane:
         self.pool.task_cancelled(future)
         return True
 
+    def _cut(self, future: Future[Any]) -> None:
+        """If the task waits in the frame that a worker runs, take the frame apart, so that no other task suffers."""
+        done: list[tuple[list[Future[Any]], list[Any]]] = []
+        for _ in range(2):
+            with self.lock:
+                found = self._slot_of(future)
+                if found is None or found[1] is not found[0].frames[0]:
+                    break
+                slot, _, number = found
+                if not slot.link.page.slots[frames.STARTED] < number or number == found[1].base:
+                    break
+                self._rescue_slot(slot, monotonic(), done)
+            sleep(LIMIT_S)
+        for tasks, values in done:
+            self.settle(tasks, values)
+
     # -- workers come and go
 
     def granted(self, slot: Slot, hold: bool) -> None:
@@ -460,17 +587,22 @@ class Lane:
             slot.retiring = False
             self.requested = max(0, self.requested - 1)
             self.dispatcher.slots[slot.worker] = slot
-            self._push()
-            if not slot.frames and not hold:
-                self._steal(slot)
+            if not hold:
+                self._use(slot)
+
+    def _use(self, slot: Slot) -> None:
+        """A worker may have tasks now: give it some, or let others have it. Under the lock."""
+        self._push()
+        if not slot.frames:
+            self._steal(slot)
+        if not slot.frames:
+            self.pool.worker_idle(self, slot)
 
     def initialized(self, slot: Slot) -> None:
         """Its initializer is done: it may have tasks."""
         with self.lock:
             slot.held = False
-            self._push()
-            if not slot.frames:
-                self._steal(slot)
+            self._use(slot)
 
     def worker_died(self, slot: Slot) -> list[Future[Any]]:
         """Its node says that it is dead: settle what it answered, queue what it had not begun; returns what it lost."""

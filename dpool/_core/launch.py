@@ -18,6 +18,8 @@ from dpool._core.config import Config
 NODE_FD = 3
 SOCKET_NAME = "node.sock"
 NODE_LOG = "node.log"
+SECRETS = frozenset(("DPOOL_REDIS_URL",))
+"""Variables that stay in the driver: a process's environment can be read in /proc, and is inherited by workers."""
 STALE_S = 60.0
 """Age in seconds from which a session without a node is taken for dead."""
 
@@ -129,7 +131,7 @@ def _spawn(entry: str, session: str) -> tuple[int, socket.socket]:
         pid = os.posix_spawn(
             sys.executable,
             _program(entry, session),
-            os.environ,
+            {name: value for name, value in os.environ.items() if name not in SECRETS},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, null, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),

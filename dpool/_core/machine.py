@@ -11,6 +11,7 @@ def find_resources(config: Config) -> dict[str, float]:
         "num_cpus": config.num_cpus or count_cpus(),
         "num_gpus": count_gpus() if config.num_gpus < 0 else config.num_gpus,
         "memory": available_memory(),
+        **dict(config.resources),
     }
 
 

@@ -169,6 +169,13 @@ class Notice(NamedTuple):
     text: str
 
 
+class Retire(NamedTuple):
+    """The worker, which has no lease, must leave: its submitter, who holds its socket, tells it."""
+
+    pool: int
+    worker: int
+
+
 class Closed(NamedTuple):
     """All workers of a closed pool are gone, their output delivered."""
 
@@ -252,6 +259,7 @@ CONTROL: tuple[type[Any], ...] = (
     WorkerDied,
     Output,
     Notice,
+    Retire,
     Closed,
     Spawn,
     SpawnProgram,
@@ -275,7 +283,7 @@ def encode(message: Any) -> bytes:
     return _CODES[type(message)] + pickle.dumps(tuple(message), 5)
 
 
-def decode(data: bytes | memoryview) -> Any:
+def decode(data: bytes) -> Any:
     """The message in `data`; ProtocolError if it is none of ours."""
     if not 1 <= data[0] <= len(CONTROL):
         raise ProtocolError(f"unknown message type {data[0]}")

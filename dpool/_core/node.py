@@ -314,7 +314,9 @@ class Node:
         self._pools[number] = Pool(client, message.pool, message.setup)
 
     def _update_setup(self, client: Client, message: m.UpdateSetup) -> None:
-        self._pools[client.pools[message.pool]].setup = message.setup
+        number = client.pools.get(message.pool)
+        if number is not None:
+            self._pools[number].setup = message.setup
 
     def _request(self, client: Client, message: m.RequestLeases) -> None:
         if message.shape and not self._resources_known:
@@ -441,14 +443,23 @@ class Node:
         proc.killed = True
         self._signal(proc, signal.SIGKILL)
 
+    def _retire_worker(self, order: s.RetireWorker) -> None:
+        proc = self._procs[order.worker]
+        pool = self._pools.get(proc.pool)
+        if proc.granted and pool is not None:
+            self._send(pool.client, m.Retire(pool.number, order.worker))
+        else:  # nobody has its socket yet
+            proc.killed = True
+            self._signal(proc, signal.SIGKILL)
+
     def _signal(self, proc: Proc, number: int) -> None:
         if not proc.pid:
             proc.signals.append(number)
             return
         try:
             os.kill(proc.pid, number)
-        except ProcessLookupError:
-            return  # it is dead, and will be reaped
+        except OSError as error:  # it is dead, and will be reaped; or there is no such signal
+            _log("signal.failed", pid=proc.pid, signal=number, error=error)
 
     def _tell_died(self, order: s.TellDied) -> None:
         proc, pool = self._procs.get(order.worker), self._pools.get(order.pool)
@@ -493,7 +504,7 @@ class Node:
         s.StartWorker: _start_worker,
         s.Grant: _grant,
         s.KillWorker: _kill_worker,
-        s.RetireWorker: lambda self, order: None,  # its client has told it to leave
+        s.RetireWorker: _retire_worker,
         s.TellDied: _tell_died,
         s.WarnInfeasible: _warn_infeasible,
         s.WakeAt: _wake_at,

@@ -79,6 +79,7 @@ class Proc:
                 self.pipes.append(read_fd)
                 self._theirs.append(write_fd)
             self._lessee += [os.dup(self._theirs[0]), os.dup(page)]
+            self._touch_log()
         except OSError:
             self.close()
             raise
@@ -86,6 +87,13 @@ class Proc:
     def worker_fds(self) -> tuple[int, ...]:
         """The worker's side: its end of the socket, the page, its ends of the pipes."""
         return tuple(self._theirs)
+
+    def _touch_log(self) -> None:
+        """Errors name the log file, so there is one even if nothing is written."""
+        try:
+            os.close(os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        except OSError:  # a full disk must not keep a worker from starting
+            return
 
     def close_worker_side(self) -> None:
         """The worker has it now."""

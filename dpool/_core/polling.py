@@ -15,8 +15,50 @@ from typing import Any
 
 MAX_SKIPPED = 64
 """Waits that sleep at once after many failed polls, before one polls again."""
+PROBE_FIRST = 32
+PROBE_EVERY = 500
+"""Short waits between two trials of the other way."""
+PROBE_WAITS = 6
 POLITE_S = 6e-6
 """From then on the processor is offered to others between two looks."""
+
+
+class Choice:
+    """Poll or sleep: whichever has lately given the shorter waits on this machine, as it is loaded now.
+
+    On an idle machine a sleeping core takes tens of microseconds to wake; where two processes share a core, waking the
+    other one is a mere switch, and polling only keeps it from running. So both are tried now and then.
+    """
+
+    __slots__ = ("_left", "_means_s", "_probing", "_skip", "polling")
+
+    def __init__(self) -> None:
+        self.polling = True
+        self._means_s = {True: 0.0, False: 0.0}
+        self._probing = False
+        self._left = PROBE_FIRST
+        self._skip = 0
+
+    def note(self, waited_s: float) -> None:
+        """A short wait took so long."""
+        if self._skip:
+            self._skip -= 1
+            return
+        mean_s = self._means_s[self.polling]
+        self._means_s[self.polling] = waited_s if mean_s == 0.0 else mean_s + 0.2 * (waited_s - mean_s)
+        self._left -= 1
+        if self._left:
+            return
+        if self._probing:
+            self._probing = False
+            self.polling = self._means_s[True] <= self._means_s[False]
+            self._left = PROBE_EVERY
+        else:
+            self._probing = True
+            self.polling = not self.polling
+            self._means_s[self.polling] = 0.0
+            self._left = PROBE_WAITS
+        self._skip = 2  # the other side has to notice
 
 
 class Poller:

@@ -7,6 +7,7 @@ import pickle
 import sys
 
 from dpool._core.context import here
+from dpool._core.launch import SECRETS
 from dpool._core.messages import Setup
 
 
@@ -19,7 +20,7 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         driver_pid=os.getpid(),
         job=job,
         cwd=_cwd(),
-        environ={**os.environ, **env},
+        environ={name: value for name, value in {**os.environ, **env}.items() if name not in SECRETS},
         path=_path(),
         argv=list(sys.argv),
         main_file=getattr(main, "__file__", None),

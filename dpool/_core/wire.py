@@ -13,6 +13,7 @@ import pickle
 import socket
 import struct
 from array import array
+from collections import deque
 from typing import Any
 
 from dpool._core.config import INLINE_LIMIT as INLINE_LIMIT
@@ -21,10 +22,10 @@ from dpool._core.messages import decode, encode
 
 _MEMFD = b"M"
 _LENGTH = struct.Struct("<cQ")
-BUFFER_BYTES = INLINE_LIMIT + 4096
+_SIZE = (INLINE_LIMIT + 4096,)
 MAX_DESCRIPTORS = 64
 """Descriptors that may come with one message."""
-ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
+_ANCILLARY = (socket.CMSG_SPACE(MAX_DESCRIPTORS * 4),)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # plain ints: or-ing the enum's members takes longer than the system call
 DONTWAIT = int(socket.MSG_DONTWAIT)
 _SEND = int(socket.MSG_NOSIGNAL) | DONTWAIT
@@ -54,19 +55,24 @@ def memory_file(data: bytes | memoryview, name: str = "dpool-frame") -> int:
     return fd
 
 
-def send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = ()) -> None:
-    """Send one message at once; BlockingIOError if the peer's buffer is full, OSError if it is gone."""
+def send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = (), sent: list[int] | None = None) -> None:
+    """Send one message at once; BlockingIOError if the peer's buffer is full, OSError if it is gone.
+
+    `sent` is not empty exactly when the message has gone, whatever a signal handler may raise meanwhile.
+    """
+    if sent is None:
+        sent = []
     if len(data) > INLINE_LIMIT:
         fd = memory_file(data)
         try:
-            fds = (fd, *fds)
-            sock.sendmsg([_LENGTH.pack(_MEMFD, len(data))], [_rights(fds)], _SEND)
+            rights = [_rights((fd, *fds))]
+            sent.extend(map(sock.sendmsg, ([_LENGTH.pack(_MEMFD, len(data))],), (rights,), (_SEND,)))
         finally:
             os.close(fd)
     elif fds:
-        sock.sendmsg([data], [_rights(fds)], _SEND)
+        sent.extend(map(sock.sendmsg, ([data],), ([_rights(fds)],), (_SEND,)))
     else:
-        sock.send(data, _SEND)
+        sent.extend(map(sock.send, (data,), (_SEND,)))
 
 
 def _rights(fds: tuple[int, ...]) -> tuple[int, int, array[int]]:
@@ -74,46 +80,64 @@ def _rights(fds: tuple[int, ...]) -> tuple[int, int, array[int]]:
 
 
 class Receiver:
-    """Receives messages into one buffer that is used again; not thread-safe."""
+    """Receives messages; not thread-safe.
 
-    __slots__ = ("_buffer", "_buffers", "_view", "fds", "sock")
+    A message stays in `inbox` until `consumed`: should a signal handler raise while it is worked on, `receive` gives
+    it again. It gets there in one call of C code, so there is no moment in which it is read and not yet kept.
+    """
+
+    __slots__ = ("fds", "inbox", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
-        self._buffers = (self._buffer,)
+        self.inbox: deque[tuple[Any, Any, int, Any]] = deque()
         self.fds: list[int] = []
         """The descriptors that came with the last message; the caller owns them."""
 
-    def receive(self, flags: int = 0) -> memoryview | mmap.mmap:
-        """The next message's bytes (valid until the next call). Closed at the end, BlockingIOError when none waits."""
-        n, ancillary, msg_flags, _ = self.sock.recvmsg_into(self._buffers, ANCILLARY_BYTES, flags | _CLOEXEC)
+    def receive(self, flags: int = 0) -> bytes | mmap.mmap:
+        """The next message. Closed at the end, BlockingIOError when none waits."""
+        inbox = self.inbox
+        if not inbox:
+            inbox.extend(map(self.sock.recvmsg, _SIZE, _ANCILLARY, (flags | _CLOEXEC,)))
+        data, ancillary, msg_flags, _ = inbox[0]
         if not ancillary and not msg_flags & _CUT:
-            if not n:
+            if not data:
+                inbox.clear()
                 raise Closed
-            return self._view[:n]
-        return self._with_descriptors(n, ancillary, msg_flags)
+            return data  # type: ignore[no-any-return]
+        return self._with_descriptors(data, ancillary, msg_flags)
 
-    def _with_descriptors(self, n: int, ancillary: list[tuple[int, int, bytes]], flags: int) -> memoryview | mmap.mmap:
+    def consumed(self) -> None:
+        """The message has been dealt with."""
+        self.inbox.clear()
+
+    def _with_descriptors(self, data: bytes, ancillary: list[tuple[int, int, bytes]], flags: int) -> bytes | mmap.mmap:
         fds = array("i")
-        for level, kind, data in ancillary:
+        for level, kind, rights in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
         self.fds = list(fds)
-        if flags & socket.MSG_TRUNC:
+        large = len(data) == _LENGTH.size and data[:1] == _MEMFD
+        if flags & _CUT:
             self.close_fds()
-            raise ProtocolError("a packet longer than the limit")
-        if flags & socket.MSG_CTRUNC:
-            self.close_fds()
-            raise DescriptorsLost
-        if n != _LENGTH.size or self._view[:1] != _MEMFD:
-            return self._view[:n]
+            self.inbox.clear()
+            if flags & socket.MSG_TRUNC:
+                raise ProtocolError("a packet longer than the limit")
+            if large:
+                raise DescriptorsLost
+            return data  # a control message; its reader sees that the descriptors are missing
+        if large:
+            mapped = self._map(data)
+            self.inbox[0] = (mapped, (), 0, None)
+            return mapped
+        return data
+
+    def _map(self, data: bytes) -> mmap.mmap:
         if not self.fds:
             raise ProtocolError("a memory file without its descriptor")
         fd = self.fds.pop(0)
         try:
-            length = _LENGTH.unpack(self._view[:n])[1]
+            length = _LENGTH.unpack(data)[1]
             if os.fstat(fd).st_size != length or length == 0:
                 raise ProtocolError("a memory file of another length than announced")
             return mmap.mmap(fd, length, prot=mmap.PROT_READ)
@@ -127,12 +151,9 @@ class Receiver:
         self.fds = []
 
 
-def loads(data: memoryview | mmap.mmap) -> Any:
-    """Unpickle a frame, and let its memory file go."""
-    if type(data) is memoryview:
-        return pickle.loads(data)
-    with data:
-        return pickle.loads(data)
+def loads(data: bytes | mmap.mmap) -> Any:
+    """Unpickle a frame."""
+    return pickle.loads(data)
 
 
 class ControlChannel:
@@ -205,14 +226,12 @@ class ControlChannel:
                 raise
             raise Closed(str(error)) from error
         try:
-            if isinstance(data, memoryview):
-                message = decode(data)
-            else:
-                with data:
-                    message = decode(data[:])
+            message = decode(data if isinstance(data, bytes) else data[:])
         except ProtocolError:
             self._receiver.close_fds()
             raise
+        finally:
+            self._receiver.consumed()
         fds, self._receiver.fds = self._receiver.fds, []
         return message, fds
 

@@ -50,8 +50,6 @@ from dpool._core.serialize import ATOMIC, Importer, dump_exception, dump_result
 
 RAW_LIMIT = 1024
 """Characters of a text or bytes result that still travels as a plain value."""
-FLUSH_NS = 5_000_000
-"""A frame that has run for so long answers what it has before it goes on."""
 _SIZED = (str, bytes)
 
 
@@ -99,6 +97,8 @@ class Worker:
             base, flags, ship, numbers, calls = self._next_frame(flags & POLL)
             if ship is not None:
                 self._install(ship)
+            if flags & EXIT and not calls:
+                return
             if flags & INIT:
                 if not self._initialize(numbers, calls[0]):
                     return
@@ -113,7 +113,9 @@ class Worker:
             self._poller.poll()
         while True:
             try:
-                return wire.loads(self._receiver.receive())
+                frame = wire.loads(self._receiver.receive())
+                self._receiver.consumed()
+                return frame
             except InterruptedError:
                 continue
 

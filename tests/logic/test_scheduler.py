@@ -414,13 +414,10 @@ def test_a_closing_pool_takes_no_requests():
     s = scheduler()
     s.handle(RequestLeases(POOL, CPU, 1))
     s.handle(ClosePool(POOL, kill=False))
-    for event in (
-        RequestLeases(POOL, CPU, 1),
-        CancelRequests(POOL, CPU),
-        ResizePool(POOL, 3),
-        OpenPool(CLIENT, POOL, 1),
-    ):
-        refused(s, event)
+    for event in (RequestLeases(POOL, CPU, 1), CancelRequests(POOL, CPU), ResizePool(POOL, 3)):
+        assert s.handle(event) == []  # they crossed
+    assert not s.queue
+    refused(s, OpenPool(CLIENT, POOL, 1))
 
 
 @pytest.mark.parametrize(

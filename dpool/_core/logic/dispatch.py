@@ -49,7 +49,7 @@ class Frame:
 class Slot:
     """A leased worker as its submitter sees it."""
 
-    __slots__ = ("assigned", "frames", "held", "link", "next_seq", "retiring", "worker")
+    __slots__ = ("assigned", "frames", "held", "link", "next_seq", "retiring", "returned", "worker")
 
     def __init__(self, worker: int, link: Any = None) -> None:
         self.worker = worker
@@ -63,6 +63,18 @@ class Slot:
         """No frames now: its initializer has not answered, or its socket is full."""
         self.retiring = False
         """It gets nothing more."""
+        self.returned = False
+        """Its lease has been given back for good."""
+
+
+class Answer(NamedTuple):
+    """What an answer of a worker means: the tasks that it ends, and those that the worker gave back."""
+
+    frame: Frame
+    new: list[Task]
+    upto: int
+    end: bool
+    back: list[Task]
 
 
 class Death(NamedTuple):
@@ -150,26 +162,37 @@ class Dispatcher:
 
     # -- what happens
 
+    def look(self, slot: Slot, first: int, count: int, end: bool) -> Answer:
+        """What an answer with the results `first` … `first + count - 1` means; changes nothing.
+
+        ValueError or IndexError if it does not fit what was sent.
+        """
+        frame = slot.frames[0]
+        at = first - frame.base
+        if at < 0 or at > frame.done or at + count > len(frame.tasks):
+            raise ValueError(f"results {first}+{count} do not fit frame {frame.base}…{frame.end}, {frame.done} done")
+        upto = max(frame.done, at + count)
+        return Answer(frame, frame.tasks[frame.done : upto], upto, end, frame.tasks[upto:] if end else [])
+
+    def accept(self, slot: Slot, answer: Answer) -> None:
+        """Record the answer. Done twice, it changes nothing more."""
+        frame = answer.frame
+        frame.done = answer.upto
+        if answer.end and slot.frames and slot.frames[0] is frame:
+            slot.frames.popleft()
+            slot.assigned -= len(answer.back)
+
     def replied(self, slot: Slot, first: int, count: int, end: bool, elapsed_s: float) -> tuple[list[Task], list[Task]]:
         """Results `first` … `first + count - 1` came: (the tasks they belong to, tasks that the worker gave back).
 
         Results that were known already (from the journal) are counted, not returned: the first list begins at the
         first new one.
         """
-        frame = slot.frames[0]
-        at = first - frame.base
-        if at < 0 or at > frame.done or at + count > len(frame.tasks):
-            raise ValueError(f"results {first}+{count} do not fit frame {frame.base}…{frame.end}, {frame.done} done")
-        new = frame.tasks[frame.done : at + count]
-        frame.done = max(frame.done, at + count)
+        answer = self.look(slot, first, count, end)
+        self.accept(slot, answer)
         if count:
-            self._measure(elapsed_s / count)
-        if not end:
-            return new, []
-        slot.frames.popleft()
-        back = frame.tasks[frame.done :]
-        slot.assigned -= len(back)
-        return new, back
+            self.measure(elapsed_s / count)
+        return answer.new, answer.back
 
     def harvested(self, slot: Slot, first: int, count: int) -> list[Task]:
         """The journal holds results `first`…: the tasks among them that are not answered yet (they are the last
@@ -226,7 +249,8 @@ class Dispatcher:
         slot.frames.clear()
         return Death(lost, unstarted)
 
-    def _measure(self, task_s: float) -> None:
+    def measure(self, task_s: float) -> None:
+        """A task took `task_s` seconds."""
         if task_s >= self.task_s:
             self.task_s = max(task_s, 1e-7)
         else:

@@ -276,6 +276,9 @@ POOL_MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (OPEN, ClientLeft): CLOSING,
     (CLOSING, ClosePool): CLOSING,
     (CLOSING, ClientLeft): CLOSING,
+    (CLOSING, RequestLeases): CLOSING,  # crossed, as are the next two
+    (CLOSING, CancelRequests): CLOSING,
+    (CLOSING, ResizePool): CLOSING,
     (CLOSING, PoolGone): ABSENT,
     (ABSENT, ClosePool): ABSENT,  # crossed: its last worker has just gone
 }
@@ -492,6 +495,8 @@ class LocalScheduler:
         if event.wanted < 1:
             raise ValueError(f"a request asks for at least one lease, not {event.wanted}")
         pool.move(RequestLeases)
+        if pool.state == CLOSING:
+            return
         missing = self.account.missing(event.shape)
         if missing and event.shape not in pool.warned:
             pool.warned.add(event.shape)
