@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pickle
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from dpool._core import ids
 from dpool._core.context import here
@@ -30,6 +31,11 @@ MAX_ARGUMENTS = 16 * 1024
 """Arguments larger than this are not copied into the control store; the record says how large they were."""
 
 
+def _ended(future: ref[Future[Any]]) -> bool:
+    task = future()
+    return task is None or task.done()
+
+
 class Lineage:
     """What this process has told its node of its tasks; used by the io thread alone."""
 
@@ -39,13 +45,13 @@ class Lineage:
         # tasks of a worker's own executors descend from the worker, so that their ids differ from the driver's
         self._parent = runtime.job if worker is None else ids.task_id(runtime.job, NESTED + worker.worker)
         self._index = 0
-        self._told: dict[bytes, Future[Any]] = {}
+        self._told: dict[bytes, ref[Future[Any]]] = {}
         self._functions: dict[int, bytes] = {}
         """Number of an export → the id under which the node knows it."""
 
     def waiting(self) -> bool:
         """Whether frames are out that have not been looked at, or told tasks have ended."""
-        return any(future.done() for future in self._told.values()) or any(True for _ in self._unrecorded())
+        return any(_ended(future) for future in self._told.values()) or any(True for _ in self._unrecorded())
 
     def _unrecorded(self) -> Any:
         for pool in list(self._runtime.pools.values()):
@@ -57,7 +63,7 @@ class Lineage:
 
     def look(self, now_s: float) -> None:
         """Tell the node of tasks that have been out for long, and of those that have ended."""
-        delivered = [task for task, future in self._told.items() if future.done()]
+        delivered = [task for task, future in self._told.items() if _ended(future)]
         for task in delivered:
             del self._told[task]
         if delivered:
@@ -84,7 +90,7 @@ class Lineage:
             arguments = data if len(data) <= MAX_ARGUMENTS else len(data)
             function = self._function(export)
             records.append((task, pickle.dumps((label(future), function, export.inline, arguments), 5)))
-            self._told[task] = future
+            self._told[task] = ref(future)
         return records
 
     def _function(self, export: Export) -> bytes:
