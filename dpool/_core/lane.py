@@ -330,13 +330,13 @@ class Lane:
                     return
                 try:
                     answer = self.dispatcher.look(slot, first, len(values), end)
-                except (ValueError, IndexError) as error:
+                    if values:
+                        self.dispatcher.measure(elapsed_ns * 1e-9 / len(values))
+                except (ValueError, IndexError, TypeError) as error:
                     link.handled()
                     self._malformed(slot, error)
                     return
                 link.meaning = answer
-                if values:
-                    self.dispatcher.measure(elapsed_ns * 1e-9 / len(values))
             self.dispatcher.accept(slot, answer)
             if end:
                 self._frame_ended(slot, answer.back)
@@ -353,13 +353,13 @@ class Lane:
             data = link.receiver.receive(wire.DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return False
-        except (wire.Closed, OSError):
+        except OSError:
             self.pool.runtime.unwatch(link)
             return False
         except wire.DescriptorsLost:
             self.pool.runtime.descriptors_lost()
             return False
-        except ProtocolError as error:
+        except (wire.Closed, ProtocolError) as error:  # no end of file, since we hold its end too: an empty packet
             link.handled()
             self._malformed(slot, error)
             return False
