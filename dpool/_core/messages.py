@@ -267,6 +267,18 @@ CONTROL: tuple[type[Any], ...] = (
     SpawnFailed,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
+_TYPES = {
+    "int": int, "bool": bool, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict, "Shape": tuple,
+}  # fmt: skip
+
+
+def _field_types(kind: type[Any]) -> tuple[type[Any], ...]:
+    """What `isinstance` asks of each field."""
+    names = (getattr(one, "__forward_arg__", one) for one in kind.__annotations__.values())
+    return tuple(_TYPES[name.partition("[")[0]] for name in names)
+
+
+_FIELDS = {kind: _field_types(kind) for kind in CONTROL}
 
 
 def versions() -> tuple[str, str]:
@@ -292,6 +304,9 @@ def decode(data: bytes) -> Any:
         fields = pickle.loads(data[1:])
         if type(fields) is not tuple:
             raise TypeError(f"fields are a {type(fields).__name__}")
-        return kind(*fields)
+        message = kind(*fields)
+        if not all(map(isinstance, fields, _FIELDS[kind])):
+            raise TypeError(f"a field of {message!r:.200} has another type")
+        return message
     except Exception as error:
         raise ProtocolError(f"malformed {kind.__name__}: {error!r}") from error
