@@ -36,7 +36,6 @@ from dpool._core import ids, launch, wire
 from dpool._core import messages as m
 from dpool._core.config import PROTOCOL, Config
 from dpool._core.frames import make_page
-from dpool._core.logic import IllegalMove
 from dpool._core.logic import scheduler as s
 from dpool._core.logic.resources import Account, describe
 from dpool._core.logic.resources import shape as make_shape
@@ -46,6 +45,8 @@ EARLY_S = 1.0
 """A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
+ACCEPT_AGAIN_S = 0.2
+"""How long a connection waits that could not be accepted."""
 MAX_TRIES = 3
 """Zygotes that may die over one worker."""
 SWEEP_AFTER_S = 1.0
@@ -200,8 +201,10 @@ class Node:
     def _accept(self, mask: int) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError as error:
+        except OSError as error:  # no descriptors left, most likely: do not ask again and again
             _log("accept.failed", error=error)
+            self._off(self._listener.fileno())
+            self._at(monotonic() + ACCEPT_AGAIN_S, lambda: self._on(self._listener.fileno(), self._accept))
             return
         _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != os.getuid():
@@ -240,7 +243,7 @@ class Node:
             os.close(fd)
         try:
             self._client_said(client, message)
-        except (IllegalMove, ValueError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever a peer says, it must not take the others along
             _log("client.illegal", client=client.number, message=type(message).__name__, error=repr(error))
             self._send(client, m.Refused(f"{type(message).__name__}: {error}"))
             self._client_left(client)
