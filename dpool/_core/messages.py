@@ -274,7 +274,7 @@ _TYPES = {
 
 def _field_types(kind: type[Any]) -> tuple[type[Any], ...]:
     """What `isinstance` asks of each field."""
-    names = (getattr(one, "__forward_arg__", one) for one in kind.__annotations__.values())
+    names = (str(getattr(one, "__forward_arg__", one)) for one in kind.__annotations__.values())
     return tuple(_TYPES[name.partition("[")[0]] for name in names)
 
 
