@@ -190,3 +190,8 @@ def nested(n: int) -> int:
 
     with dpool.Executor(1) as inner:
         return sum(inner.map(double, range(n)))
+
+
+def hold_gil_then_die(seconds: float) -> None:
+    hold_gil(seconds)
+    kill_me()
