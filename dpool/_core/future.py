@@ -199,7 +199,8 @@ class Future(_base.Future[_T]):
     def cancel(self, force: bool = False) -> bool:
         """Cancel the task unless it has begun; with `force=True` also then: its worker is killed.
 
-        True if the future is cancelled. Other tasks are not affected by `force`: the worker is replaced.
+        True if the future is cancelled; False in a forked child, whose future it is not. Other tasks are not
+        affected by `force`: the worker is replaced.
         """
         if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
             return True
@@ -209,8 +210,11 @@ class Future(_base.Future[_T]):
             # garbage is being collected in the middle of something of ours: no lock may be taken here
             self._route.later(partial(self.cancel, force))
             return False
-        if self._route is not None and self._state == RUNNING:
-            return self._route.cancel(self, force)
+        if self._route is not None:
+            if not self._route.ours():
+                return False
+            if self._state == RUNNING:
+                return self._route.cancel(self, force)
         # waiters of a task of ours are told at once; a bare future is told by whoever runs it
         state = CANCELLED if self._route is None else CANCELLED_AND_NOTIFIED
         if not self._settle(state, only_from=PENDING):

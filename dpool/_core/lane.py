@@ -17,6 +17,7 @@ it false may leave its task in the queue, and the reader will take it.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import socket
 from collections import deque
@@ -81,6 +82,10 @@ class Route:
 
     def started(self, future: Future[Any]) -> bool:
         return self.lane.started(future)
+
+    def ours(self) -> bool:
+        """Whether this is the process that submitted, not a child that it forked."""
+        return self.pool.runtime.pid == os.getpid()
 
     def cancel(self, future: Future[Any], force: bool) -> bool:
         return self.lane.cancel_sent(future, force)
