@@ -195,3 +195,22 @@ def nested(n: int) -> int:
 def hold_gil_then_die(seconds: float) -> None:
     hold_gil(seconds)
     kill_me()
+
+
+def print_and_fill(size: int, text: int) -> bytes:
+    """Say much, answer much."""
+    print("x" * text)
+    return filled(size)
+
+
+def swallow(size: int) -> int:
+    """Touch so much memory."""
+    data = bytearray(size)
+    for at in range(0, size, 4096):
+        data[at] = 1
+    return len(data)
+
+
+def spin_and_double(x: int, seconds: float) -> int:
+    spin(seconds)
+    return 2 * x

@@ -238,9 +238,9 @@ def child(executor):
     refused("result", lambda: ledger.futures["a"].result())
     refused("result of a queued task", lambda: ledger.futures[3].result())
     refused("exception", lambda: ledger.futures["a"].exception())
-    refused("cancel", lambda: ledger.futures[3].cancel())
+    assert not ledger.futures[3].cancel() and not ledger.futures["a"].cancel(force=True)
     refused("result with a timeout", lambda: ledger.futures["a"].result(1))
-    refused("shutdown", lambda: executor.shutdown())
+    executor.shutdown()  # leaves the parent's alone: it must not raise, for `with` blocks end in children too
     with dpool.Executor(2) as own:
         assert own.submit(tasks.double, 4).result(30) == 8
         assert list(own.map(tasks.double, range(300))) == [2 * x for x in range(300)]
@@ -263,8 +263,9 @@ with dpool.Executor(2) as executor:
                 if code: traceback.print_exc()
                 os._exit(code)
         sys.exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     gate.touch()
+    assert code == 0
     assert ledger.settle() == {"a": "a", "b": "b", **{x: 2 * x for x in range(50)}}
     assert set(ledger.runs().values()) == {1}
     assert list(executor.map(tasks.double, range(300))) == [2 * x for x in range(300)]
