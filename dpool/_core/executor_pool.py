@@ -638,6 +638,9 @@ class ExecutorPool:
     def _give_up(self, message: WorkerDied) -> None:
         from dpool.errors import ExecutorBroken
 
+        with self.lock:
+            if any(slot.link.page.slots[frames.STARTED] for slot, _ in self._slots.values()):
+                return  # no more can be started, but there are some that work
         how = message.reason or _how(message)
         self.break_all(
             ExecutorBroken(
