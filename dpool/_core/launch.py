@@ -125,9 +125,10 @@ def _program(entry: str, session: str) -> list[str]:
 
 def _spawn(entry: str, session: str) -> tuple[int, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    log = open_log(session, NODE_LOG)
-    null = os.open(os.devnull, os.O_RDONLY)
+    opened = []
     try:
+        opened.append(log := open_log(session, NODE_LOG))
+        opened.append(null := os.open(os.devnull, os.O_RDONLY))
         pid = os.posix_spawn(
             sys.executable,
             _program(entry, session),
@@ -145,8 +146,8 @@ def _spawn(entry: str, session: str) -> tuple[int, socket.socket]:
         raise
     finally:
         theirs.close()
-        os.close(log)
-        os.close(null)
+        for fd in opened:
+            os.close(fd)
     return pid, ours
 
 
