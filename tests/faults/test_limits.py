@@ -242,7 +242,11 @@ try:
             ledger.submit(executor, x, tasks.print_and_fill, 300_000, 1000)  # an argument's way, and a log's
         ledger.submit(executor, "victim", tasks.kill_me)
         outcome = ledger.settle()
-        assert isinstance(outcome.pop("victim"), DpoolError)
+        assert isinstance(outcome["victim"], DpoolError)
+        if isinstance(outcome[0], DpoolError):
+            assert {type(one) for one in outcome.values()} == {type(outcome[0])}
+            raise outcome[0]
+        del outcome["victim"]
         assert all(len(outcome.pop(x)) == 300_000 for x in range(100, 200))
         assert outcome == {x: 2 * x for x in range(100)}
         assert set(ledger.runs().values()) == {1}
@@ -251,8 +255,7 @@ try:
         assert executor.submit(tasks.double, 4).result(30) == 8
     print("\\nright")
 except DpoolError as error:
-    print("\\nerror", error)
-del executor
+    print("\\nerror", str(error).replace("\\n", " "))
 wait_until(lambda: not list(disk.glob("dpool-*")), 10, "the session directory is gone")
 """
 
@@ -392,7 +395,7 @@ def test_few_processes(limit: int) -> None:
         assert result.rc == 0, result
         word = result.stdout.split(maxsplit=1)[0]
         assert word in ("right", "error"), result
-        if limit >= 40:
+        if limit >= 9:  # driver, its io thread, node, its writer, zygote, a fork on its way, store
             assert word == "right", result
     finally:
         remove_cgroup(group)
