@@ -41,8 +41,6 @@ from dpool._core.logic.resources import Account, describe
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.node_worker import Proc, oom_kills
 
-EARLY_S = 1.0
-"""A worker that dies sooner than this after its start counts as an early death: the scheduler backs off."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
 ACCEPT_AGAIN_S = 0.2
@@ -392,7 +390,7 @@ class Node:
     def _start_worker(self, order: s.StartWorker) -> None:
         pool = self._pools[order.pool]
         pool.started += 1
-        proc = Proc(order.worker, order.pool, pool.started, self.session, monotonic())
+        proc = Proc(order.worker, order.pool, pool.started, self.session)
         self._procs[order.worker] = proc
         try:
             proc.make_channels(make_page)
@@ -642,7 +640,7 @@ class Node:
             self._oom_kills = now
         _log("worker.ended", worker=proc.worker, pid=proc.pid, signal=end_signal, code=end_code, reason=proc.reason)
         self._pids.pop(proc.pid, None)
-        early = monotonic() - proc.started_at < EARLY_S and (end_signal != 0 or end_code != 0)
+        early = not proc.began() and (end_signal != 0 or end_code != 0)
         self._do(s.WorkerDied(proc.worker, monotonic(), early))
         self._forget(proc)
 

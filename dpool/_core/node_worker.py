@@ -7,6 +7,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from dpool._core import frames
+
 LINE_LIMIT = 64 * 1024
 """A line longer than this is passed on in pieces."""
 _OOM_FILES = (
@@ -32,12 +34,12 @@ class Proc:
     """One worker, from the order to start it until it has been reaped."""
 
     __slots__ = (
-        "_at_end", "_lessee", "_log", "_partial", "_theirs", "end_code", "end_signal", "failed", "granted", "killed",
-        "log_file", "order", "ordinal", "pid", "pipes", "pool", "reason", "signals", "started_at", "stopped_at",
-        "tries", "worker",
+        "_at_end", "_lessee", "_log", "_page", "_partial", "_theirs", "end_code", "end_signal", "failed", "granted",
+        "killed", "log_file", "order", "ordinal", "pid", "pipes", "pool", "reason", "signals", "stopped_at", "tries",
+        "worker",
     )  # fmt: skip
 
-    def __init__(self, worker: int, pool: int, ordinal: int, session: str, now_s: float) -> None:
+    def __init__(self, worker: int, pool: int, ordinal: int, session: str) -> None:
         self.worker = worker
         self.pool = pool
         self.ordinal = ordinal
@@ -46,7 +48,6 @@ class Proc:
         """What the zygote was told."""
         self.tries = 0
         """Zygotes that were told."""
-        self.started_at = now_s
         self.stopped_at = 0.0
         self.granted = False
         self.killed = False
@@ -64,6 +65,7 @@ class Proc:
         self._partial: dict[int, bytes] = {}
         self._at_end: set[int] = set()
         self._log = -1
+        self._page = -1
 
     def make_channels(self, make_page: Callable[[], int]) -> None:
         """Its socket, page and output pipes. OSError when this process may not open more."""
@@ -79,6 +81,7 @@ class Proc:
                 self.pipes.append(read_fd)
                 self._theirs.append(write_fd)
             self._lessee += [os.dup(self._theirs[0]), os.dup(page)]
+            self._page = os.dup(page)
             self._touch_log()
         except OSError:
             self.close()
@@ -109,9 +112,16 @@ class Proc:
         while self._lessee:
             os.close(self._lessee.pop())
 
+    def began(self) -> bool:
+        """Whether it has got as far as waiting for tasks: one that dies before would die again and again."""
+        return self._page >= 0 and any(os.pread(self._page, 8, frames.LIMIT * 8))
+
     def close(self) -> None:
         self.close_worker_side()
         self.close_lessee_side()
+        if self._page >= 0:
+            os.close(self._page)
+            self._page = -1
         while self.pipes:
             os.close(self.pipes.pop())
         if self._log >= 0:
