@@ -349,7 +349,7 @@ def _unchunked(results: Iterator[Any]) -> Iterator[Any]:
 def _take(future: Any, until: float | None) -> Any:
     """The result, with no reference to it left behind; what was not taken in time is cancelled."""
     try:
-        return future.result() if until is None else future.result(max(0.0, until - monotonic()))
+        return future._take() if until is None else future._take(max(0.0, until - monotonic()))
     finally:
         future.cancel()
         del future

@@ -33,6 +33,9 @@ CANCELLED_AND_NOTIFIED = _base.CANCELLED_AND_NOTIFIED
 FINISHED = _base.FINISHED
 DONE = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
 
+IN_PLACE: Any = object()
+"""For `_settle`: `_result` has been set, so that nobody but the future ever held it."""
+
 _mutex = threading.RLock()
 """Reentrant, because an allocation under it may collect garbage, whose finalizers may use futures."""
 _log = logging.getLogger("concurrent.futures")
@@ -159,6 +162,13 @@ class Future(_base.Future[_T]):
             finally:
                 del self, extra  # else the traceback and the future hold each other
         return self._result  # type: ignore[no-any-return]
+
+    def _take(self, timeout: float | None = None) -> _T:
+        """`result`, of which nothing is kept here: for the only one who will ask."""
+        try:
+            return self.result(timeout)
+        finally:
+            self._result = None
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """The exception the task raised, or None; waits like `result`."""
@@ -288,7 +298,8 @@ class Future(_base.Future[_T]):
         """Under `_mutex`."""
         if exception is not None:
             self._more().exception = exception
-        self._result = result
+        if result is not IN_PLACE:
+            self._result = result
         self._call = self._export = None
         self._state = state
 

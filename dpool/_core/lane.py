@@ -24,12 +24,14 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pickle import dumps
+from threading import current_thread, main_thread
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames, wire
 from dpool._core.future import (
     CANCELLED_AND_NOTIFIED,
+    IN_PLACE,
     PENDING,
     RUNNING,
     Future,
@@ -431,19 +433,27 @@ class Lane:
         if self.pool.closing:
             self.pool.check_drained()
 
+    def _settle_pickled(self, future: Future[Any], data: bytes, label: str) -> None:
+        try:
+            future._result = pickle.loads(data)
+        except BaseException:
+            if self._settle_again(future, data, label) and current_thread() is main_thread():
+                raise  # it does unpickle: a signal handler had raised
+            return
+        if not finish(future, IN_PLACE):
+            future._result = None
+
     @staticmethod
-    def _settle_pickled(future: Future[Any], data: bytes, label: str) -> None:
+    def _settle_again(future: Future[Any], data: bytes, label: str) -> bool:
+        """False if the result does not unpickle."""
         try:
             result = load_result(data, label)
         except BaseException as error:
-            try:
-                result = load_result(data, label)
-            except BaseException:
-                finish(future, None, error.with_traceback(None))
-                return
-            finish(future, result)  # it does unpickle: a signal handler had raised
-            raise (error.__cause__ or error) from None
+            error.__context__ = None  # what was raised the first time: it holds the frames of whatever thread reads
+            finish(future, None, error.with_traceback(None))
+            return False
         finish(future, result)
+        return True
 
     # -- taking back
 
