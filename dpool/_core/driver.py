@@ -71,6 +71,9 @@ MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
+CLOSED = "closed its connection"
+MAX_STILLBORN = 3
+"""Nodes in a row that may be killed before they answer, where one has answered before."""
 _EPOLLIN = select.EPOLLIN
 _log = logging.getLogger("dpool")
 
@@ -88,6 +91,10 @@ class NativeRuntime:
         self.exiting = False
         self.node_lost = False
         self.welcome: Welcome | None = None
+        self._had_node = False
+        """A node has answered once: it can be started here."""
+        self._stillborn = 0
+        """Nodes in a row that died before they answered."""
         self.session = ""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
@@ -273,7 +280,7 @@ class NativeRuntime:
         except (BlockingIOError, InterruptedError):
             return
         except wire.Closed:
-            self._node_closed("closed its connection")
+            self._node_closed(CLOSED)
             return
         except wire.DescriptorsLost:
             self.descriptors_lost()
@@ -310,6 +317,7 @@ class NativeRuntime:
             self._notice(message)
         elif kind is Welcome:
             self.welcome = message
+            self._had_node = True
             self._reap()
         elif kind is Refused:
             self._node_closed(f"refused us: {message.reason}")
@@ -347,10 +355,12 @@ class NativeRuntime:
         self.node_lost = True
         log_file = os.path.join(self.session, launch.NODE_LOG)
         started = self.welcome is not None
+        self._stillborn = 0 if started else self._stillborn + 1
+        worth_it = started or (self._had_node and self._stillborn < MAX_STILLBORN and what == CLOSED)
         tail = "" if started else launch.log_tail(log_file)
         self._drop_node()
         pools = list(self.pools.values())
-        if started and not self.exiting:
+        if worth_it and not self.exiting:
             for pool in pools:
                 pool.node_died(log_file)
             self._start_again()
