@@ -139,7 +139,7 @@ class ExecutorPool:
                     lane._push()
 
     def resize(self, max_workers: int) -> None:
-        """Change `max_workers`; surplus workers leave when they are idle."""
+        """Change `max_workers`; surplus workers leave, busy ones when they have run what they were sent."""
         with self.lock:
             self._max_workers = max_workers
             self.runtime.tell(ResizePool(self.number, max_workers))
@@ -150,6 +150,12 @@ class ExecutorPool:
             if surplus <= 0:
                 break
             surplus -= self._retire_if_idle(worker)
+        with self.lock:
+            for worker in live:
+                known = self._slots.get(worker)
+                if surplus > 0 and known is not None and known[0].frames and not known[0].retiring:
+                    known[0].retiring = True
+                    surplus -= 1
         for lane in list(self._lanes.values()):
             lane.push()
 
@@ -561,7 +567,9 @@ class ExecutorPool:
             self._say_exit(known[0])
 
     def worker_leaves(self, lane: Lane, slot: Slot) -> None:
-        """It has run its last task and exits by itself."""
+        """It has run its last task: it was told so with that one (`max_tasks_per_child`), or is told now."""
+        if lane.dispatcher.lifetime is None or slot.assigned < lane.dispatcher.lifetime:
+            self._say_exit(slot)
         self.runtime.tell(ReturnLease(self.number, slot.worker, True))
 
     def _say_exit(self, slot: Slot) -> None:
@@ -805,7 +813,7 @@ class ExecutorPool:
 
     def _leave(self) -> None:
         for slot, _ in list(self._slots.values()):
-            if not slot.retiring:
+            if not slot.retiring or not slot.returned:
                 slot.retiring = True
                 self._say_exit(slot)
         if not self.runtime.node_lost:

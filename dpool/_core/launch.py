@@ -98,7 +98,13 @@ def open_log(session: str, name: str) -> int:
 def interpreter_flags() -> list[str]:
     """The flags that make another interpreter behave like this one."""
     flags = sys.flags
-    result = ["-" + letter * count for letter, count in (
+    if flags.isolated:
+        result = ["-I"]
+    elif getattr(flags, "safe_path", False):
+        result = ["-P"]
+    else:
+        result = []
+    result += ["-" + letter * count for letter, count in (
         ("O", flags.optimize), ("B", flags.dont_write_bytecode), ("E", flags.ignore_environment),
         ("s", flags.no_user_site), ("S", flags.no_site), ("b", flags.bytes_warning),
     ) if count]  # fmt: skip
@@ -107,6 +113,10 @@ def interpreter_flags() -> list[str]:
         result += ["-X", "dev"]
     if flags.utf8_mode:
         result += ["-X", "utf8"]
+    for name in ("tracemalloc", "frozen_modules", "no_debug_ranges", "int_max_str_digits"):
+        value = sys._xoptions.get(name)
+        if value is not None:
+            result += ["-X", name if value is True else f"{name}={value}"]
     return result
 
 

@@ -46,7 +46,7 @@ def _cwd() -> str:
 def _path() -> list[str]:
     """`sys.path`, with '' (wherever we are) spelled out, as `multiprocessing` does."""
     cwd = _cwd()
-    return [os.path.join(cwd, entry) if entry == "" else entry for entry in sys.path]
+    return [entry or cwd for entry in sys.path]
 
 
 def _authkey() -> bytes:
