@@ -52,6 +52,14 @@ LIMIT_S = 0.001
 """Between storing a LIMIT and trusting it: longer by far than a store takes to be seen by another core."""
 
 
+def _parse(data: Any) -> tuple[int, bool, int, list[Any]]:
+    """A frame of results; any exception if it is none."""
+    first, end, elapsed_ns, values = wire.loads(data)
+    if not (type(first) is type(elapsed_ns) is int and type(values) is list and (first > 0 or values)):
+        raise ProtocolError(f"a frame of results with {type(first).__name__}, {type(values).__name__}")
+    return first, end, elapsed_ns, values
+
+
 class Route:
     """How a submitted task wants to be run: one for each `Executor.options(...)`, shared by its tasks."""
 
@@ -115,7 +123,6 @@ class Link:
         "receiver",
         "shipped",
         "sock",
-        "suspect",
         "up",
         "why",
     )
@@ -132,8 +139,6 @@ class Link:
         self.answer: Any = None
         """The answer that is being dealt with, and what it means; kept until all of it is done."""
         self.meaning: Answer | None = None
-        self.suspect = False
-        """The answer could not be unpickled the first time."""
         self.dead: list[int] = []
         """Numbers of functions that the worker may forget."""
         self.idle_since = 0.0
@@ -154,7 +159,6 @@ class Link:
         """The answer has been dealt with."""
         self.receiver.consumed()
         self.answer = self.meaning = None
-        self.suspect = False
 
     def close(self) -> None:
         self.sock.close()
@@ -371,21 +375,20 @@ class Lane:
             self._malformed(slot, error)
             return False
         try:
-            first, end, elapsed_ns, values = wire.loads(data)
-            count = len(values)
-        except Exception as error:
-            again = link.suspect
-            link.suspect = True
-            if not again:
-                raise  # a signal handler's, perhaps: the next call reads it again
+            answer = _parse(data)
+        except Exception:
+            try:
+                link.answer = _parse(data)
+            except Exception as error:
+                link.handled()
+                self._malformed(slot, error)
+                return False
+            raise  # it was a signal handler that raised; the answer is dealt with by `on_readable`
+        if answer[0] == 0:
             link.handled()
-            self._malformed(slot, error)
+            self.pool.initialized(self, slot, answer[3][0])
             return False
-        if first == 0 and count:
-            link.handled()
-            self.pool.initialized(self, slot, values[0])
-            return False
-        link.answer = (first, end, elapsed_ns, values)
+        link.answer = answer
         return True
 
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
