@@ -391,9 +391,13 @@ class ExecutorPool:
 
     def announce(self) -> None:
         """Tell a node of us, so that it stays while we may have tasks; the setup of workers follows with the first
-        one.
+        one. What was asked of the node before, or of this one before it knew us, is void.
         """
-        self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, b""))
+        with self.lock:
+            self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, b""))
+            self._opened = False
+            for lane in self._lanes.values():
+                lane.requested = 0
 
     def refresh_setup(self) -> None:
         """The driver's working directory, environment, … as they are now, for workers started from now on."""
