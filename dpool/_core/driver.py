@@ -198,23 +198,24 @@ class NativeRuntime:
                 from dpool.errors import StartupError
 
                 raise StartupError(f"the node process could not be started ({sys.executable}): {error}") from error
-        self._node = wire.ControlChannel(sock)
-        self.node_lost = False
         self.welcome = None
         self._handlers[sock.fileno()] = self._node_readable
-        self._inner.register(sock.fileno(), _EPOLLIN)
-        self.tell(
-            Hello(
-                configuration.PROTOCOL,
-                *versions(),
-                self.pid,
-                self.job,
-                os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python",
-                here.worker.worker if here.worker is not None else 0,
-                tuple(self.config),
-                list(sys.path),
+        with self._send_lock:  # nobody may say anything before
+            self._node = wire.ControlChannel(sock)
+            self.node_lost = False
+            self._inner.register(sock.fileno(), _EPOLLIN)
+            self.tell(
+                Hello(
+                    configuration.PROTOCOL,
+                    *versions(),
+                    self.pid,
+                    self.job,
+                    os.path.basename(sys.argv[0]) if sys.argv and sys.argv[0] else "python",
+                    here.worker.worker if here.worker is not None else 0,
+                    tuple(self.config),
+                    list(sys.path),
+                )
             )
-        )
         if here.worker is None:
             self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self.session))
 
