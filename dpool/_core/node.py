@@ -805,5 +805,8 @@ def _nothing(signum: int, frame: Any) -> None:
 def _log(event: str, **fields: Any) -> None:
     """One event in the node's log file."""
     words = " ".join(f"{name}={value}" for name, value in fields.items())
-    sys.stderr.write(f"{monotonic():.6f} {event} {words}\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(f"{monotonic():.6f} {event} {words}\n")
+        sys.stderr.flush()
+    except OSError:  # the disk is full: the work goes on without a log
+        return
