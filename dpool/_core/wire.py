@@ -127,7 +127,12 @@ class Receiver:
                 raise DescriptorsLost
             return data  # a control message; its reader sees that the descriptors are missing
         if large:
-            mapped = self._map(data)
+            try:
+                mapped = self._map(data)
+            except ProtocolError:
+                self.close_fds()
+                self.inbox.clear()
+                raise
             self.inbox[0] = (mapped, (), 0, None)
             return mapped
         return data

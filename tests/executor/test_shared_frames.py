@@ -8,7 +8,6 @@ import pytest
 
 import dpool
 from dpool._core.lane import Lane
-from dpool.errors import WorkerCrashed
 from tests.executor.support import Gate, same
 from tests.helpers import wait_until
 
@@ -33,12 +32,9 @@ def test_the_task_that_runs_is_not_forgotten(gate: Gate, monkeypatch: pytest.Mon
         victims = [task for task in frame.tasks[frame.done :] if task in after]
         if not victims:
             pytest.skip("the frame ended with the task that runs")
-        assert victims[0].cancel(force=True)
+        assert victims[0].cancel(force=True)  # the frame is taken apart: nothing is killed
         gate.open()
-        if retries:
-            assert runs.result(60) == 7
-        else:
-            assert isinstance(runs.exception(60), WorkerCrashed)
+        assert runs.result(60) == 7
         for future, value in zip((*before, *after), (*range(300), *range(300)), strict=True):
             if future is not victims[0]:
                 assert future.result(60) == value
