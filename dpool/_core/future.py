@@ -85,8 +85,7 @@ class Future(_base.Future[_T]):
             extra = self._extra = _Extra()
         return extra
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
+    def _make_condition(self) -> threading.Condition:
         with _mutex:
             extra = self._more()
             if extra.condition is None:
@@ -111,15 +110,18 @@ class Future(_base.Future[_T]):
         if done:
             self._route.lend(-1)
 
-    @property
-    def _waiters(self) -> list[Any]:  # type: ignore[override]
+    def _get_waiters(self) -> list[Any]:
         with _mutex:
             return self._more().waiters
 
-    @property
-    def _done_callbacks(self) -> list[Callable[[Any], object]]:
+    def _get_callbacks(self) -> list[Callable[[Any], object]]:
         with _mutex:
             return self._more().callbacks
+
+    if not TYPE_CHECKING:  # for type checkers they stay the attributes that `as_completed` asks for
+        _condition = property(_make_condition)
+        _waiters = property(_get_waiters)
+        _done_callbacks = property(_get_callbacks)
 
     @property
     def _exception(self) -> BaseException | None:

@@ -1,12 +1,13 @@
 """What the tests of `dpool.Executor` share: tasks that wait until a test lets them go, and small functions to run.
 
-A `Gate` is a directory: a task that enters it leaves a file with its pid, and waits for another file. So a test knows what runs, and decides
-when it ends, in whatever process or thread it is.
+A `Gate` is a directory: a task that enters it leaves a file with its pid, and waits for another file. So a test knows
+what runs, and decides when it ends, in whatever process or thread it is.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.helpers import wait_until
@@ -49,6 +50,11 @@ class Gate:
         except FileNotFoundError:
             return []
         return [int(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def generator() -> Iterator[int]:
+    """What no pickle takes."""
+    yield 1
 
 
 def noop() -> None:

@@ -30,7 +30,9 @@ def test_gather_and_wrap_and_run_in_executor(ex: dpool.Executor) -> None:
         assert await asyncio.gather(*(asyncio.wrap_future(ex.submit(square, i)) for i in range(100))) == [
             i * i for i in range(100)
         ]
-        assert await asyncio.gather(*(loop.run_in_executor(ex, square, i) for i in range(20))) == [i * i for i in range(20)]
+        assert await asyncio.gather(*(loop.run_in_executor(ex, square, i) for i in range(20))) == [
+            i * i for i in range(20)
+        ]
         for coming in asyncio.as_completed([asyncio.wrap_future(ex.submit(same, 1)) for _ in range(5)]):
             assert await coming == 1
 

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 import dpool
-from tests.executor.support import LONG_S, Gate, fail, same, square
+from tests.executor.support import LONG_S, Gate, fail, generator, same, square
 
 
 def add(a: int, b: int, *, c: int = 0) -> int:
@@ -39,7 +39,7 @@ def test_a_task_waits_for_what_it_needs(ex: dpool.Executor, gate: Gate) -> None:
 def test_a_chain_is_no_deadlock_with_one_worker(one: dpool.Executor) -> None:
     future = one.submit(same, 0)
     for _ in range(300):
-        future = one.submit(add, future, 1)  # type: ignore[assignment]
+        future = one.submit(add, future, 1)
     assert future.result(LONG_S) == 300
 
 
@@ -78,7 +78,7 @@ def test_a_cancelled_future_fails_what_needs_it(one: dpool.Executor, gate: Gate)
 
 def test_a_task_that_waits_can_be_cancelled(one: dpool.Executor, gate: Gate) -> None:
     held = one.submit(gate.enter, value=3)
-    waiting = one.submit(gate.note, held)  # type: ignore[arg-type]
+    waiting = one.submit(gate.note, held)
     after = one.submit(same, waiting)
     assert waiting.cancel()
     assert waiting.cancelled()
@@ -92,7 +92,7 @@ def test_a_task_that_waits_can_be_cancelled(one: dpool.Executor, gate: Gate) -> 
 def test_futures_of_other_executors(one: dpool.Executor) -> None:
     with concurrent.futures.ThreadPoolExecutor(1) as threads, dpool.Executor(1) as other:
         plain: concurrent.futures.Future[int] = concurrent.futures.Future()
-        waiting = one.submit(add, threads.submit(square, 2), other.submit(square, 3), c=plain)  # type: ignore[arg-type]
+        waiting = one.submit(add, threads.submit(square, 2), other.submit(square, 3), c=plain)
         assert not waiting.done()
         plain.set_result(100)
         assert waiting.result(LONG_S) == 113
@@ -121,14 +121,14 @@ def take(thing: object) -> str:
 def test_a_value_that_does_not_pickle(one: dpool.Executor) -> None:
     source: concurrent.futures.Future[object] = concurrent.futures.Future()
     waiting = one.submit(take, source)
-    source.set_result(i for i in ())
+    source.set_result(generator())
     assert isinstance(waiting.exception(LONG_S), TypeError)
     assert one.submit(square, 3).result(LONG_S) == 9
 
 
 def test_options_hold_for_a_task_that_waits(one: dpool.Executor, gate: Gate) -> None:
     source: concurrent.futures.Future[str] = concurrent.futures.Future()
-    waiting = one.options(timeout=0.2, name="patience").submit(gate.enter, source)  # type: ignore[arg-type]
+    waiting = one.options(timeout=0.2, name="patience").submit(gate.enter, source)
     source.set_result("late")
     error = waiting.exception(LONG_S)
     assert isinstance(error, dpool.errors.TaskTimeout)

@@ -1,4 +1,4 @@
-"""`dpool.Future`: a `concurrent.futures.Future` for everything in the standard library that takes one, and `cancel(force=True)`."""
+"""`dpool.Future`: a `concurrent.futures.Future` for whatever takes one in the standard library; forced cancelling."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pickle
 import threading
 import weakref
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, InvalidStateError, as_completed, wait
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_an_exception_is_the_same_each_time(one: dpool.Executor) -> None:
 
 
 def test_wait_for_all(ex: dpool.Executor, gate: Gate) -> None:
-    futures = [ex.submit(square, i) for i in range(20)]
+    futures = [ex.submit(same, i) for i in range(20)]
     assert wait(futures, LONG_S) == (set(futures), set())
     held = ex.submit(gate.enter)
     assert wait([held, futures[0]], 0.01) == ({futures[0]}, {held})
@@ -66,9 +67,9 @@ def test_wait_for_all(ex: dpool.Executor, gate: Gate) -> None:
 
 
 def test_wait_for_the_first(ex: dpool.Executor, gate: Gate) -> None:
-    held, short = ex.submit(gate.enter), ex.submit(square, 2)
+    held, short = ex.submit(gate.enter), ex.submit(same, 2)
     assert wait([held, short], LONG_S, FIRST_COMPLETED).done == {short}
-    failing = ex.submit(fail, ValueError())
+    failing = ex.submit(lambda: same(1 / 0))
     done, rest = wait([held, failing], LONG_S, FIRST_EXCEPTION)
     assert (done, rest) == ({failing}, {held})
     gate.open()
@@ -87,9 +88,11 @@ def test_wait_begins_before_anything_is_done(ex: dpool.Executor, gate: Gate) -> 
 
 
 def test_as_completed(ex: dpool.Executor, gate: Gate) -> None:
-    futures = {ex.submit(square, i): i for i in range(50)}
-    assert {futures[future]: future.result() for future in as_completed(futures, LONG_S)} == {i: i * i for i in range(50)}
-    held = ex.submit(gate.enter)
+    futures: dict[concurrent.futures.Future[Any], int] = {ex.submit(square, i): i for i in range(50)}
+    assert {futures[future]: future.result() for future in as_completed(futures, LONG_S)} == {
+        i: i * i for i in range(50)
+    }
+    held: dpool.Future[Any] = ex.submit(gate.enter)
     some = iter(as_completed([held, *futures], 0.05))
     assert all(next(some) in futures for _ in futures)
     with pytest.raises(concurrent.futures.TimeoutError):
@@ -99,7 +102,7 @@ def test_as_completed(ex: dpool.Executor, gate: Gate) -> None:
 
 
 def test_as_completed_while_tasks_are_submitted(ex: dpool.Executor) -> None:
-    pending = {ex.submit(square, 1)}
+    pending: set[concurrent.futures.Future[int]] = {ex.submit(square, 1)}
     total = 0
     for i in range(2, 60):
         done, pending = wait(pending, LONG_S, FIRST_COMPLETED)

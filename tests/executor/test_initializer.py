@@ -1,4 +1,4 @@
-"""The initializer: once per worker, before its first task; one that fails breaks the executor, and never starts workers for ever."""
+"""The initializer: once per worker, before its first task; one that fails breaks the executor, and starts no loop."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 import threading
 from concurrent.futures import CancelledError, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import pytest
 
 import dpool
-from tests.executor.support import LONG_S, Gate, kill_self, noop, same, square
+from tests.executor.support import LONG_S, Gate, generator, kill_self, noop, same, square
 from tests.helpers import run_script, wait_until
 
 STATE: dict[str, object] = {}
@@ -47,9 +48,15 @@ def test_once_in_each_worker_before_its_first_task(gate: Gate) -> None:
 
 
 def test_tasks_of_every_option_find_it_done(gate: Gate) -> None:
-    """Tasks with options may have workers of their own, and take over each other's: the initializer has run in all of them."""
+    """They may have workers of their own, and take over each other's: the initializer has run in all of them."""
     with dpool.Executor(2, None, init, (gate, "set")) as ex:
-        views = [ex, ex.options(timeout=LONG_S), ex.options(num_cpus=0.5), ex.options(name="n", max_retries=1), ex.options(num_cpus=1, timeout=LONG_S)]
+        views: list[Any] = [
+            ex,
+            ex.options(timeout=LONG_S),
+            ex.options(num_cpus=0.5),
+            ex.options(name="n", max_retries=1),
+            ex.options(num_cpus=1, timeout=LONG_S),
+        ]
         for _ in range(5):
             futures = [view.submit(state) for view in views for _ in range(4)]
             assert {future.result(LONG_S)[1] for future in futures} == {"set"}
@@ -158,7 +165,7 @@ def test_with_options_one_that_fails_breaks_them_all(gate: Gate) -> None:
         assert all(isinstance(future.exception(LONG_S), BrokenProcessPool) for future in futures)
 
 
-@pytest.mark.parametrize("initargs", [(threading.Lock(),), ((i for i in ()),)], ids=["lock", "generator"])
+@pytest.mark.parametrize("initargs", [(threading.Lock(),), (generator(),)], ids=["lock", "generator"])
 def test_arguments_that_do_not_pickle(initargs: tuple[object, ...]) -> None:
     with dpool.Executor(1, initializer=same, initargs=initargs) as ex:
         assert all(isinstance(error, BrokenProcessPool) for error in broken(ex))
@@ -179,7 +186,9 @@ def test_one_that_takes_long_holds_tasks_back_and_can_be_stopped(gate: Gate) -> 
     pending = stuck.submit(noop)
     gate.entered("never")
     stuck.kill_workers()
-    assert isinstance(pending.exception(LONG_S) if not pending.cancelled() else CancelledError(), (BrokenProcessPool, CancelledError))
+    assert isinstance(
+        pending.exception(LONG_S) if not pending.cancelled() else CancelledError(), (BrokenProcessPool, CancelledError)
+    )
     stuck.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Functions of `__main__` share one namespace per worker, in every kind of program; captures are never stale; redefinitions are seen."""
+"""Functions of `__main__` share one namespace per worker, in every kind of program; no capture is ever stale."""
 
 from __future__ import annotations
 
@@ -86,14 +86,18 @@ if __name__ == "__main__":
 
 def test_nothing_of_the_script_runs_again_in_a_worker() -> None:
     """Not even where the guard is missing: the functions are sent, the script is not imported."""
-    run("""
+    run(
+        """
         print("once", flush=True)
         def f(): return 1
         with dpool.Executor(2) as ex:
             assert list(ex.map(lambda x: f() + x, range(3))) == [1, 2, 3]
         import sys; sys.stdout.write("")
-    """.replace('print("once", flush=True)', 'open("/dev/stdout", "w").write("")'))
-    result = run_script("print('once')\nimport dpool\nwith dpool.Executor(2) as ex: print(sum(ex.map(lambda x: x, range(3))))\n")
+    """.replace('print("once", flush=True)', 'open("/dev/stdout", "w").write("")')
+    )
+    result = run_script(
+        "print('once')\nimport dpool\nwith dpool.Executor(2) as ex: print(sum(ex.map(lambda x: x, range(3))))\n"
+    )
     assert result.check().stdout == "once\n3\n"
 
 
@@ -102,7 +106,8 @@ def test_a_capture_is_never_stale() -> None:
         factor, table, settings = 2, [1], {"deep": {"er": 1}}
         class Settings: level = 1
         holder = Settings()
-        def scaled(x): return x * factor, list(table), settings["deep"]["er"], Settings.level, getattr(holder, "mine", None)
+        def scaled(x):
+            return x * factor, list(table), settings["deep"]["er"], Settings.level, getattr(holder, "mine", None)
         def counter():
             n = 0
             def read(): return n
@@ -210,7 +215,8 @@ def test_results_use_the_reducers_of_the_worker() -> None:
 
 def test_register_pickle_by_value(tmp_path: Path) -> None:
     (tmp_path / "helpers_of_mine.py").write_text("factor = 2\ndef scaled(x): return x * factor\nclass C: level = 1\n")
-    run("""
+    run(
+        """
         import sys, cloudpickle
         sys.path.insert(0, sys.argv[1])
         import helpers_of_mine as h
@@ -223,24 +229,30 @@ def test_register_pickle_by_value(tmp_path: Path) -> None:
             assert ex.submit(h.scaled, 4).result() == 12
             assert ex.submit(lambda: h.C.level).result() == 1
             cloudpickle.unregister_pickle_by_value(h)
-    """.replace("sys.argv[1]", repr(str(tmp_path))))
+    """.replace("sys.argv[1]", repr(str(tmp_path)))
+    )
 
 
 def test_a_module_that_a_worker_cannot_import_travels_by_value(tmp_path: Path) -> None:
     (tmp_path / "away.py").write_text("factor = 2\ndef scaled(x): return x * factor\n")
-    run("""
+    run(
+        """
         import sys
         sys.path.insert(0, PATH)
         import away
         sys.path.remove(PATH)
         with dpool.Executor(1) as ex:
             assert ex.submit(away.scaled, 4).result() == 8
-    """.replace("PATH", repr(str(tmp_path))))
+    """.replace("PATH", repr(str(tmp_path)))
+    )
 
 
 def test_functions_of_modules_are_imported_and_sent_by_name(tmp_path: Path) -> None:
-    (tmp_path / "by_name.py").write_text("import os\npid = os.getpid()\ndef imported_in(): return pid\ndef mine(): return os.getpid()\n")
-    run("""
+    (tmp_path / "by_name.py").write_text(
+        "import os\npid = os.getpid()\ndef imported_in(): return pid\ndef mine(): return os.getpid()\n"
+    )
+    run(
+        """
         import sys, os
         sys.path.insert(0, PATH)
         import by_name
@@ -249,7 +261,8 @@ def test_functions_of_modules_are_imported_and_sent_by_name(tmp_path: Path) -> N
             assert ex.submit(by_name.imported_in).result() == worker != os.getpid()
             by_name.pid = "changed here"      # a module's global is not captured: it is the worker's own
             assert ex.submit(by_name.imported_in).result() == worker
-    """.replace("PATH", repr(str(tmp_path))))
+    """.replace("PATH", repr(str(tmp_path)))
+    )
 
 
 def test_recursion_closures_and_classes_that_need_each_other() -> None:

@@ -113,7 +113,9 @@ def test_retries_that_do_not_suffice(one: dpool.Executor, gate: Gate) -> None:
 
 def test_options_override_the_executors(gate: Gate) -> None:
     with dpool.Executor(1, max_retries=2) as ex:
-        assert isinstance(ex.options(max_retries=0).submit(crash_first, gate, 1).exception(LONG_S), errors.WorkerCrashed)
+        assert isinstance(
+            ex.options(max_retries=0).submit(crash_first, gate, 1).exception(LONG_S), errors.WorkerCrashed
+        )
         assert len(gate.pids("run")) == 1
         assert ex.options(name="x").submit(crash_first, gate, 2).result(LONG_S) == 3
         assert ex.submit(crash_first, gate, 3).result(LONG_S) == 4
@@ -137,7 +139,8 @@ def test_a_crash_names_everything(one: dpool.Executor) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"timeout": 0}, {"timeout": -1}, {"max_retries": -1}, {"num_cpus": -1}, {"num_gpus": -0.5}, {"resources": {"x": -1}}],
+    [{"timeout": 0}, {"timeout": -1}, {"max_retries": -1}, {"num_cpus": -1}, {"num_gpus": -0.5},
+     {"resources": {"x": -1}}],
     ids=str,
 )  # fmt: skip
 def test_options_that_cannot_be(one: dpool.Executor, wrong: dict[str, object]) -> None:
@@ -173,7 +176,8 @@ def resources(body: str, gate: Gate, **env: str) -> None:
 
 
 def test_cpus_are_held_while_a_task_runs(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with dpool.Executor(4) as ex:
     view = ex.options(num_cpus=1.5)
     held = [view.submit(running, gate, str(i)) for i in range(2)]   # 3 of 4
@@ -186,22 +190,30 @@ with dpool.Executor(4) as ex:
     gate.entered("2")
     gate.open("1", "2")
     for future in [*held, third, small]: future.result(60)
-""", gate, NUM_CPUS="4")
+""",
+        gate,
+        NUM_CPUS="4",
+    )
 
 
 def test_plain_tasks_and_tasks_with_resources_share_the_workers(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with dpool.Executor(2) as ex:
     view = ex.options(num_cpus=1)
     for round in range(20):
         futures = [view.submit(square, 3), ex.submit(square, 4), view.submit(square, 5), ex.submit(square, 6)]
         assert [future.result(60) for future in futures] == [9, 16, 25, 36]
     assert len(ex._processes) <= 2
-""", gate, NUM_CPUS="2")
+""",
+        gate,
+        NUM_CPUS="2",
+    )
 
 
 def test_gpus_are_shown_to_their_task(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with dpool.Executor(3) as ex:
     view = ex.options(num_gpus=1)
     held = [view.submit(running, gate, str(i)) for i in range(2)]
@@ -220,11 +232,16 @@ with dpool.Executor(3) as ex:
     both = ex.options(num_gpus=2).submit(running, gate, "2").result(60)
     assert both[0] == "0,1"
     assert both[1] not in {pid for devices, pid in [first, *found]}
-""", gate, NUM_GPUS="2", NUM_CPUS="4")
+""",
+        gate,
+        NUM_GPUS="2",
+        NUM_CPUS="4",
+    )
 
 
 def test_several_gpus_and_parts_of_one(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with dpool.Executor(4) as ex:
     both = ex.options(num_gpus=2).submit(running, gate, "both")
     gate.entered("both"); gate.open("both")
@@ -233,20 +250,28 @@ with dpool.Executor(4) as ex:
     for i in range(4): gate.entered(str(i))
     gate.open(*"0123")
     assert sorted(future.result(60)[0] for future in halves) == ["0", "0", "1", "1"]
-""", gate, NUM_GPUS="2")
+""",
+        gate,
+        NUM_GPUS="2",
+    )
 
 
 def test_a_plain_task_sees_no_gpu_that_it_does_not_hold(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with dpool.Executor(1) as ex:
     gate.open("a", "b")
     assert ex.options(num_gpus=1).submit(running, gate, "a").result(60)[0] == "0"
     assert ex.submit(running, gate, "b").result(60)[0] == "untouched"
-""".replace("with", "os.environ['CUDA_VISIBLE_DEVICES'] = 'untouched'\nwith", 1), gate, NUM_GPUS="1")
+""".replace("with", "os.environ['CUDA_VISIBLE_DEVICES'] = 'untouched'\nwith", 1),
+        gate,
+        NUM_GPUS="1",
+    )
 
 
 def test_what_no_machine_has_warns_once_and_waits(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     ex = dpool.Executor(2)
@@ -262,11 +287,15 @@ with warnings.catch_warnings(record=True) as seen:
     ex.shutdown(cancel_futures=True)
     assert futures[0].cancelled()
     assert len(seen) == 2, [str(one.message) for one in seen]
-""", gate, NUM_CPUS="2")
+""",
+        gate,
+        NUM_CPUS="2",
+    )
 
 
 def test_gpus_of_a_machine_that_has_none(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
     ex = dpool.Executor(1)
@@ -276,11 +305,15 @@ with warnings.catch_warnings(record=True) as seen:
     assert future.cancel()
     assert ex.submit(square, 3).result(60) == 9
     ex.shutdown()
-""", gate, NUM_GPUS="0")
+""",
+        gate,
+        NUM_GPUS="0",
+    )
 
 
 def test_memory_is_a_resource(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 from dpool._core.machine import available_memory
 most = available_memory() * 2 // 3
@@ -291,12 +324,15 @@ with dpool.Executor(2) as ex:
     assert len(gate.pids("a") + gate.pids("b")) == 1
     gate.open("a", "b")
     assert a.result(60)[1] and b.result(60)[1]
-""", gate)
+""",
+        gate,
+    )
 
 
 def test_a_task_that_blocks_lends_its_cpus(gate: Gate) -> None:
     """Nested tasks need CPUs too; the outer one gives its own back while it waits."""
-    resources("""
+    resources(
+        """
 def outer(depth):
     if depth == 0: return 1
     with dpool.Executor(1) as inner:
@@ -304,12 +340,16 @@ def outer(depth):
 if __name__ == "__main__":
     with dpool.Executor(1) as ex:
         assert ex.options(num_cpus=1).submit(outer, 3).result(60) == 4
-""", gate, NUM_CPUS="1")
+""",
+        gate,
+        NUM_CPUS="1",
+    )
 
 
 @pytest.mark.parametrize("how", ["wait", "as_completed", "map", "exception", "shutdown"])
 def test_every_way_to_block_lends_cpus(gate: Gate, how: str) -> None:
-    resources("""
+    resources(
+        """
 import concurrent.futures as cf
 def outer(how):
     with dpool.Executor(1) as inner:
@@ -323,11 +363,15 @@ def outer(how):
         return [future.result(60) for future in futures]
 with dpool.Executor(1) as ex:
     assert ex.options(num_cpus=1).submit(outer, HOW).result(60) == [1, 4, 9]
-""".replace("HOW", repr(how)), gate, NUM_CPUS="1")
+""".replace("HOW", repr(how)),
+        gate,
+        NUM_CPUS="1",
+    )
 
 
 def test_options_and_timeouts_together(gate: Gate) -> None:
-    resources("""
+    resources(
+        """
 with dpool.Executor(2) as ex:
     view = ex.options(num_cpus=1, timeout=0.3, max_retries=1, name="all at once")
     try:
@@ -338,7 +382,10 @@ with dpool.Executor(2) as ex:
         raise AssertionError
     gate.open("b")
     assert view.submit(running, gate, "b").result(60)
-""", gate, NUM_CPUS="1")
+""",
+        gate,
+        NUM_CPUS="1",
+    )
 
 
 def test_noop_views_cost_no_worker(ex: dpool.Executor) -> None:

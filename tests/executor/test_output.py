@@ -1,4 +1,4 @@
-"""What workers print and log: in order, by whole lines, to the driver's own streams; and in log files that errors name."""
+"""What workers print and log: in order, by whole lines, to the driver's streams; and in log files that errors name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_lines_of_a_worker_are_in_order_and_whole() -> None:
     lines = out.splitlines()
     assert len(lines) == 900
     for worker in "abc":
-        assert [line for line in lines if line.startswith(worker)] == [f"{worker} {i} {'x' * 500} end" for i in range(300)]
+        assert [line for line in lines if line.startswith(worker)] == [
+            f"{worker} {i} {'x' * 500} end" for i in range(300)
+        ]
     assert err == ""
 
 
@@ -169,7 +171,7 @@ def test_a_task_may_close_its_streams(one: dpool.Executor) -> None:
         import sys
 
         sys.stdout.close()
-        sys.stderr = None  # type: ignore[assignment]
+        sys.stderr = None
 
     one.submit(close).result(LONG_S)
     assert one.submit(square, 3).result(LONG_S) == 9

@@ -162,7 +162,9 @@ def test_idle_timeout_of_an_executor(gate: Gate) -> None:
         gate.open("busy")
         future.result(LONG_S)
         wait_until(lambda: not is_running(busy), LONG_S)
-        assert [future.result(LONG_S) for future in [ex.submit(square, i) for i in range(100)]] == [i * i for i in range(100)]
+        assert [future.result(LONG_S) for future in [ex.submit(square, i) for i in range(100)]] == [
+            i * i for i in range(100)
+        ]
     with dpool.Executor(1) as ex:
         view = ex.options(timeout=LONG_S)
         assert view.submit(square, 2).result(LONG_S) == 4

@@ -74,12 +74,18 @@ def test_shutdown_without_waiting_though_nobody_ever_waits(gate: Gate) -> None:
 
 
 def test_with_waits_also_when_it_raises(gate: Gate) -> None:
-    with pytest.raises(KeyError), dpool.Executor(1) as ex:
-        future = ex.submit(gate.enter, value=1)
-        gate.entered()
-        threading.Timer(0.05, gate.open).start()
-        raise KeyError
-    assert future.result(0) == 1
+    futures = []
+
+    def fail_with_a_task() -> None:
+        with dpool.Executor(1) as ex:
+            futures.append(ex.submit(gate.enter, value=1))
+            gate.entered()
+            threading.Timer(0.05, gate.open).start()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_with_a_task()
+    assert futures[0].result(0) == 1
 
 
 @pytest.mark.parametrize("wait_too", [True, False])
@@ -302,7 +308,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["driver alone", "process group"])
-@pytest.mark.parametrize("wait_in", ["futures[0].result()", "[f.result() for f in futures]", "dpool.Executor(1).map", "pass", "time.sleep(60)"])
+@pytest.mark.parametrize(
+    "wait_in",
+    ["futures[0].result()", "[f.result() for f in futures]", "dpool.Executor(1).map", "pass", "time.sleep(60)"],
+)
 def test_ctrl_c(gate: Gate, wait_in: str, group: bool) -> None:
     """Running tasks get a KeyboardInterrupt, so does the driver; no traceback comes from the workers."""
     if wait_in.endswith("map"):

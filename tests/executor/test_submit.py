@@ -17,7 +17,7 @@ import pytest
 
 import dpool
 from dpool import errors
-from tests.executor.support import LONG_S, Gate, fail, noop, same, square, wait_for
+from tests.executor.support import LONG_S, Gate, fail, generator, noop, same, square, wait_for
 from tests.helpers import wait_until
 
 # --- Calls ---
@@ -94,9 +94,9 @@ def test_what_is_not_callable_fails_as_a_task(ex: dpool.Executor) -> None:
 
 
 VALUES: list[Any] = [
-    None, True, 0, -1, 2**70, 1.5, float("inf"), 1j, "", "é" * 3000, b"", b"\0" * 5000, (), (1,), ("R", b"x"), (2, b"x"),
-    [], [[]], {}, {"a": [1]}, {1, 2}, frozenset((1,)), range(3), ..., NotImplemented, slice(1, 2), bytearray(b"x"),
-    int, len, ValueError, Path("/"),
+    None, True, 0, -1, 2**70, 1.5, float("inf"), 1j, "", "é" * 3000, b"", b"\0" * 5000,
+    (), (1,), ("R", b"x"), (2, b"x"), [], [[]], {}, {"a": [1]}, {1, 2}, frozenset((1,)),
+    range(3), ..., NotImplemented, slice(1, 2), bytearray(b"x"), int, len, ValueError, Path("/"),
 ]  # fmt: skip
 
 
@@ -201,8 +201,8 @@ def inner() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("a", 1), Custom(3, "x"), OSError(2, "gone", "file"), SystemExit(3), KeyboardInterrupt(), GeneratorExit("g"), Base("b"),
-     StopIteration(4), concurrent.futures.CancelledError(), TimeoutError("t")],
+    [ValueError("a", 1), Custom(3, "x"), OSError(2, "gone", "file"), SystemExit(3), KeyboardInterrupt(),
+     GeneratorExit("g"), Base("b"), StopIteration(4), concurrent.futures.CancelledError(), TimeoutError("t")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
 def test_an_exception_keeps_type_and_arguments(one: dpool.Executor, error: BaseException) -> None:
@@ -300,15 +300,15 @@ def alone(ex: dpool.Executor, *call: Any) -> BaseException:
 
 def test_an_argument_that_does_not_pickle(ex: dpool.Executor) -> None:
     assert isinstance(alone(ex, same, NoPickle()), ZeroDivisionError)
-    for argument in (threading.Lock(), (i for i in ()), [threading.Lock()]):
+    for argument in (threading.Lock(), generator(), [threading.Lock()]):
         assert isinstance(alone(ex, same, argument), (TypeError, pickle.PicklingError))
 
 
 def test_a_function_that_does_not_pickle(ex: dpool.Executor) -> None:
-    endless = (i for i in ())
+    items = generator()
 
     def iterate() -> None:
-        raise AssertionError(f"it cannot run {endless}")
+        raise AssertionError(f"it cannot run {items}")
 
     error = alone(ex, iterate)
     assert isinstance(error, (TypeError, pickle.PicklingError))
@@ -416,7 +416,7 @@ def test_both_workers_are_busy_until_one_is_free(ex: dpool.Executor, gate: Gate)
 def test_the_thread_that_waits_need_not_be_the_one_that_submits(ex: dpool.Executor) -> None:
     futures = [ex.submit(square, i) for i in range(100)]
     seen: list[int] = []
-    threads = [threading.Thread(target=lambda f=f: seen.append(f.result(LONG_S))) for f in futures[::10]]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda f=f: seen.append(f.result(LONG_S))) for f in futures[::10]]
     for thread in threads:
         thread.start()
     for thread in threads:
