@@ -182,6 +182,31 @@ def test_two_executors_end_apart(one: dpool.Executor, gate: Gate) -> None:
     assert held.result(LONG_S) == 1
 
 
+def test_an_executor_that_is_not_used_for_long_keeps_its_node() -> None:
+    script = """
+import dpool, os, tempfile
+from tests.helpers import wait_until
+def sessions(): return sorted(name for name in os.listdir(tempfile.gettempdir()) if name.startswith("dpool-"))
+others = set(sessions())
+def mine(): return [name for name in sessions() if name not in others]
+ex = dpool.Executor(1)
+first = mine()
+wait_until(lambda: os.path.exists(os.path.join(tempfile.gettempdir(), first[0], "node.sock")))
+other = dpool.Executor(1)
+other.submit(abs, 1).result()
+other.shutdown()
+try: wait_until(lambda: mine() != first, 0.3)        # a node that is not needed leaves at once
+except AssertionError: pass
+assert ex.submit(abs, -2).result() == 2
+assert mine() == first and len(first) == 1
+ex.shutdown()
+wait_until(lambda: not mine(), 30)
+assert dpool.Executor(1).submit(abs, -3).result() == 3   # and another one is started
+print("done")
+"""
+    assert run_script(script, env={"DPOOL_LINGER_S": "0.01"}).check().stdout == "done\n"
+
+
 # --- terminate_workers, kill_workers ---
 
 
