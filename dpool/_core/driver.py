@@ -323,6 +323,10 @@ class NativeRuntime:
         elif kind is Refused:
             self._node_closed(f"refused us: {message.reason}")
 
+    def notice(self, text: str) -> None:
+        """Warn the user once."""
+        self._notice(Notice("runtime", text))
+
     def _notice(self, message: Notice) -> None:
         """One warning for one cause."""
         if message.text in self._warned:

@@ -101,6 +101,8 @@ class ExecutorPool:
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
         self._slots: dict[int, tuple[Slot, Lane | None]] = {}
         self._submitted = 0
+        self._ceiling: int | None = None
+        """No more workers than these can be started at present."""
         self._recovering = 0
         """Deaths of workers that are being dealt with."""
         self._unpickled = 0
@@ -330,7 +332,11 @@ class ExecutorPool:
         """Whether another worker could be asked for."""
         if self.state in (BROKEN, CLOSED):
             return False
-        return self._workers() + lane.requested < self.max_workers
+        return self._workers() + lane.requested < self._most()
+
+    def _most(self) -> int:
+        """How many workers may be asked for now."""
+        return self.max_workers if self._ceiling is None else min(self._ceiling, self.max_workers)
 
     def _workers(self) -> int:
         """Leased workers; those returned to the node are leased again on request."""
@@ -358,7 +364,7 @@ class ExecutorPool:
             count = 1  # do not count the CPUs before the first worker is on its way
         else:
             # what other lanes ask for may be long in coming, or never; the node keeps to `max_workers`
-            count = min(waiting, self.max_workers - self._workers() - lane.requested)
+            count = min(waiting, self._most() - self._workers() - lane.requested)
             if lane.shape or lane.single:
                 count = max(count, 0) + self._give_up_spare(lane, waiting - max(count, 0))
         if count > 0:
@@ -612,6 +618,7 @@ class ExecutorPool:
         if known is None:
             self._start_failed(message)
             return
+        self._ceiling = None
         slot, lane = known
         page = slot.link.page.slots
         began = page[frames.STARTED] > 0
@@ -638,7 +645,14 @@ class ExecutorPool:
 
     def _start_failed(self, message: WorkerDied) -> None:
         """It never got as far as being granted: the lease that it was to be is asked for again."""
-        self._failed_starts += 1
+        if self._workers():  # those that there are can do it
+            self._ceiling = self._workers()
+            self.runtime.notice(
+                f"an executor goes on with {self._ceiling} of {self.max_workers} workers, because no more can be "
+                f"started ({message.reason})"
+            )
+        else:
+            self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
             self._give_up(message)
             return
