@@ -402,7 +402,10 @@ class Node:
         proc.order = m.Spawn(order.worker, pool.started, os.getpid(), self.session, pool.setup)
         self._have_forked(proc)
         if self._records is None and self.config.gcs == "on":
-            self._soon_record()
+            try:
+                self._soon_record()
+            except (OSError, ImportError) as error:  # no descriptors left; the next worker is another occasion
+                _log("recorder.failed", error=error)
 
     def _have_forked(self, proc: Proc) -> None:
         proc.tries += 1
