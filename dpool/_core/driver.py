@@ -72,8 +72,8 @@ MIN_PURGE = 1000
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
 CLOSED = "closed its connection"
-MAX_STILLBORN = 3
-"""Nodes in a row that may be killed before they answer, where one has answered before."""
+MAX_BARREN = 5
+"""Nodes in a row that may end before a worker of theirs is up; then no further one is started."""
 _EPOLLIN = select.EPOLLIN
 _log = logging.getLogger("dpool")
 
@@ -93,8 +93,8 @@ class NativeRuntime:
         self.welcome: Welcome | None = None
         self._had_node = False
         """A node has answered once: it can be started here."""
-        self._stillborn = 0
-        """Nodes in a row that died before they answered."""
+        self._barren = 0
+        """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
@@ -305,6 +305,7 @@ class NativeRuntime:
             if pool is None:
                 return
             if kind is WorkerUp:
+                self._barren = 0
                 pool.worker_up(message.worker, message.pid)
             elif kind is WorkerDied:
                 pool.worker_died(message)
@@ -360,9 +361,9 @@ class NativeRuntime:
         self.node_lost = True
         log_file = os.path.join(self.session, launch.NODE_LOG)
         started = self.welcome is not None
-        self._stillborn = 0 if started else self._stillborn + 1
-        worth_it = started or (self._had_node and self._stillborn < MAX_STILLBORN and what == CLOSED)
-        tail = "" if started else launch.log_tail(log_file)
+        self._barren += 1
+        worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
+        tail = "" if worth_it else launch.log_tail(log_file)
         self._drop_node()
         pools = list(self.pools.values())
         if worth_it and not self.exiting:
