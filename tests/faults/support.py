@@ -18,7 +18,7 @@ import dpool
 from tests.faults import tasks
 from tests.helpers import MARK, is_running, mark_of, processes, wait_until
 
-DEADLINE_S = float(os.environ.get("FT_DEADLINE", 60.0))
+DEADLINE_S = 60.0
 """Until then every future has resolved, whatever happened to its worker."""
 GONE_S = 10.0
 """Until then what lost its owner has gone."""
@@ -103,9 +103,10 @@ def one_of_role(role: str, mark: str | None = None) -> int:
 
 
 def servers(mark: str | None = None) -> list[int]:
-    """Pids of the control store's servers; children of the nodes, since they write over the environment they inherited."""
+    """Pids of the control store's servers: children of nodes (they write over the environment that they inherited)."""
     nodes = by_role("dpool-node", mark)
-    return [one.pid for one in processes() if one.parent in nodes and one.state not in "ZX" and "-server" in one.command]
+    found = [one for one in processes() if one.parent in nodes and one.state not in "ZX"]
+    return [one.pid for one in found if "-server" in one.command]
 
 
 def workers_of(executor: dpool.Executor) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the fault tests run in workers. Importable there by name, so that no test depends on how functions are carried."""
+"""What the fault tests run in workers; importable there by name, so that it does not matter how functions travel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large values, many tasks, and a machine that has run out of something: right values or a clear error, never a hang."""
+"""Large values, many tasks, a machine that has run out of something: right values or a clear error, never a hang."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ with dpool.Executor(2) as executor:
     between = resident_bytes()
     second = once(executor)
     grown = {pid: (resident_bytes(pid) - small[pid]) / MIB for pid in workers_of(executor)}
-    print(f"driver {empty / MIB:.0f}, at most {first / MIB:.0f}, then {between / MIB:.0f}, again at most {second / MIB:.0f} MiB;",
-          f"workers grew by {grown} MiB")
+    print(f"driver {empty / MIB:.0f}, at most {first / MIB:.0f}, then {between / MIB:.0f},",
+          f"again at most {second / MIB:.0f} MiB; workers grew by {grown} MiB")
     assert set(grown) == set(small), "a worker was replaced"
     assert max(grown.values()) < 16, grown
     assert (first - empty) / N < 700, "bytes per task"
@@ -220,7 +220,7 @@ def fill():
             pass
 
 import dpool
-from dpool.errors import DpoolError
+from dpool.errors import DpoolError, NodeLost
 from tests.faults import tasks
 from tests.faults.support import Ledger, servers
 from tests.helpers import wait_until
@@ -243,6 +243,7 @@ try:
         ledger.submit(executor, "victim", tasks.kill_me)
         outcome = ledger.settle()
         assert isinstance(outcome["victim"], DpoolError)
+        assert not isinstance(outcome["victim"], NodeLost), "the node did not live through it"
         if isinstance(outcome[0], DpoolError):
             assert {type(one) for one in outcome.values()} == {type(outcome[0])}
             raise outcome[0]
@@ -264,7 +265,13 @@ wait_until(lambda: not list(disk.glob("dpool-*")), 10, "the session directory is
 @pytest.mark.needs("mount")
 @pytest.mark.parametrize(
     ("when", "size", "inodes"),
-    [("before", "64k", 1000), ("meanwhile", "2m", 1000), ("never", "64k", 1000), ("never", "1m", 3), ("never", "1m", 1)],
+    [
+        ("before", "64k", 1000),
+        ("meanwhile", "2m", 1000),
+        ("never", "64k", 1000),
+        ("never", "1m", 3),
+        ("never", "1m", 1),
+    ],
 )
 def test_a_full_temporary_disk(tmp_path: Path, when: str, size: str, inodes: int) -> None:
     """The work needs no disk; if not even a session directory can be made, the error says so."""
@@ -391,7 +398,8 @@ def test_few_processes(limit: int) -> None:
     group = new_cgroup("pids")
     try:
         (group / "pids.max").write_text(str(limit))
-        result = run_script(PIDS, str(group), timeout=50, env={"PYTHONWARNINGS": "ignore", "DPOOL_START_TIMEOUT_S": "5"})
+        env = {"PYTHONWARNINGS": "ignore", "DPOOL_START_TIMEOUT_S": "5"}
+        result = run_script(PIDS, str(group), timeout=50, env=env)
         assert result.rc == 0, result
         word = result.stdout.split(maxsplit=1)[0]
         assert word in ("right", "error"), result

@@ -62,7 +62,7 @@ class Peer:
 
     def say(self, *packets: bytes) -> None:
         for packet in packets:
-            with contextlib.suppress(BrokenPipeError):  # closed after an earlier one
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # closed after an earlier one
                 self.sock.send(packet)
 
     def hear(self) -> object:

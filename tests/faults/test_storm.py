@@ -25,7 +25,7 @@ KINDS: list[tuple[Callable[..., Any], Callable[[int], tuple[Any, ...]], Callable
     (tasks.double, lambda x: (x,), lambda x: 2 * x),
     (tasks.double, lambda x: (x,), lambda x: 2 * x),
     (tasks.double, lambda x: (x,), lambda x: 2 * x),
-    (tasks.spin_and_double, lambda x: (x, 0.0005), lambda x: 2 * x),
+    (tasks.spin_and_double, lambda x: (x, 0.001), lambda x: 2 * x),
     (tasks.length, lambda x: (bytes(x % 3000),), lambda x: x % 3000),
     (tasks.length, lambda x: (bytes(150_000 if x % 20 == 0 else 10),), lambda x: 150_000 if x % 20 == 0 else 10),
     (tasks.filled, lambda x: (x % 2000, x % 251), lambda x: bytes((x % 251,)) * (x % 2000)),
@@ -92,7 +92,7 @@ def test_workers_are_killed_at_random(tmp_path: Path) -> None:
             alive = workers_of(executor)
             return rng.choice(alive) if alive else 0
 
-        with killing(seed, any_worker, 0.1) as killed:
+        with killing(seed, any_worker, 0.03) as killed:
             lost, ledger = storm(tmp_path, executor, seed, N)
     runs = ledger.runs()
     assert len(killed) >= 10, "there was no storm"
@@ -123,7 +123,7 @@ def test_anything_is_killed_at_random(tmp_path: Path) -> None:
                 )  # fmt: skip
                 return rng.choice(found) if found else 0
 
-            with killing(seed, anything, 0.15) as killed:
+            with killing(seed, anything, 0.03) as killed:
                 lost, ledger = storm(tmp_path, executor, seed, n)
     assert len(killed) >= 3
     assert {type(error) for error in lost.values()} <= {WorkerCrashed, NodeLost}

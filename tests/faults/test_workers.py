@@ -101,7 +101,7 @@ def test_all_workers_killed_again_and_again(tmp_path: Path, gate: Path) -> None:
     errors = {key: value for key, value in outcome.items() if isinstance(value, BaseException)}
     assert set(errors) == {f"{letter}{turn}" for letter in "ab" for turn in range(5)}
     assert {type(error) for error in errors.values()} == {WorkerCrashed}
-    assert {error.pid for error in errors.values()} == pids
+    assert {error.pid for error in errors.values()} == pids  # type: ignore[attr-defined]
     check_others(ledger, list(range(100)), outcome)
     assert all_gone(sorted(pids))
 
@@ -351,6 +351,37 @@ def test_workers_that_die_at_their_start_break_the_executor_without_a_fork_storm
     sys.stderr.flush()
     # each failed start says why, once; there were no more than the message counts, and their companions
     assert 5 <= capfd.readouterr().err.count("ValueError") <= 12
+
+
+def test_killing_all_workers_on_purpose_is_final_whatever_the_retries(tmp_path: Path, gate: Path) -> None:
+    ledger = Ledger(tmp_path)
+    executor = dpool.Executor(2, max_retries=5)
+    for name in ("a", "b"):
+        ledger.submit(executor, name, tasks.wait_for_file, str(gate))
+    for x in range(50):
+        ledger.submit(executor, x, tasks.double, x)
+    ledger.pid_of("a")
+    ledger.pid_of("b")
+    executor.kill_workers()
+    wait_until(lambda: all(future.done() for future in ledger.futures.values()), DEADLINE_S)
+    executor.shutdown()
+    assert {type(ledger.futures[name].exception()) for name in ("a", "b")} == {WorkerCrashed}
+    assert all(ledger.futures[x].cancelled() for x in range(50))
+    assert ledger.runs() == {"a": 1, "b": 1}
+
+
+def test_crashes_cause_no_back_off(tmp_path: Path) -> None:
+    """A worker that had come as far as a task was sound: the next one starts at once, however often that happens."""
+    from time import monotonic
+
+    ledger = Ledger(tmp_path)
+    with dpool.Executor(1) as executor:
+        began_s = monotonic()
+        for x in range(40):
+            ledger.submit(executor, x, tasks.kill_me)
+        assert {type(value) for value in ledger.settle().values()} == {WorkerCrashed}
+        # with the back-off of workers that die at once this takes more than a minute
+        assert monotonic() - began_s < 40
 
 
 def test_shutdown_while_workers_die(tmp_path: Path, gate: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from tests.faults.support import (
     sigkill,
     workers_of,
 )
-from tests.helpers import is_running, wait_until
+from tests.helpers import is_running, run_script, wait_until
 
 NODE, ZYGOTE = "dpool-node", "dpool-zygote"
 
@@ -107,9 +108,8 @@ def test_the_node_is_killed(tmp_path: Path, gate: Path) -> None:
         lost = [outcome.pop(name) for name in ("a", "b")]
         assert outcome == {x: 2 * x for x in range(100)}
         assert set(ledger.runs().values()) == {1}
-        for error, pid in zip(lost, workers):
-            assert type(error) is NodeLost
-            assert str(pid) in str(error)
+        assert [type(error) for error in lost] == [NodeLost, NodeLost]
+        assert all(str(pid) in str(error) for error, pid in zip(lost, workers, strict=True))
         wait_until(lambda: not session.exists(), GONE_S, "the dead node's directory is gone")
         assert by_role(NODE) != [node]
         assert executor.submit(tasks.double, 21).result(DEADLINE_S) == 42
@@ -124,7 +124,8 @@ def test_a_task_that_the_node_took_along_is_retried(tmp_path: Path, gate: Path) 
         ledger.pid_of("again")
         sigkill(one_of_role(NODE))
         outcome = ledger.settle()
-        assert outcome == {"again": "attempt 2", **{x: 2 * x for x in range(50)}}
+        assert outcome.pop("again") == "attempt 2"
+        assert outcome == {x: 2 * x for x in range(50)}
         assert ledger.runs()["again"] == 2
         assert all(ledger.runs()[str(x)] <= 2 for x in range(50))
 
@@ -140,7 +141,7 @@ def test_nodes_that_die_again_and_again(tmp_path: Path, number: int) -> None:
             assert other.submit(tasks.double, turn).result(DEADLINE_S) == 2 * turn
             node = one_of_role(NODE)
             os.kill(node, number)
-            wait_until(lambda node=node: not is_running(node), GONE_S)  # type: ignore[misc]
+            wait_until(partial(all_gone, [node]), GONE_S)
             seen.add(node)
         assert ledger.settle() == {x: 2 * x for x in range(200)}
     assert len(seen) == 4
@@ -158,6 +159,10 @@ def test_an_idle_executor_notices_that_its_node_died(tmp_path: Path) -> None:
         assert first not in workers_of(executor)
 
 
+def begun(ledger: Ledger, n: int) -> bool:
+    return len(ledger.lines()) >= n
+
+
 def test_a_node_that_dies_at_any_moment_of_its_start(tmp_path: Path) -> None:
     """Whatever it had done so far, every future resolves: with its value, or with an error that says why not."""
     seed = int(os.environ.get("DPOOL_TEST_SEED", "0")) or random.randrange(1 << 30)
@@ -169,8 +174,7 @@ def test_a_node_that_dies_at_any_moment_of_its_start(tmp_path: Path) -> None:
         executor = dpool.Executor(2)
         for x in range(10):
             ledger.submit(executor, x, tasks.double, x)
-        lines = rng.randrange(0, 6) if turn else 0
-        wait_until(lambda wanted=lines, book=ledger: len(book.lines()) >= wanted, DEADLINE_S)  # type: ignore[misc]
+        wait_until(partial(begun, ledger, rng.randrange(0, 6) if turn else 0), DEADLINE_S)
         for pid in by_role(NODE):
             os.kill(pid, signal.SIGKILL)
         outcome = ledger.settle()
@@ -205,3 +209,41 @@ def test_a_nested_executor_dies_with_the_node_and_is_made_again(tmp_path: Path) 
         futures[0].result(DEADLINE_S)
         sigkill(one_of_role(NODE))
         assert [future.result(DEADLINE_S) for future in futures] == [200 * 199] * 4
+
+
+NO_WORKER = """
+import os, signal, sys, threading
+import dpool
+from dpool.errors import StartupError
+from tests.faults import tasks
+from tests.faults.support import by_role
+from tests.helpers import MARK, wait_until
+
+over, killed = threading.Event(), set()
+
+def kill_zygotes_and_nodes():
+    while not over.wait(0.005):
+        for pid in by_role("dpool-node"):
+            if pid not in killed:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+
+executor = dpool.Executor(2)
+killer = threading.Thread(target=kill_zygotes_and_nodes)
+killer.start()
+futures = [executor.submit(tasks.wait_for_file, sys.argv[1]) for x in range(10)]
+try:
+    wait_until(lambda: all(f.done() for f in futures), 60, "no node lives long enough, so the tasks fail")
+finally:
+    over.set()
+    killer.join()
+executor.shutdown()
+errors = {type(f.exception()).__name__ for f in futures}
+assert errors <= {"StartupError", "NodeLost"}, errors
+print(len(killed))
+"""
+
+
+def test_nodes_that_never_get_as_far_as_a_worker_are_not_started_for_ever(gate: Path) -> None:
+    killed = int(run_script(NO_WORKER, str(gate)).check().stdout)
+    assert 1 <= killed <= 40
