@@ -9,7 +9,7 @@ from typing import Any
 
 from dpool._core import frames
 
-LINE_LIMIT = 64 * 1024
+LINE_LIMIT = 1 << 20
 """A line longer than this is passed on in pieces."""
 _OOM_FILES = (
     ("/sys/fs/cgroup/memory.events", "oom_kill "),
