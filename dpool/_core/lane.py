@@ -77,6 +77,10 @@ class Route:
         self.pool.runtime.attend()
 
     def wait(self, future: Future[Any], timeout: float | None) -> None:
+        if self.pool.lock._is_owned():  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "a signal handler or finalizer interrupted dpool in the middle of its work; it may submit, but not wait"
+            )
         self.pool.runtime.wait_for(future, timeout, self.pool)
 
     def later(self, action: Callable[[], Any]) -> None:
@@ -182,6 +186,8 @@ class Lane:
         self.hungry = True
         self.requested = 0
         """Leases asked for and not granted yet."""
+        self._pushing = False
+        self._again = False
 
     # -- sending
 
@@ -191,6 +197,20 @@ class Lane:
             self._push()
 
     def _push(self) -> None:
+        """Under the lock. Who submits in the middle of it (a signal handler, a finalizer) leaves the sending to it."""
+        if self._pushing:
+            self._again = True
+            return
+        self._pushing = True
+        try:
+            self._fill_slots()
+        finally:
+            self._pushing = False
+        if self._again:
+            self._again = False
+            self._push()
+
+    def _fill_slots(self) -> None:
         queue = self.queue
         while True:
             crowded = False  # a task waits behind another one in a worker's socket

@@ -7,6 +7,7 @@ import functools
 import operator
 import os
 import pickle
+import signal
 import sys
 import threading
 import traceback
@@ -176,6 +177,26 @@ def test_a_callback_submits(ex: dpool.Executor) -> None:
         ex.submit(square, 0).add_done_callback(next_one)
     assert done.wait(LONG_S)
     assert seen == [i * i for i in range(50)]
+
+
+def signal_and_say(pid: int, gate: Gate) -> str:
+    gate.note("ran")
+    os.kill(pid, signal.SIGUSR1)
+    return "said"
+
+
+def test_a_signal_handler_submits(one: dpool.Executor, gate: Gate) -> None:
+    """The signal comes as soon as the task is sent, in the middle of `submit`: no answer goes to the wrong future."""
+    submitted: list[dpool.Future[int]] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: submitted.append(one.submit(square, 9)))
+    try:
+        for _ in range(200):
+            assert one.submit(signal_and_say, os.getpid(), gate).result(LONG_S) == "said"
+        wait_until(lambda: submitted, LONG_S)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert {future.result(LONG_S) for future in submitted} == {81}
+    assert len(gate.pids("ran")) == 200
 
 
 # --- Errors of the task ---
