@@ -96,7 +96,7 @@ def test_a_change_before_the_first_task_is_seen(tmp_path: Path) -> None:
             found = ex.submit(look).result()
             assert found == (os.getcwd(), "1", False, ["changed"], "/nowhere"), found
     """
-    run_script(dedent(script), str(tmp_path), env={"HOME": "/root"}).check()
+    run_script(dedent(script), str(tmp_path), env={"HOME": "/nowhere"}).check()
 
 
 def test_env_is_set_before_anything_is_imported() -> None:
