@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -138,5 +139,6 @@ def resident_bytes(pid: int | str = "self") -> int:
 
 
 def tell(line: str) -> None:
-    """For scripts: a line for whoever reads standard output."""
-    print(line, flush=True)
+    """For scripts: a line, in one piece, for whoever reads standard output."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

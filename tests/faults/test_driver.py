@@ -179,7 +179,7 @@ def test_a_second_ctrl_c_kills_tasks_that_do_not_listen(tmp_path: Path, how: str
 
 def test_a_driver_that_catches_ctrl_c_can_go_on(tmp_path: Path) -> None:
     text = """
-import sys
+import sys, threading
 from pathlib import Path
 import dpool
 from tests.faults import tasks
@@ -187,11 +187,23 @@ from tests.faults.support import tell
 from tests.helpers import wait_until
 
 path, gate = sys.argv[1:]
+main = threading.get_ident()
+
+def waits():
+    frame = sys._current_frames()[main]
+    while frame and frame.f_code.co_name != "wait_for":
+        frame = frame.f_back
+    return frame
+
+def tell_when_main_waits():  # met elsewhere, the exception is the program's own
+    wait_until(waits, 30, "the main thread waits for a result")
+    tell("ready")
+
 with dpool.Executor(2) as executor:
     futures = [executor.submit(tasks.report, path, gate) for _ in range(4)]
     wait_until(lambda: Path(path).exists() and Path(path).read_text().count("running") >= 2, 30, "both run")
+    threading.Thread(target=tell_when_main_waits).start()
     try:
-        tell("ready")
         futures[0].result()
     except KeyboardInterrupt:
         tell("caught")
@@ -207,6 +219,49 @@ tell("good")
         result = script.finish(timeout=30).check()
     assert result.stdout == "caught\ngood\n"
     assert result.stderr == ""
+
+
+AT_ANY_MOMENT = """
+import os, random, signal, sys, threading
+from concurrent.futures import CancelledError, wait
+import dpool
+from tests.faults import tasks
+
+seed = int(os.environ.get("DPOOL_TEST_SEED", "0")) or random.randrange(1 << 30)
+print("DPOOL_TEST_SEED", seed)
+rng = random.Random(seed)
+hit = 0
+with dpool.Executor(2) as executor:
+    list(executor.map(tasks.double, range(3000)))
+    for turn in range(40):
+        futures, timer = [], threading.Timer(rng.random() * 0.02, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            try:
+                timer.start()
+                for x in range(1500):
+                    futures.append(executor.submit(tasks.double, x))
+                for future in futures:
+                    future.result()
+            finally:
+                timer.join()
+                signal.sigtimedwait([], 0)  # let the handler run here, if it has not
+        except KeyboardInterrupt:
+            hit += 1
+        done, pending = wait(futures, 30)
+        assert not pending, f"turn {turn}: {len(pending)} of {len(futures)} futures never resolve"
+        for x, future in enumerate(futures):
+            try:
+                assert future.result() == 2 * x
+            except (CancelledError, KeyboardInterrupt):
+                pass
+        assert list(executor.map(tasks.double, range(50))) == [2 * x for x in range(50)]
+assert hit >= 20, hit
+"""
+
+
+def test_ctrl_c_at_any_moment_leaves_no_future_unresolved() -> None:
+    """In the middle of a submit, of an answer, of a callback: the program may catch it and go on."""
+    run_script(AT_ANY_MOMENT).check()
 
 
 # --- It forks ---

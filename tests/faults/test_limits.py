@@ -123,10 +123,9 @@ from tests.faults.support import one_of_role, tell
 from tests.helpers import wait_until
 
 with dpool.Executor(2) as executor:
-    futures = [executor.submit(tasks.noted, sys.argv[1], x, tasks.print_and_fill, 200_000, 100_000) for x in range(400)]
+    futures = [executor.submit(tasks.noted, sys.argv[1], x, tasks.print_and_fill, 200_000, 50_000) for x in range(400)]
     wait_until(lambda: futures[0].done(), 30, "the first")
     tell(f"ready {one_of_role('dpool-node')}")
-    sys.stdout.flush()
     for x, future in enumerate(futures):
         assert len(future.result()) == 200_000
 sys.stderr.write("good\\n")

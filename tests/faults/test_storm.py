@@ -98,11 +98,12 @@ def test_workers_are_killed_at_random(tmp_path: Path) -> None:
     assert len(killed) >= 10, "there was no storm"
     # a task is lost only when its worker died under it at each of its attempts
     assert {type(error) for error in lost.values()} <= {WorkerCrashed}
-    assert all(error.attempts == RETRIES + 1 == runs[str(x)] for x, error in lost.items())
+    assert {error.attempts for error in lost.values()} <= {RETRIES + 1}
     assert len(lost) <= len(killed) // (RETRIES + 1)
-    assert all(1 <= runs[str(x)] <= RETRIES + 1 for x in range(N))
+    # a worker may die after it has begun a task and before the task has noted that
+    assert all((x in lost or runs[str(x)] >= 1) and runs[str(x)] <= RETRIES + 1 for x in range(N))
     # what ran twice had been killed: no more of them than kills
-    assert sum(runs[str(x)] - 1 for x in range(N)) <= len(killed)
+    assert sum(max(0, runs[str(x)] - 1) for x in range(N)) <= len(killed)
 
 
 @pytest.mark.slow

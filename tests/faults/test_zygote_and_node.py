@@ -177,9 +177,8 @@ def test_a_node_that_dies_at_any_moment_of_its_start(tmp_path: Path) -> None:
         wait_until(partial(begun, ledger, rng.randrange(0, 6) if turn else 0), DEADLINE_S)
         for pid in by_role(NODE):
             os.kill(pid, signal.SIGKILL)
-        outcome = ledger.settle()
-        for x, value in outcome.items():
-            assert value == 2 * x or isinstance(value, DpoolError), value  # type: ignore[operator]
+        for key, value in ledger.settle().items():
+            assert value == 2 * int(str(key)) or isinstance(value, DpoolError), value
         executor.shutdown()
 
 
