@@ -158,7 +158,8 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         wait_until(lambda: not traces().since(before), SETTLE_S)
     except AssertionError:
         left = traces().since(before)
-        kill([one for one in ours() if (one.pid, one.start) not in before.processes])
+        spared = standard_library_helpers()[0]
+        kill([one for one in ours() if (one.pid, one.start) not in before.processes and one.pid not in spared])
         pytest.fail("the test left behind:\n  " + "\n  ".join(left), pytrace=False)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import errno
+import fcntl
 import importlib.util
 import json
 import os
 import pty
+import struct
+import termios
 import textwrap
 import threading
 from pathlib import Path
@@ -131,6 +134,8 @@ def test_tables_are_printed_and_nothing_else() -> None:
 @pytest.mark.needs("module:tqdm")
 def test_progress_bar_on_a_terminal() -> None:
     terminal, its_other_end = pty.openpty()
+    # without a width tqdm draws nothing
+    fcntl.ioctl(its_other_end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     with Script(SCRIPT, "--files", "40", "--workers", "2", "--only", "dpool", stderr=its_other_end) as running:
         os.close(its_other_end)
         shown: list[bytes] = []

@@ -133,6 +133,8 @@ class NativeRuntime:
         self._stop_io = False
         self._io_left = False
         """The io thread is about to end."""
+        self._dispatching = False
+        """The thread with the reading role is dealing with a message."""
         self._sleepers = 0
         """Threads that wait on a Condition because another one reads."""
         self._blocked = 0
@@ -493,10 +495,14 @@ class NativeRuntime:
             self._callbacks.popleft()._run_callbacks()
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
-        for fd, _ in events:
-            handler = self._handlers.get(fd)
-            if handler is not None:
-                handler()
+        before, self._dispatching = self._dispatching, True
+        try:
+            for fd, _ in events:
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler()
+        finally:
+            self._dispatching = before
         if self._deferred:
             self.run_deferred()
 
@@ -556,6 +562,11 @@ class NativeRuntime:
         me = threading.get_ident()
         while not done():
             if self._reader == me:  # inside a handler of ours
+                if self._dispatching and threading.current_thread() is threading.main_thread():
+                    raise RuntimeError(
+                        "a signal handler cannot wait for a task here: it interrupted this thread while it was reading "
+                        "results; let it set a flag or an event, and wait outside"
+                    )
                 self._read_until(done, until)
                 return
             took = False
