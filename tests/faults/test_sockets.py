@@ -9,6 +9,7 @@ import socket
 import stat
 import struct
 import sys
+import warnings
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,7 +267,9 @@ def test_peers_that_connect_and_say_nothing(session: tuple[dpool.Executor, Path]
 def as_nobody(text: str, *args: str) -> str:
     """What a child of another user prints."""
     read_fd, write_fd = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of forks in a process with threads
+        pid = os.fork()
     if not pid:
         code = 1
         try:
