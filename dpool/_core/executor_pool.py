@@ -28,6 +28,7 @@ from weakref import ref
 from dpool._core import frames, wire
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
 from dpool._core.lane import Lane, Route
+from dpool._core.launch import await_deaths
 from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Failed, Ready, Resolved
 from dpool._core.logic.dispatch import Slot
 from dpool._core.messages import (
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSING, BROKEN, CLOSED = "open", "closing", "broken", "closed"
+DEATH_S = 5.0
+"""How long the kernel may take to end a dead node's workers."""
 MAX_FAILED_STARTS = 5
 """Workers in a row that die before they do anything: then the pool gives up."""
 PUMP_EVERY = 64
@@ -960,12 +963,26 @@ class ExecutorPool:
         self._opened = False
         for lane in self._lanes.values():
             lane.requested = 0
+        self._workers_end_with_node()
         for worker in list(self._slots):
             pid = self._slots[worker][0].link.pid
             self.worker_died(WorkerDied(self.number, worker, pid, int(signal.SIGKILL), 0, "node", log_file))
         self._failed_starts = 0
         if self.drained.is_set():
             self.closed()
+
+
+    def _workers_end_with_node(self) -> None:
+        """The kernel kills them after it closed the node's sockets: until then they run what they have."""
+        pids = []
+        with self.lock:
+            for slot, lane in self._slots.values():
+                while lane is not None and slot.frames and lane._take_unread(slot):
+                    pass
+                slot.retiring = True  # else one would get what another one had
+                if slot.link.page.slots[frames.PID]:  # else it has read nothing, and now it never will
+                    pids.append(slot.link.page.slots[frames.PID])
+        await_deaths(pids, DEATH_S)
 
 
 def _how(message: WorkerDied) -> str:

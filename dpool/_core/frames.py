@@ -21,6 +21,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | FIRST | worker | the task of the first record in the journal |
 | COUNT | worker | records in the journal: results of finished tasks, not answered yet |
 | GENERATION | worker | changes before the journal is written over |
+| PID | worker | its process id, before it reads its first frame |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
 a submitter looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
@@ -44,7 +45,7 @@ RAISED = 2
 FAILED = 3
 """kind: a pickled exception, raised around the task (its arguments or result could not be carried)"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION = range(5)
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID = range(6)
 SLOTS = 8
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES

@@ -8,10 +8,12 @@ else the next session that finds it stale.
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import stat
 import sys
+from time import monotonic
 
 from dpool._core.config import Config
 
@@ -171,6 +173,26 @@ def spawn_node(session: str) -> tuple[int, socket.socket]:
 def spawn_zygote(session: str) -> socket.socket:
     """Start a zygote in the place of one that died; for the node, which reaps it with its other children."""
     return _spawn("zygote", session)[1]
+
+
+def await_deaths(pids: list[int], timeout_s: float) -> None:
+    """Wait until these processes have ended, reaped or not, or the time is over."""
+    waiter = select.poll()
+    fds = []
+    for pid in pids:
+        try:
+            fds.append(os.pidfd_open(pid))
+        except OSError:  # it has been reaped
+            continue
+        waiter.register(fds[-1], select.POLLIN)
+    until = monotonic() + timeout_s
+    left = len(fds)
+    while left and (remaining := until - monotonic()) > 0:
+        for fd, _ in waiter.poll(remaining * 1000):
+            waiter.unregister(fd)
+            left -= 1
+    for fd in fds:
+        os.close(fd)
 
 
 def connect_node(session: str) -> socket.socket:

@@ -39,6 +39,7 @@ from dpool._core.frames import (
     LIMIT,
     NO_LIMIT,
     PAGE_BYTES,
+    PID,
     POLL,
     RAISED,
     RESULT,
@@ -91,6 +92,7 @@ class Worker:
         """Serve until told to leave."""
         page = self._page.slots
         page[LIMIT] = NO_LIMIT
+        page[PID] = os.getpid()
         signal.signal(signal.SIGINT, self._interrupts.handle)
         flags = 0
         while True:
