@@ -246,3 +246,21 @@ print(len(killed))
 def test_nodes_that_never_get_as_far_as_a_worker_are_not_started_for_ever(gate: Path) -> None:
     killed = int(run_script(NO_WORKER, str(gate)).check().stdout)
     assert 1 <= killed <= 40
+
+
+def test_what_a_dead_nodes_worker_began_is_never_run_again(tmp_path: Path) -> None:
+    """The kernel ends the workers a moment after it closed the node's socket; what they begin until then is theirs."""
+    with dpool.Executor(2) as executor:
+        for turn in range(12):
+            (tmp_path / str(turn)).mkdir()
+            ledger = Ledger(tmp_path / str(turn))
+            for x in range(400):
+                ledger.submit(executor, x, tasks.spin_and_double, x, 0.0001)
+            wait_until(partial(begun, ledger, 20 * turn), DEADLINE_S)
+            sigkill(one_of_role(NODE))
+            outcome = ledger.settle()
+            runs = ledger.runs()
+            assert all(runs[str(x)] <= 1 for x in range(400)), "without retries a task runs once"
+            assert all(value == 2 * int(str(x)) or type(value) is NodeLost for x, value in outcome.items())
+            lost = [value for value in outcome.values() if isinstance(value, NodeLost)]
+            assert len(lost) <= 2, "one task of each worker, at most"
