@@ -145,7 +145,6 @@ def test_garbage_before_hello_closes_that_peer(peer: Peer, packet: bytes) -> Non
         encode(KillWorker(1, [], 9)),  # type: ignore[arg-type]
         encode(ReturnLease([], [], [])),  # type: ignore[arg-type]
         encode(TasksDispatched(5)),  # type: ignore[arg-type]
-        encode(TasksDispatched([(1, 2, 3)])),  # type: ignore[list-item]
         *truncated(RequestLeases(1, (), 1)),
         b"\1" * (wire.INLINE_LIMIT + 8192),
     ],
