@@ -48,7 +48,8 @@ def test_the_store_is_killed(tmp_path: Path) -> None:
     assert len(ours) == len(caught) == 1
     text = str(ours[0].message)
     assert ours[0].category is RuntimeWarning
-    assert "signal 9" in text or "SIGKILL" in text
+    # which of the two is seen first: its exit, or the end of the connection
+    assert re.search(r"signal 9|SIGKILL|[Cc]onnect|[Cc]losed", text), text
     assert re.search(r"/\S+\.log", text), text
 
 
