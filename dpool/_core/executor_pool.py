@@ -971,7 +971,6 @@ class ExecutorPool:
         if self.drained.is_set():
             self.closed()
 
-
     def _workers_end_with_node(self) -> None:
         """The kernel kills them after it closed the node's sockets: until then they run what they have."""
         pids = []
