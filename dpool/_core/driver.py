@@ -191,6 +191,8 @@ class NativeRuntime:
         if here.worker is not None:
             self.session = here.worker.session
             sock = launch.connect_node(self.session)
+        elif early := launch.take_early():
+            self.session, self._node_child, sock = early
         else:
             self.session = launch.make_session(self.config)
             try:

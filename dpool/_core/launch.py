@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import socket
 import stat
 import sys
@@ -66,6 +65,8 @@ def check_session(path: str) -> None:
 
 def remove_session(path: str) -> None:
     """Remove a session directory and all in it; what is gone already does not matter."""
+    import shutil  # not on the way to the first result
+
     shutil.rmtree(path, ignore_errors=True)
 
 
@@ -168,6 +169,30 @@ def spawn_node(session: str) -> tuple[int, socket.socket]:
     socket.
     """
     return _spawn("main", session)
+
+
+class _Early:
+    """A node that was started before the driver's own modules were imported."""
+
+    node: tuple[str, int, socket.socket] | None = None
+    pid = 0
+
+
+def start_early(config: Config) -> None:
+    """Start a node now; whoever needs one next takes it. While it starts, this process can import the rest."""
+    session = make_session(config)
+    try:
+        child, sock = spawn_node(session)
+    except OSError:  # said by the one that needs it, and tries again
+        remove_session(session)
+        return
+    _Early.node, _Early.pid = (session, child, sock), os.getpid()
+
+
+def take_early() -> tuple[str, int, socket.socket] | None:
+    """(session, process to be reaped, our end of its socket) of the node that was started early, once."""
+    node, _Early.node = _Early.node, None
+    return node if _Early.pid == os.getpid() else None
 
 
 def spawn_zygote(session: str) -> socket.socket:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core import serialize_rebuild as rebuild
 from dpool._core.serialize_names import MAIN_NAMES
-from dpool.errors import DeserializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from dpool.errors import DeserializationError
 
     Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -61,6 +62,18 @@ class _Circular(Exception):
         super().__init__(name)
         self.name = name
         self.others = others
+
+
+def deserialization_error(text: str) -> DeserializationError:
+    """The error; its module, and the standard library's executors with it, is imported when it is first needed."""
+    from dpool.errors import DeserializationError
+
+    return DeserializationError(text)
+
+
+def _is_ours(error: BaseException) -> bool:
+    errors = sys.modules.get("dpool.errors")
+    return errors is not None and isinstance(error, errors.DeserializationError)
 
 
 class _Loader(pickle.Unpickler):
@@ -164,7 +177,7 @@ class Importer:
         rebuild.main_dict().pop(name, None)
         members.pop(name, None)
         what = f"the global {name!r} of __main__ does not load in the worker: {explain(error)}"
-        failure = error if isinstance(error, DeserializationError) else DeserializationError(what)
+        failure = error if _is_ours(error) else deserialization_error(what)
         if failure is not error:
             failure.__cause__ = error.with_traceback(None)
         self._failed[number] = self._broken[name] = failure
@@ -183,15 +196,17 @@ class Importer:
     def _load_function(self, number: int) -> Callable[..., Any]:
         blob = self._blobs.get(number)
         if blob is None:
-            raise DeserializationError(f"the worker was never sent the function number {number}")
+            raise deserialization_error(f"the worker was never sent the function number {number}")
         requires, kind, content = pickle.loads(blob)
         self._check(requires)
         try:
             function: Callable[..., Any] = rebuild.resolve(*content) if kind else _Loader(self, content).load()
-        except (KeyboardInterrupt, DeserializationError):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise DeserializationError(f"the function does not load in the worker: {explain(error)}") from error
+            if _is_ours(error):
+                raise
+            raise deserialization_error(f"the function does not load in the worker: {explain(error)}") from error
         self._functions[number] = function
         return function
 
@@ -234,16 +249,18 @@ class Importer:
                 return pickle.loads(content)  # type: ignore[no-any-return]
             called = _Loader(self, function).load()
             return (called, *pickle.loads(content))
-        except (KeyboardInterrupt, DeserializationError):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:
+            if _is_ours(error):
+                raise
             raise self._argument_error(error, called) from error
 
     def _argument_error(self, error: BaseException, function: Any) -> DeserializationError:
         failed = next(iter(self._broken.values()), None)
         also = f" ({failed})" if failed is not None else ""
         task = "the task" if function is None else repr(getattr(function, "__qualname__", type(function).__name__))
-        return DeserializationError(f"the arguments of {task} do not unpickle in the worker: {explain(error)}{also}")
+        return deserialization_error(f"the arguments of {task} do not unpickle in the worker: {explain(error)}{also}")
 
 
 __all__ = ["Importer", "install_main", "installed", "members"]

@@ -6,9 +6,13 @@ by `address`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dpool._core.config import from_environment
+from dpool._core.context import here
+from dpool._core.launch import start_early
 from dpool._core.messages import Shape
 
 if TYPE_CHECKING:
@@ -88,6 +92,8 @@ def open_runtime(address: str | None) -> Runtime:
     """The runtime that serves `address`; ValueError for one that no runtime serves."""
     if address not in (None, "local"):
         raise ValueError(f"address {address!r}: this version runs on this machine only (address=None or 'local')")
+    if "dpool._core.driver" not in sys.modules and here.worker is None:
+        start_early(from_environment())
     from dpool._core.driver import runtime
 
     return runtime()

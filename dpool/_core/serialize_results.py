@@ -15,10 +15,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import mainspace
-from dpool._core.mainspace import explain
+from dpool._core.mainspace import deserialization_error, explain
 from dpool._core.serialize_names import ATOMIC, plain
 from dpool._core.serialize_pickler import PROTOCOL, Pickler, dumps
-from dpool.errors import DeserializationError, DpoolError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,7 +65,7 @@ def load_result(data: bytes, label: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        failure = DeserializationError(f"the result of {label!r} does not unpickle: {explain(error)}")
+        failure = deserialization_error(f"the result of {label!r} does not unpickle: {explain(error)}")
         failure.__cause__ = _remote(_format(error))
     raise failure  # without a context: its frames, of whatever thread reads, would live as long as the future
 
@@ -216,6 +215,8 @@ def make_surrogate(name: str, full_name: str, base_name: str, text: str) -> Base
     """
     base: Any = getattr(builtins, base_name, Exception)
     facts = (name, full_name, base_name, text)
+    from dpool.errors import DpoolError
+
     for bases in ((DpoolError, base), (DpoolError,)):
         try:
             cls: Any = type(name, bases, {"__reduce__": lambda self: (make_surrogate, facts), "__module__": __name__})

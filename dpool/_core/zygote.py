@@ -61,6 +61,7 @@ def serve(sock: socket.socket, session: str) -> None:
             _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
         for fd in fds:
             os.close(fd)
+        _preload_more()
     _remove_session(session)
 
 
@@ -74,8 +75,18 @@ def _preload() -> None:
     import dpool._core.worker
     import dpool._core.worker_setup  # noqa: F401
 
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # a collection first would cost the first worker milliseconds, and find nothing
+
+
+def _preload_more() -> None:
+    """What a worker may need, once the first one is on its way."""
+    import gc
+    import traceback  # noqa: F401
+
+    if "dpool.errors" not in sys.modules:
+        import dpool.errors  # noqa: F401  the standard library's executors come with it
+
+        gc.freeze()
 
 
 def _fork_twice(channel: wire.ControlChannel, worker: int, node_pid: int, become: Any) -> None:
