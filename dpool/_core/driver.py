@@ -38,6 +38,7 @@ from time import monotonic, perf_counter
 from typing import Any
 from weakref import ref
 
+import dpool.errors  # noqa: F401  at the exit, when a task may still fail, it could not be imported any more
 from dpool._core import config as configuration
 from dpool._core import ids, launch, wire
 from dpool._core.context import here
