@@ -214,3 +214,9 @@ def swallow(size: int) -> int:
 def spin_and_double(x: int, seconds: float) -> int:
     spin(seconds)
     return 2 * x
+
+
+def after_file(path: str, action: Callable[..., Any], *args: Any) -> Any:
+    """`action(*args)`, once the file is there."""
+    wait_for_file(path)
+    return action(*args)

@@ -152,6 +152,29 @@ futures[0].result()
         assert len(path.read_text().splitlines()) == 20  # as in the standard library: the rest is done first
 
 
+def test_tasks_that_fail_and_crash_while_the_interpreter_exits(gate: Path) -> None:
+    """Their errors are made then; a module that is imported for them may not be importable any more."""
+    text = """
+import sys, threading
+import dpool
+from tests.faults import tasks
+
+def tell(future):
+    sys.stdout.write(f"{type(future.exception()).__name__}\\n")
+
+executor = dpool.Executor(2)
+executor.submit(tasks.pid).result()
+for action, args in ((tasks.fail, ("",)), (tasks.kill_me, ()), (tasks.segfault, ()), (tasks.double, (1,))):
+    executor.submit(tasks.after_file, sys.argv[1], action, *args).add_done_callback(tell)
+opener = threading.Timer(0.2, open, (sys.argv[1], "w"))
+opener.daemon = True
+opener.start()
+"""
+    result = run_script(text, str(gate)).check()
+    assert sorted(result.stdout.split()) == ["NoneType", "WorkerCrashed", "WorkerCrashed", "ZeroDivisionError"]
+    assert "Error" not in result.stderr.replace("Fatal Python error", ""), result.stderr
+
+
 # --- Ctrl-C ---
 
 
