@@ -34,7 +34,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any
 from weakref import ref
 
@@ -70,6 +70,8 @@ LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
 MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
+END_WITH_NODE_S = 1.0
+"""How long the kernel may take from closing a dead node's sockets to handing its children on."""
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
 CLOSED = "closed its connection"
@@ -191,7 +193,11 @@ class NativeRuntime:
             self._drop_node()
         if here.worker is not None:
             self.session = here.worker.session
-            sock = launch.connect_node(self.session)
+            try:
+                sock = launch.connect_node(self.session)
+            except (ConnectionError, FileNotFoundError):
+                _end_with_node(here.worker.node_pid)
+                raise
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
         else:
@@ -363,6 +369,8 @@ class NativeRuntime:
         """The node died, or never came up: its workers died with it."""
         if self.node_lost:
             return
+        if here.worker is not None:
+            _end_with_node(here.worker.node_pid)
         self.node_lost = True
         log_file = os.path.join(self.session, launch.NODE_LOG)
         started = self.welcome is not None
@@ -859,6 +867,18 @@ class NativeRuntime:
             self._node = None
         for pool in pools:
             pool.disown(self._forked_error())
+
+
+def _end_with_node(node_pid: int) -> None:
+    """In a worker whose node has closed its socket: if the node is dead, so are we in a moment, and what the task makes
+    of a lost node must not be answered. Returns if the node lives: then it only closed this connection.
+    """
+    until = monotonic() + END_WITH_NODE_S
+    while os.getppid() == node_pid:
+        if monotonic() > until:
+            return
+        sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _no_thread() -> None:
