@@ -12,7 +12,6 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_STOPPED_WORKER_S` | seconds a stopped (SIGSTOP) worker is waited for before it is replaced | 30 |
 | `DPOOL_NUM_CPUS`, `DPOOL_NUM_GPUS` | what this machine offers, instead of what is found | found |
 | `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
-| `DPOOL_LOG_LEVEL` | level of the runtime's own log files | `INFO` |
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ class Config(NamedTuple):
     """-1: found through NVML."""
     resources: tuple[tuple[str, float], ...] = ()
     """Custom resources of this machine."""
-    log_level: str = "INFO"
 
     poll_s: float = 250e-6
     """How long a thread that waits for a short task polls before it sleeps: long enough for a worker that sleeps to
@@ -119,5 +117,4 @@ def from_environment() -> Config:
         num_cpus=_number("DPOOL_NUM_CPUS", default.num_cpus),
         num_gpus=_number("DPOOL_NUM_GPUS", default.num_gpus),
         resources=_resources(env.get("DPOOL_RESOURCES", "")),
-        log_level=env.get("DPOOL_LOG_LEVEL", default.log_level),
     ).validate()

@@ -694,7 +694,7 @@ class ExecutorPool:
             if error is not None:
                 finish(future, None, error)
             if future._state in DONE:
-                self.tasks_ended([future])
+                self._task_ended()
                 return
             # it shared its frame with the one that was cancelled by force
         extra = future._more()
@@ -706,7 +706,7 @@ class ExecutorPool:
             lane.push()
             return
         finish(future, None, self._crash(future, message, extra.attempts))
-        self.tasks_ended([future])
+        self._task_ended()
 
     def _crash(self, future: Future[Any] | None, message: WorkerDied, attempts: int) -> BaseException:
         """What the task of a dead worker raises."""
@@ -784,7 +784,7 @@ class ExecutorPool:
 
     # -- ending
 
-    def tasks_ended(self, futures: list[Future[Any]]) -> None:
+    def _task_ended(self) -> None:
         if self.closing:
             self.check_drained()
 

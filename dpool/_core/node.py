@@ -85,7 +85,7 @@ class Pool:
 class Node:
     """See the module."""
 
-    def __init__(self, session: str, driver: socket.socket, zygote: socket.socket, zygote_pid: int) -> None:
+    def __init__(self, session: str, driver: socket.socket, zygote: socket.socket) -> None:
         self.session = session
         self.config = Config()
         self.node_id = os.urandom(ids.ID_BYTES)
@@ -104,7 +104,6 @@ class Node:
         self._soon: deque[Callable[[], None]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._zygote: wire.ControlChannel | None = None
-        self._zygote_pid = zygote_pid
         self._had_driver = False
         self._ending = False
         self._linger_armed = 0

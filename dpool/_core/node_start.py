@@ -32,8 +32,7 @@ def _node(session: str) -> None:
 
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     node_end, zygote_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    zygote = os.fork()
-    if not zygote:
+    if not os.fork():
         node_end.close()
         os.close(NODE_FD)
         serve(zygote_end, session)
@@ -45,7 +44,7 @@ def _node(session: str) -> None:
 
     from dpool._core.node import Node
 
-    Node(session, driver, node_end, zygote).run()
+    Node(session, driver, node_end).run()
 
 
 def zygote(session: str) -> None:

@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 RAW_LIMIT = 1024
-"""A str or bytes argument up to this length travels as it is."""
+"""A str or bytes argument or result up to this length travels as it is."""
 
 NAMELESS_LIMIT = 1024
 """So many lambdas and closures are known at a time."""

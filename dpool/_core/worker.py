@@ -47,10 +47,8 @@ from dpool._core.frames import (
     Page,
 )
 from dpool._core.polling import Poller
-from dpool._core.serialize import ATOMIC, Importer, dump_exception, dump_result
+from dpool._core.serialize import ATOMIC, RAW_LIMIT, Importer, dump_exception, dump_result
 
-RAW_LIMIT = 1024
-"""Characters of a text or bytes result that still travels as a plain value."""
 _SIZED = (str, bytes)
 
 
