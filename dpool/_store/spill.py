@@ -206,27 +206,39 @@ def write(path: str, data: memoryview, obj: bytes) -> SpillFile:
 
     Raises:
         FileExistsError: something has that path; it is not touched.
-        OSError: the file cannot be written (ENOSPC, EDQUOT, EIO, EFBIG …); nothing of it stays.
+        OSError: the file cannot be written (ENOSPC, EDQUOT, EIO, EFBIG …); nothing of it stays. The error holds no
+            reference to the data, so that their memory can be unmapped while it is handled.
     """
-    data = data.cast("B") if data.format != "B" or data.ndim != 1 else data
-    size = data.nbytes
-    _header(obj, size, 0)  # a wrong id is refused before there is a file
+    _header(obj, data.nbytes, 0)  # a wrong id is refused before there is a file
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
-            if _reserves(os.fstat(fd).st_dev):
-                os.posix_fallocate(fd, 0, HEADER_BYTES + size)
-            with _Checksum(size) as checksum:
-                for at, piece in _pieces(data):
-                    checksum.add(piece)
-                    _write_all(fd, piece, HEADER_BYTES + at)
-            _write_all(fd, memoryview(_header(obj, size, checksum.value)), 0)
+            return SpillFile(path, data.nbytes, _write(fd, data, obj))
         finally:
             os.close(fd)  # some filesystems say only here that there was no room
-    except BaseException:
+    except BaseException as error:
+        del data
         remove(path)
-        raise
-    return SpillFile(path, size, checksum.value)
+        error.with_traceback(None)
+        raise error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed because the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _write(fd: int, data: memoryview, obj: bytes) -> int:
+    """Fill the file; returns the checksum."""
+    size = data.nbytes
+    if _reserves(os.fstat(fd).st_dev):
+        os.posix_fallocate(fd, 0, HEADER_BYTES + size)
+    with _Checksum(size) as checksum:
+        for at, piece in _pieces(data):
+            checksum.add(piece)
+            _write_all(fd, piece, HEADER_BYTES + at)
+    _write_all(fd, memoryview(_header(obj, size, checksum.value)), 0)
+    return checksum.value
 
 
 def remove(path: str) -> None:
@@ -244,6 +256,8 @@ def _header(obj: bytes, size: int, crc: int) -> bytes:
 
 
 def _pieces(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Where each piece begins, and the piece."""
+    data = data.cast("B") if data.format != "B" or data.ndim != 1 else data
     for at in range(0, data.nbytes, PIECE_BYTES):
         yield at, data[at : at + PIECE_BYTES]
 
@@ -303,15 +317,18 @@ def read_into(file: SpillFile, target: memoryview, obj: bytes) -> None:
         SpillLost: the file is missing, unreadable, truncated, longer, corrupt or another object's; what is in
             `target` then is worth nothing.
         OSError: this process cannot read now (too many open files, no memory); the file may be well.
+        Neither holds a reference to the target, so that it can be unmapped while the error is handled.
     """
     target = target.cast("B") if target.format != "B" or target.ndim != 1 else target
     if target.readonly or target.nbytes < file.size:
         raise ValueError(f"no room for {file.size} bytes in a target of {target.nbytes} (read-only: {target.readonly})")
     try:
         _read(file, target[: file.size], obj)
-    except OSError as error:
-        if error.errno not in _LOST:
-            raise
+    except (OSError, SpillLost) as error:
+        del target
+        error.with_traceback(None)
+        if not isinstance(error, OSError) or error.errno not in _LOST:
+            raise error
         what = "is missing" if error.errno == errno.ENOENT else f"cannot be read: {os.strerror(error.errno or 0)}"
         raise SpillLost(f"the spill file {file.path} {what}") from error
 

@@ -90,6 +90,33 @@ def test_no_memory_is_held_afterwards(tmp_path: Path, size: int) -> None:
     region.close()  # a BufferError, were there still a view
 
 
+def test_memory_can_be_unmapped_while_an_error_is_handled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    region = mmap(-1, LONG)
+    view = memoryview(region)
+    file = spill.write(str(tmp_path / "file"), view, OBJ)
+    with pytest.raises(SpillLost) as lost:
+        spill.read_into(file._replace(crc=file.crc ^ 1), view[:], OBJ)
+    with open(file.path, "r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        handle.write(b"x")
+    with pytest.raises(SpillLost) as corrupt:
+        spill.read_into(file, view[:], OBJ)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", failing(errno.EIO))
+        with pytest.raises(SpillLost) as unreadable:
+            spill.read_into(file, view[:], OBJ)
+        patch.setattr(os, "pwrite", failing(errno.ENOSPC))
+        with pytest.raises(OSError, match="space") as full:
+            spill.write(str(tmp_path / "other"), view[:], OBJ)
+    view.release()
+    region.close()  # a BufferError, did one of the tracebacks still refer to it
+    assert all((lost, corrupt, unreadable, full))
+
+
+def test_full_is_told_from_broken() -> None:
+    assert [spill.is_full(OSError(code, "")) for code in (errno.ENOSPC, errno.EDQUOT, errno.EIO)] == [True, True, False]
+
+
 def test_a_target_without_room_is_a_mistake_of_the_caller(tmp_path: Path) -> None:
     file = written(tmp_path, 100)
     for target in (memoryview(bytearray(99)), memoryview(bytes(100))):
