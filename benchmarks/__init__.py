@@ -3,7 +3,7 @@
 `python -m benchmarks` runs them; docs/benchmarks.md says what each one measures and what it does not.
 
     __main__ ── harness ──(a fresh interpreter per question, subject and repetition)── cell ── a question's measure()
-        │          └─ model: what a question, a metric and a verdict are                 └─ peers, work, procs
+        │          └─ model: what a question, a metric and a verdict are                 └─ peers, work, procs, steady
         └─ report, machine: tables, JSON, what machine it was
 
 Nothing is imported here: a cold-start measurement must not find modules that somebody else has already loaded.
@@ -20,4 +20,12 @@ QUESTIONS = (
     "gcs_overhead",
     "queue_memory",
     "idle",
+    "store_argument",
+    "store_result",
+    "store_shared",
+    "store_put",
+    "store_get",
+    "store_small",
+    "store_arrow",
+    "store_spill",
 )

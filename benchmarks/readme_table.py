@@ -61,6 +61,18 @@ FIGURES = (
     Figure("driver memory for one queued task", "queue_memory", "driver_bytes", "bytes"),
     Figure("private memory of an idle worker", "idle", "worker_mb", "MB", 1),
     Figure("processor time of an idle pool", "idle", "cpu_percent", "%", 2, compare=False),
+    Figure("a task with an array of 100 MB as argument", "store_argument", "touch_ms", "ms", 1),
+    Figure("… that it reads", "store_argument", "read_ms", "ms", 1),
+    Figure("a task that returns an array of 100 MB", "store_result", "result_ms", "ms", 1),
+    Figure("one array of 100 MB read by 100 tasks", "store_shared", "shared_ms", "ms", 1),
+    Figure("`put` of an array of 100 MB", "store_put", "put_ms", "ms", 2),
+    Figure("the same / a plain copy", "store_put", "put_per_copy", "", 2, compare=False),
+    Figure("`get` of an array of 1 MB", "store_get", "small_us", "µs", 1),
+    Figure("`get` of an array of 1 GB", "store_get", "large_us", "µs", 1),
+    Figure("`put` and `get` of 1 KB", "store_small", "pair_us", "µs", 1),
+    Figure("1 GB of Arrow tables summed by tasks", "store_arrow", "arrow_ms", "ms"),
+    Figure("twice the store in and out", "store_spill", "store_mb_s", "MB/s", more_is_better=True),
+    Figure("the same / plain files", "store_spill", "store_per_disk", "", 2, True, False),
 )
 
 
@@ -81,7 +93,7 @@ def cell(figure: Figure, value: float | None, ours: float | None) -> str:
     """A median with its unit, and how many times better ours is."""
     if value is None:
         return "–"
-    shown = f"{value:,.{figure.digits}f} {figure.unit}".replace(" /s", "/s")
+    shown = f"{value:,.{figure.digits}f} {figure.unit}".replace(" /s", "/s").rstrip()
     if ours is None or not figure.compare or not ours or not value:
         return shown
     ratio = ours / value if figure.more_is_better else value / ours

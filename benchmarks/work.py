@@ -6,12 +6,17 @@ while another process has its core, and would credit a peer with parallelism tha
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from itertools import repeat
+from typing import Any
 
 _CALIBRATION_LOOPS = 100_000
 _CALIBRATION_ROUNDS = 7
+_MIB_OF_INT64 = (1 << 20) // 8
+
+_kept: dict[int, Any] = {}
 
 
 def noop() -> None:
@@ -40,6 +45,43 @@ def wait_at(gate: str) -> None:
     """Block until whoever holds the named pipe `gate` open for writing closes it."""
     with open(gate, "rb") as pipe:
         pipe.read()
+
+
+def numbers(nbytes: int, first: int = 0) -> Any:
+    """An array of `nbytes` bytes, 64-bit integers that count from `first`."""
+    return importlib.import_module("numpy").arange(first, first + nbytes // 8, dtype="int64")
+
+
+def touch(array: Any) -> int:
+    """The sum of one element in each MiB of an array of `numbers`, the first of all included."""
+    return int(array[::_MIB_OF_INT64].sum())
+
+
+def read(array: Any) -> int:
+    """The sum of all elements."""
+    return int(array.sum())
+
+
+def kept(nbytes: int, number: int) -> Any:
+    """An array of `numbers` that this process makes once and keeps; its first element says `number`."""
+    if nbytes not in _kept:
+        _kept[nbytes] = numbers(nbytes)
+    _kept[nbytes][0] = number
+    return _kept[nbytes]
+
+
+def table(nbytes: int, first: int) -> Any:
+    """An Arrow table of `nbytes` bytes: four columns of 64-bit integers, four of floats, in one chunk."""
+    pyarrow: Any = importlib.import_module("pyarrow")
+    counted = numbers(nbytes // 8, first) % 1000
+    whole = {f"i{number}": counted + number for number in range(4)}
+    return pyarrow.table({**whole, **{f"f{number}": counted * 0.5 + number for number in range(4)}})
+
+
+def table_sum(table: Any) -> float:
+    """The sum of all columns of an Arrow table; exact for those that `table` makes."""
+    total: Any = importlib.import_module("pyarrow.compute").sum
+    return float(sum(total(column).as_py() for column in table.columns))
 
 
 def loops_per_us() -> float:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import QUESTIONS, machine, model, procs, report, speedup, work
+from benchmarks import QUESTIONS, machine, model, peers, procs, report, speedup, steady, store_get, store_spill, work
 from benchmarks.__main__ import main
-from benchmarks.harness import Outcome
+from benchmarks.harness import Outcome, why_skipped
 from benchmarks.launcher import CellFailed, Launcher
 from benchmarks.model import Benchmark, Metric, Results
-from benchmarks.peers import PEERS, why_missing
+from benchmarks.peers import PEERS
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("dpool", "mp", "ppe")
@@ -53,13 +53,17 @@ def test_question_is_answered(tiny_run: tuple[dict[str, Any], str, Path], questi
     assert answer["failed"] == {}
     assert answer["left_behind"] == {}
     wanted = {subject.name for subject in benchmark.subjects if subject.peer in MEASURED}
-    missing = {subject.name for subject in benchmark.subjects if subject.peer in MEASURED and why_missing(subject.peer)}
-    assert set(answer["samples"]) == wanted - missing
-    assert set(answer["skipped"]) == missing
+    missing = {
+        subject.name: why
+        for subject in benchmark.subjects
+        if subject.peer in MEASURED and (why := why_skipped(benchmark, subject))
+    }
+    assert set(answer["samples"]) == wanted - set(missing)
+    assert answer["skipped"] == missing
     for subject, medians in answer["medians"].items():
         assert {metric.key for metric in benchmark.metrics} <= set(medians) or question == "speedup", subject
         for key, value in medians.items():
-            assert value > 0 or key in MAY_BE_ZERO, f"{subject} {key} = {value}"
+            assert value > 0 or key in MAY_BE_ZERO or key.endswith("_level"), f"{subject} {key} = {value}"
     assert len(answer["targets"]) == len(benchmark.judge(Results({})))
 
 
@@ -152,6 +156,32 @@ JUDGED: dict[str, tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]
         {"dpool": {"worker_mb": 15, "cpu_percent": 0.5}},
         {"dpool": {"worker_mb": 15.1, "cpu_percent": 0.51}},
     ),
+    "store_argument": (
+        {"dpool": {"touch_ms": 12}, "mp": {"touch_ms": 200}, "dask": {"touch_ms": 60}},
+        {"dpool": {"touch_ms": 12.1}, "mp": {"touch_ms": 200}, "dask": {"touch_ms": 60}},
+    ),
+    "store_result": (
+        {"dpool": {"result_ms": 6}, "ray": {"result_ms": 10}},
+        {"dpool": {"result_ms": 6.1}, "ray": {"result_ms": 10}},
+    ),
+    "store_shared": (
+        {"dpool": {"shared_ms": 3}, "ray": {"shared_ms": 10}},
+        {"dpool": {"shared_ms": 3.1}, "ray": {"shared_ms": 10}},
+    ),
+    "store_put": ({"dpool": {"put_per_copy": 1.3}}, {"dpool": {"put_per_copy": 1.31}}),
+    "store_get": ({"dpool": {"large_per_small": 2}}, {"dpool": {"large_per_small": 2.01}}),
+    "store_small": (
+        {"dpool": {"pair_us": 80}, "ray": {"pair_us": 400}},
+        {"dpool": {"pair_us": 81}, "ray": {"pair_us": 400}},
+    ),
+    "store_arrow": (
+        {"dpool": {"arrow_ms": 50}, "ray": {"arrow_ms": 100}},
+        {"dpool": {"arrow_ms": 51}, "ray": {"arrow_ms": 100}},
+    ),
+    "store_spill": (
+        {"dpool": {"store_per_disk": 0.5, "spilled_share": 1}},
+        {"dpool": {"store_per_disk": 0.49, "spilled_share": 1}},
+    ),
 }
 
 
@@ -168,6 +198,141 @@ def test_a_store_that_never_came_is_not_compared() -> None:
     sample = {"noop": 100.0, "100us": 100.0, "20ms": 100.0, "store": 0.0}
     verdicts = benchmark_of("gcs_overhead").judge(Results({"gcs on": [sample], "gcs off": [sample]}))
     assert {verdict.passed for verdict in verdicts} == {None}
+
+
+def test_a_store_that_did_not_spill_is_not_compared() -> None:
+    judge = benchmark_of("store_spill").judge
+    verdicts = judge(Results({"dpool": [{"store_per_disk": 2.0, "spilled_share": 0.5}]}))
+    assert {verdict.passed for verdict in verdicts} == {None}
+
+
+@pytest.mark.parametrize(
+    ("times_s", "level"),
+    [
+        ([], False),
+        ([1, 1, 1], False),
+        ([1, 1, 1, 1], True),
+        ([9, 9, 1.0, 1.0, 1.1, 1.1], True),
+        ([1, 1, 2, 2], False),
+        ([2, 2, 1, 1], False),
+    ],
+)
+def test_times_are_level_when_two_windows_agree(times_s: list[float], level: bool) -> None:
+    assert steady.is_level(times_s, 2) == level
+
+
+LONG = {"least": 4, "window": 2, "fill": 1, "warm_s": 60, "rounds": 3, "rounds_s": 60}
+
+
+def test_a_series_begins_when_times_are_level() -> None:
+    times_s = [9.0, 8.0, 7.0, 4.0, 2.0, 2.0, 2.0, 2.0, 1.0, 3.0, 5.0, 7.0]
+    found = steady.series(PEERS["mp"](), LONG, lambda number: times_s[number], nbytes=1)
+    assert found == steady.Series([1.0, 3.0, 5.0], True)
+    assert found.sample("x", 1e3, "ms") == {"x_ms": 3000.0, "x_mean_ms": 3000.0, "x_level": 1.0}
+
+
+def test_a_store_of_a_fixed_size_is_filled_before_the_series_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(peers.STORE_BYTES, "1000")
+    numbers: list[int] = []
+
+    def call(number: int) -> float:
+        numbers.append(number)
+        return 1.0
+
+    for name, nbytes, warm_ups in (("dpool", 99, 11), ("ray", 99, 11), ("mp", 99, 4), ("dpool", 0, 4)):
+        numbers.clear()
+        # The time for warming up is over at once, and still the store is filled.
+        found = steady.series(PEERS[name](), {**LONG, "warm_s": 0}, call, nbytes)
+        assert numbers == list(range(warm_ups + 3)), name
+        assert found == steady.Series([1.0] * 3, True)
+
+
+def test_times_that_never_become_level_are_named() -> None:
+    found = steady.series(PEERS["mp"](), {**LONG, "warm_s": 0, "rounds_s": 0}, lambda number: 2.0**number)
+    assert found == steady.Series([16.0], False)
+    lines = steady.tabulate(Results({"mp": [found.sample("x"), {"x_level": 1.0}], "ray": [{"x_level": 1.0}]}))
+    assert lines == ["    mp: x was not level after the warm-up in 1 of 2"]
+
+
+def test_wrong_data_measures_nothing() -> None:
+    with pytest.raises(AssertionError, match="saw 3, not 4"):
+        steady.expect(3, 4)
+
+
+def test_large_objects_are_what_their_questions_say() -> None:
+    array = work.numbers(1 << 22, first=5)
+    assert array.nbytes == 1 << 22
+    assert work.touch(array) == sum(5 + mib * (1 << 17) for mib in range(4))
+    assert work.read(array) == sum(range(5, 5 + (1 << 19)))
+    array[0] += 7
+    assert work.touch(array) == 7 + sum(5 + mib * (1 << 17) for mib in range(4))
+    assert work.kept(800, 3)[0] == 3
+    assert work.kept(800, 4) is work.kept(800, 4)
+    pytest.importorskip("pyarrow")
+    table = work.table(64_000, first=2)
+    assert table.nbytes == 64_000
+    assert work.table_sum(table) == 4 * sum(range(1000)) * 1.5 + 2 * 1000 * sum(range(4))
+
+
+@pytest.mark.parametrize(
+    ("available", "found"), [(10**11, 10**9), (4 * 10**9, 8 * 10**8), (5 * 10**8 - 1, 10**8), (0, 10**8)]
+)
+def test_the_largest_object_has_room_in_memory(available: int, found: int) -> None:
+    assert store_get.largest(10**9, available) == found
+    assert store_get.available_bytes() > 0
+
+
+def test_spill_files_lie_on_a_disk_and_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert store_spill.filesystem_of("/proc/self") == "proc"
+    assert store_spill.filesystem_of("/no/such/path") == store_spill.filesystem_of("/")
+    monkeypatch.setenv(peers.SPILL_DIR, str(tmp_path))
+    with store_spill.around({"store": 5.0}) as env:
+        assert env[peers.STORE_BYTES] == "5"
+        folder = Path(env[peers.SPILL_DIR])
+        assert folder.parent == tmp_path
+        (folder / "file").touch()
+    assert not folder.exists()
+    monkeypatch.delenv(peers.SPILL_DIR)
+    for kind, directory in (("ext4", str(tmp_path)), ("tmpfs", "/var/tmp")):
+        monkeypatch.setattr(store_spill, "filesystem_of", lambda path, kind=kind: kind)
+        monkeypatch.setattr(store_spill.tempfile, "gettempdir", lambda: str(tmp_path))
+        assert store_spill.disk_directory() == directory
+
+
+@pytest.mark.parametrize(("answer", "why"), [("as they are", None), ("changed", "saw False, not True")])
+def test_what_comes_out_of_the_store_is_compared(tmp_path: Path, answer: str, why: str | None) -> None:
+    class Files(peers.MpPool):
+        """A store that is all files: `put` writes one, `fetch` reads it, changed or not."""
+
+        def put(self, value: Any) -> Any:
+            path = tmp_path / f"stored-{value[0]}"
+            path.write_bytes(value)
+            return path
+
+        def fetch(self, reference: Any) -> Any:
+            found = bytearray(reference.read_bytes())
+            found[-1] ^= answer == "changed"
+            return work.importlib.import_module("numpy").frombuffer(found, "int64")
+
+    size = {"store": 32_000, "bytes": 16_000, "objects": 4, "rounds": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(peers.SPILL_DIR, str(tmp_path))
+        if why is not None:
+            with pytest.raises(AssertionError, match=why):
+                store_spill.measure(Files(), size)
+            return
+        sample = store_spill.measure(Files(), size)
+    assert sample["spilled_share"] == 2.0
+    assert {metric.key for metric in store_spill.BENCHMARK.metrics} <= set(sample)
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["stored"] * 4
+
+
+def test_who_cannot_be_asked_is_skipped_with_the_reason() -> None:
+    put = benchmark_of("store_put")
+    assert why_skipped(put, model.Subject("mp", "mp")) == "has no object store"
+    assert why_skipped(put._replace(puts=False), model.Subject("mp", "mp")) is None
+    missing = put._replace(needs=("no_such_module",))
+    assert why_skipped(missing, model.Subject("mp", "mp")) == "no_such_module is not installed"
 
 
 def test_results_are_medians_and_ratios_of_medians() -> None:
