@@ -101,9 +101,10 @@ class Arena:
     Args:
         capacity: bytes that may be resident at once.
         segment_bytes: virtual size of a segment, but for a larger object, which gets one of exactly its size.
+        first_segment: the number of the first segment; each later one has a higher number.
     """
 
-    def __init__(self, capacity: int, segment_bytes: int = 64 << 20) -> None:
+    def __init__(self, capacity: int, segment_bytes: int = 64 << 20, first_segment: int = 1) -> None:
         if capacity < PAGE or segment_bytes < PAGE:
             raise ValueError(f"capacity {capacity} and segment_bytes {segment_bytes} must be at least a page")
         self.capacity = capacity // PAGE * PAGE
@@ -113,7 +114,8 @@ class Arena:
         self._empty: set[int] = set()
         self._used = 0
         self._warm = 0
-        self._last_number = 0
+        self._next_number = first_segment
+        self._adopted: set[int] = set()
         self._ceiling = self.capacity
 
     @property
@@ -168,12 +170,12 @@ class Arena:
         new_segment = 0
         if place is None:
             new_segment = max(self._segment_bytes, length)
-            place = (self._add_segment(new_segment, owner), 0)
+            place = (self._add_segment(self._new_number(), new_segment, owner), 0)
         r = Range(*place, length)
         cold = self._take(r)
         if owner != NOBODY:
             self._give_to(r.segment, owner)
-        punch = self._chill(self.resident - self.capacity, spared=owner)
+        punch = self.chill(self.resident - self.capacity, spared=owner)
         return Allocation(r, tuple(cold), tuple(punch), new_segment)
 
     def _choose(self, length: int, owner: int) -> tuple[int, int] | None:
@@ -211,6 +213,10 @@ class Arena:
         for part in allocation.cold:
             self._make_cold(part)
 
+    def make_cold(self, r: Range) -> None:
+        """`r`, all of it used, is free and cold: to be punched. ValueError as for `free`."""
+        self.failed(Allocation(r, (r,), (), 0))
+
     def free(self, r: Range) -> None:
         """`r`, all of it used, is free; its pages stay warm.
 
@@ -227,14 +233,20 @@ class Arena:
 
     # -- segments and their owners
 
-    def adopt(self, size: int, used: list[tuple[int, int]], owner: int) -> int:
+    def adopt(self, size: int, used: list[tuple[int, int]], owner: int, number: int = 0) -> int:
         """A segment that exists already: `used` (offset, length) has pages, the rest is cold; returns its number.
 
         Used bytes may exceed the capacity by this; then nothing is allocated until they are below it again.
 
+        Args:
+            number: the number that it shall have; 0: a new one.
+
         Raises:
-            ValueError: ranges that overlap, lie outside or are not in whole pages; nothing has changed.
+            ValueError: ranges that overlap, lie outside or are not in whole pages, or the number was given before;
+                nothing has changed.
         """
+        if number in self._segments or number in self._adopted:
+            raise ValueError(f"segment {number} is known")
         taken = Intervals()
         for offset, length in used:
             if offset < 0 or length < 1 or offset % PAGE or length % PAGE or offset + length > size:
@@ -242,7 +254,8 @@ class Arena:
             taken.add(offset, offset + length)
         if size < PAGE or size % PAGE:
             raise ValueError(f"a segment cannot have {size} bytes")
-        number = self._add_segment(size, owner)
+        number = self._add_segment(number or self._new_number(), size, owner)
+        self._adopted.add(number)
         for offset, length in used:
             self._take(Range(number, offset, length))
         self._ceiling = max(self._ceiling, self.resident)
@@ -254,8 +267,13 @@ class Arena:
         for number in sorted(shelf.numbers) if shelf else ():
             self._give_to(number, NOBODY)
 
-    def _add_segment(self, size: int, owner: int) -> int:
-        self._last_number = number = self._last_number + 1
+    def _new_number(self) -> int:
+        while self._next_number in self._adopted:
+            self._next_number += 1
+        self._next_number += 1
+        return self._next_number - 1
+
+    def _add_segment(self, number: int, size: int, owner: int) -> int:
         shelf = self._shelves.setdefault(owner, _Shelf())
         shelf.numbers.add(number)
         segment = self._segments[number] = _Segment(number, size, shelf, owner)
@@ -288,7 +306,7 @@ class Arena:
         Returns:
             The ranges to punch, and the segments to drop after that: they are wholly free and cold.
         """
-        return self._chill(self._warm - max(0, keep), spared=NOBODY), self.drop_empty()
+        return self.chill(self._warm - max(0, keep), spared=NOBODY), self.drop_empty()
 
     def drop_empty(self) -> list[int]:
         """Forget the segments that are wholly free and cold; their numbers."""
@@ -300,8 +318,8 @@ class Arena:
         self._empty.clear()
         return dropped
 
-    def _chill(self, nbytes: int, spared: int) -> list[Range]:
-        """Make `nbytes` of warm memory cold: nobody's first, `spared`'s last, large ranges first."""
+    def chill(self, nbytes: int, spared: int) -> list[Range]:
+        """Make `nbytes` of warm memory cold: nobody's first, `spared`'s last, large ranges first; those to punch."""
         punched: list[Range] = []
         if nbytes <= 0:
             return punched

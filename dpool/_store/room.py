@@ -1,0 +1,152 @@
+"""The store's memory and who has it: leases, zombies, retired ranges, warm memory that nobody used for a while.
+
+```
+ allocate ─► lease ──take (Seal)──► object ──release──► free, or while a reader maps it: zombie ──rescan──► free
+                └── give back ──► free                                └ retired: for good
+```
+
+One thread. It asks `pinned(range)` whether a reader maps a range, the one thing here that is not in the arguments.
+Invariant: a used byte of the arena is leased, a zombie's, or has been handed to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dpool._store.arena import NOBODY, PAGE, Arena, Range
+from dpool._store.events import Allocate, IllegalMove, Instruction, MakeSegment, Punch
+from dpool._store.intervals import Intervals
+
+Place = tuple[int, int]
+"""Segment and offset: where a range begins."""
+
+UNUSED_S = 30.0
+"""Warm memory that was not used for so long is given back."""
+
+
+class Room:
+    """See the module."""
+
+    def __init__(self, capacity: int, segment_bytes: int, first_segment: int, pinned: Callable[[Range], bool]) -> None:
+        self.arena = Arena(capacity, segment_bytes, first_segment)
+        self.pinned = pinned
+        self.clients: dict[int, int] = {}
+        """Client → process id."""
+        self.leases: dict[int, dict[int, Intervals]] = {}
+        """Client → segment → what it may write to."""
+        self.zombies: dict[Place, Range] = {}
+        self.retired: dict[Place, int] = {}
+        """Where → length."""
+        self._unused = 0
+        """The least warm memory that there was since the last trim."""
+        self.wake_at: float | None = None
+
+    # -- leases
+
+    def allocate(self, length: int, owner: int, out: list[Instruction]) -> Range | None:
+        """A range, used from now on, and in `out` what must be done first; None: not now."""
+        made = self.arena.allocate(length, owner)
+        if made is None:
+            return None
+        out.extend(Punch(part) for part in made.punch)
+        if made.new_segment:
+            out.append(MakeSegment(made.range.segment, made.new_segment))
+        out.extend(Allocate(part) for part in made.cold)
+        return made.range
+
+    def lease(self, client: int, r: Range) -> None:
+        """`r`, just allocated, is the client's."""
+        self.leases.setdefault(client, {}).setdefault(r.segment, Intervals()).add(r.offset, r.end)
+
+    def leases_all(self, client: int, r: Range) -> bool:
+        """Whether `r`, in whole pages, is in the client's leases."""
+        held = self.leases.get(client, {}).get(r.segment)
+        return held is not None and not (r.offset % PAGE or r.length % PAGE) and held.contains(r.offset, r.end)
+
+    def check_leased(self, client: int, r: Range, event: str) -> None:
+        """IllegalMove unless `leases_all`."""
+        if not self.leases_all(client, r):
+            raise IllegalMove("not leased", event, f"{r} for client {client}")
+
+    def take(self, client: int, r: Range) -> None:
+        """`r`, in its leases, is the client's no more; it stays used."""
+        segments = self.leases[client]
+        segments[r.segment].remove(r.offset, r.end)
+        if not segments[r.segment]:
+            del segments[r.segment]
+        if not segments:
+            del self.leases[client]
+
+    def left(self, client: int) -> list[Range]:
+        """The client has ended: its leases are free, its segments nobody's. The ranges to punch.
+
+        Nobody knows whether the memory that was asked for the leases has come yet, so they count as cold.
+        """
+        self.clients.pop(client, None)
+        punched = []
+        for segment, held in self.leases.pop(client, {}).items():
+            for start, end in held:
+                r = Range(segment, start, end - start)
+                self.arena.make_cold(r)
+                punched.append(r)
+        if client != NOBODY:
+            self.arena.orphan(client)
+        return punched
+
+    # -- what readers map
+
+    def held(self, r: Range) -> bool:
+        """Whether a process may look at `r` at any time."""
+        return r[:2] in self.retired or self.pinned(r)
+
+    def release(self, r: Range) -> None:
+        """Its object is gone: free, or a zombie as long as a reader maps it."""
+        if self.held(r):
+            self.zombies[r[:2]] = r
+        else:
+            self.arena.free(r)
+
+    def rescan(self) -> None:
+        """Free the zombies that nobody maps any more."""
+        for place, r in list(self.zombies.items()):
+            if not self.held(r):
+                del self.zombies[place]
+                self.arena.free(r)
+
+    def zombie_bytes(self) -> int:
+        """Kept only for readers; what is retired is not counted."""
+        return sum(r.length for place, r in self.zombies.items() if place not in self.retired)
+
+    # -- giving memory back
+
+    def note(self, now_s: float) -> float | None:
+        """After every event: when to wake to trim, if that is news."""
+        self._unused = min(self._unused, self.arena.warm)
+        if self.wake_at is not None or not self.arena.trimmable:
+            return None
+        self._unused = self.arena.warm
+        self.wake_at = now_s + UNUSED_S
+        return self.wake_at
+
+    def trim(self, now_s: float) -> tuple[list[Range], list[int]]:
+        """If it is time: give back what was not used for a while; ranges to punch, segments to drop."""
+        if self.wake_at is None or now_s < self.wake_at:
+            return [], []
+        self.wake_at = None
+        return self.arena.trim(self.arena.warm - min(self._unused, self.arena.warm))
+
+    def excess(self) -> list[Range]:
+        """What to punch because resident bytes exceed the capacity (after a segment was adopted)."""
+        arena = self.arena
+        if arena.resident <= arena.capacity or not arena.warm:
+            return []
+        return arena.chill(arena.resident - arena.capacity, NOBODY)
+
+    def leased(self) -> list[Range]:
+        """Every leased range; those of one client that touch are one."""
+        return [
+            Range(segment, start, end - start)
+            for segments in self.leases.values()
+            for segment, held in segments.items()
+            for start, end in held
+        ]
