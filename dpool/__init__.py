@@ -17,15 +17,36 @@ if TYPE_CHECKING:
     from dpool import errors as errors
     from dpool._core.future import Future as Future
     from dpool.executor import Executor as Executor
+    from dpool._core.objectref import ObjectRef as ObjectRef
     from dpool.executor import get_reusable_executor as get_reusable_executor
+    from dpool.remote import get as get
+    from dpool.remote import put as put
+    from dpool.remote import store_stats as store_stats
+    from dpool.remote import wait as wait
 
 __version__ = "0.1.0"
-__all__ = ["Executor", "Future", "__version__", "errors", "get_reusable_executor"]
+__all__ = [
+    "Executor",
+    "Future",
+    "ObjectRef",
+    "__version__",
+    "errors",
+    "get",
+    "get_reusable_executor",
+    "put",
+    "store_stats",
+    "wait",
+]
 
 _HOMES = {
     "Executor": "dpool.executor",
     "Future": "dpool._core.future",
+    "ObjectRef": "dpool._core.objectref",
+    "get": "dpool.remote",
     "get_reusable_executor": "dpool.executor",
+    "put": "dpool.remote",
+    "store_stats": "dpool.remote",
+    "wait": "dpool.remote",
 }
 
 

@@ -126,6 +126,14 @@ class ControlStoreError(DpoolError, RuntimeError):
     """The control store (Redis) could not be reached in time."""
 
 
+class ObjectStoreFull(DpoolError, MemoryError):
+    """Neither the object store nor the disk has room for the object; the message names sizes and who made what."""
+
+
+class ObjectLost(DpoolError, LookupError):
+    """The object is gone: its file was damaged or removed, or nobody held it any more; the message says which."""
+
+
 class StartupError(DpoolError, RuntimeError):
     """The runtime's processes could not be started; the message names the cause and the log file."""
 

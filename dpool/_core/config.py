@@ -11,6 +11,8 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
 | `DPOOL_STOPPED_WORKER_S` | seconds a stopped (SIGSTOP) worker is waited for before it is replaced | 30 |
 | `DPOOL_NUM_CPUS`, `DPOOL_NUM_GPUS` | what this machine offers, instead of what is found | found |
+| `DPOOL_OBJECT_STORE_MEMORY` | bytes of shared memory for objects | a third of the memory that the cgroup allows |
+| `DPOOL_SPILL_DIR` | where objects go for which the store has no room | the session directory's, or /var/tmp |
 | `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
 """
 
@@ -35,6 +37,10 @@ class Config(NamedTuple):
     """-1: found through NVML."""
     resources: tuple[tuple[str, float], ...] = ()
     """Custom resources of this machine."""
+
+    object_store_memory: int = 0
+    """Bytes; 0: a third of the memory."""
+    spill_dir: str = ""
 
     poll_s: float = 250e-6
     """How long a thread that waits for a short task polls before it sleeps: long enough for a worker that sleeps to
@@ -62,6 +68,8 @@ class Config(NamedTuple):
                 raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
         if self.linger_s < 0:
             raise ValueError(f"DPOOL_LINGER_S must not be negative, it is {self.linger_s}")
+        if self.object_store_memory < 0:
+            raise ValueError(f"DPOOL_OBJECT_STORE_MEMORY must not be negative, it is {self.object_store_memory}")
         if not self.stall_s > 2 * self.frame_s:
             raise ValueError("stall_s must be above 2 × frame_s, else healthy frames are taken apart")
         return self
@@ -117,4 +125,6 @@ def from_environment() -> Config:
         num_cpus=_number("DPOOL_NUM_CPUS", default.num_cpus),
         num_gpus=_number("DPOOL_NUM_GPUS", default.num_gpus),
         resources=_resources(env.get("DPOOL_RESOURCES", "")),
+        object_store_memory=int(_number("DPOOL_OBJECT_STORE_MEMORY", default.object_store_memory)),
+        spill_dir=env.get("DPOOL_SPILL_DIR", ""),
     ).validate()

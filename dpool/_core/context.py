@@ -17,6 +17,8 @@ class WorkerContext(NamedTuple):
     node_pid: int
     job: bytes
     depth: int
+    submitter_pid: int = 0
+    """The process whose tasks it runs."""
 
 
 class _Here:

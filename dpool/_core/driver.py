@@ -40,7 +40,7 @@ from weakref import ref
 
 import dpool.errors  # noqa: F401  at the exit, when a task may still fail, it could not be imported any more
 from dpool._core import config as configuration
-from dpool._core import ids, launch, wire
+from dpool._core import ids, launch, storage, wire
 from dpool._core.context import here
 from dpool._core.executor_pool import ExecutorPool
 from dpool._core.frames import Page
@@ -54,6 +54,7 @@ from dpool._core.messages import (
     Grant,
     Hello,
     Notice,
+    OpenStore,
     Output,
     Refused,
     Retire,
@@ -262,14 +263,28 @@ class NativeRuntime:
                 pass
             self._node_child = 0
 
-    def tell(self, message: Any) -> None:
+    def open_store(self) -> socket.socket:
+        """A new socket to the node's object store; StoreGone if there is no node, and none can be started."""
+        self._check_process()
+        with self._start_lock:
+            if self.exiting and self._node is None:
+                raise storage.StoreGone("the interpreter exits")
+            self.start()
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                self.tell(OpenStore(), (theirs.fileno(),))
+            finally:
+                theirs.close()
+        return ours
+
+    def tell(self, message: Any, fds: tuple[int, ...] = ()) -> None:
         """Send a control message to the node; what cannot be sent now is sent by the reader."""
         with self._send_lock:
             if self._node is None or self.node_lost:
                 return
             try:
                 waited = self._node.pending
-                self._node.send(message)
+                self._node.send(message, fds)
                 if self._node.pending and not waited:
                     self._inner.modify(self._node.fileno(), _EPOLLIN | select.EPOLLOUT)
             except wire.Closed:
@@ -372,6 +387,8 @@ class NativeRuntime:
         if here.worker is not None:
             _end_with_node(here.worker.node_pid)
         self.node_lost = True
+        if here.worker is None:
+            storage.node_died()
         log_file = os.path.join(self.session, launch.NODE_LOG)
         started = self.welcome is not None
         self._barren += 1
@@ -401,10 +418,20 @@ class NativeRuntime:
                 self._give_up(error)
                 return
             pools = list(self.pools.values())
+            if storage.connected() is not None:
+                self._open_store_again()
         for pool in pools:
             pool.announce()
             for lane in list(pool._lanes.values()):
                 lane.push()
+
+    @staticmethod
+    def _open_store_again() -> None:
+        """What we still have of the dead node's store is handed to the next one, before tasks ask there for it."""
+        try:
+            storage.client()
+        except storage.StoreGone as error:
+            _log.warning("the object store of a node that died could not be handed on: %s", error)
 
     def _give_up(self, error: BaseException) -> None:
         """No node can be had: nothing that is open can go on."""
@@ -709,7 +736,7 @@ class NativeRuntime:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
             if self._io_left:
                 self._reap()
-                if self.config.linger_s == 0:
+                if self.config.linger_s == 0 and not storage.in_use():
                     self.close()  # nothing is to stay until the next executor: no node, no socket to it
         return self._io_left
 

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from dpool._core import frames, wire
+from dpool._core import frames, storage, wire
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
 from dpool._core.lane import Lane, Route
 from dpool._core.launch import await_deaths
@@ -44,6 +44,7 @@ from dpool._core.messages import (
     UpdateSetup,
     WorkerDied,
 )
+from dpool._core.serialize import FutureInside
 
 if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
@@ -221,12 +222,12 @@ class ExecutorPool:
     def _unprepared(
         self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException
     ) -> Future[Any]:
-        """The arguments do not pickle: because a future is among them, or for good."""
+        """A future is among the arguments, or they do not pickle."""
         import concurrent.futures
 
         future: Future[Any] = Future(route)
         needs = [a for a in (*args, *kwargs.values()) if isinstance(a, concurrent.futures.Future)]
-        if needs:
+        if needs and isinstance(error, FutureInside):
             self._wait_for(future, needs, fn, args, kwargs)
         elif not isinstance(error, Exception):
             raise error
@@ -628,6 +629,8 @@ class ExecutorPool:
         idle = page[frames.LIMIT] > 0 and not slot.frames and not slot.held  # it had got as far as its loop
         initializing = slot.held and self._initializer is not None and not began
         lost = (lane or self.main).worker_died(slot)
+        if message.unclaimed:
+            self._claim(message.pid)
         self.runtime.unwatch(slot.link)
         why = slot.link.why
         slot.link.close()
@@ -645,6 +648,14 @@ class ExecutorPool:
             self._give_up(message)
         for each in list(self._lanes.values()):
             each.push()
+
+    @staticmethod
+    def _claim(pid: int) -> None:
+        """All its answers have been read: what else it put into the store for us may go."""
+        try:
+            storage.client().claim(pid)
+        except storage.StoreGone:  # and all that was in it
+            return
 
     def _start_failed(self, message: WorkerDied) -> None:
         """It never got as far as being granted: the lease that it was to be is asked for again."""

@@ -6,11 +6,12 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
 - `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
-- `calls`: for each task its positional arguments (a tuple of plain values), or the pickled call (bytes).
+- `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
+  object store that lies (a list, see `storage.Place`).
 
 Result frame (worker → submitter), one pickle: `(first, end, elapsed_ns, values)`: results of tasks `first`,
 `first+1`, …; `end`: the frame is done (with fewer results than tasks if the rest was taken back). A value is a plain
-value, or a tuple `(kind, data)` with pickled data.
+value, or a tuple `(kind, data)` with pickled data, or with what the kind says.
 
 The page (memory file, mapped by both) lets the submitter see what a worker that cannot answer has done:
 
@@ -44,6 +45,11 @@ RAISED = 2
 """kind: a pickled exception, raised by the task"""
 FAILED = 3
 """kind: a pickled exception, raised around the task (its arguments or result could not be carried)"""
+
+STORED = 4
+"""kind: a result in the object store, sealed in the submitter's name; the data is its place"""
+WITH_REFS = 5
+"""kind: (pickled result, places of the objects it refers to, each held in the submitter's name)"""
 
 STARTED, LIMIT, FIRST, COUNT, GENERATION, PID = range(6)
 SLOTS = 8

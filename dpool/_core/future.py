@@ -18,7 +18,9 @@ from concurrent.futures import _base
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dpool._core import storage
 from dpool._core.context import here
+from dpool._core.serialize_results import load_value
 
 if TYPE_CHECKING:
     from dpool._core.lane import Route
@@ -57,6 +59,25 @@ class _Extra:
         """How often the task was started and lost."""
         self.group: Any = None
         """The number of the task among those that wait for other futures."""
+
+
+class InStore:
+    """A result that lies in the object store until somebody asks for it."""
+
+    __slots__ = ("handle", "label", "place")
+
+    def __init__(self, place: Any, label: str) -> None:
+        self.place = place
+        self.label = label
+        self.handle: Any = None
+        try:
+            self.handle = storage.client().received(place)
+        except storage.StoreGone:  # whoever asks for it hears of it
+            return
+
+    def load(self) -> Any:
+        """The value; each call another copy of it."""
+        return load_value(lambda: storage.load(self.place), self.label)
 
 
 class Future(_base.Future[_T]):
@@ -157,6 +178,8 @@ class Future(_base.Future[_T]):
         """
         if self._state is not FINISHED:
             self._await_end(timeout)
+        if self._result.__class__ is InStore:
+            self._fetch()
         extra = self._extra
         if extra is not None and extra.exception is not None:
             try:
@@ -176,7 +199,26 @@ class Future(_base.Future[_T]):
         """The exception the task raised, or None; waits like `result`."""
         if self._state is not FINISHED:
             self._await_end(timeout)
+        if self._result.__class__ is InStore:
+            self._fetch()
         return self._exception
+
+    def _fetch(self) -> None:
+        """Take the result out of the object store; if that cannot be, that is what the task raises."""
+        stored: Any = self._result
+        value = failure = None
+        try:
+            value = stored.load()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failure = error.with_traceback(None)
+        with _mutex:
+            if self._result is stored:  # else another thread was faster
+                if failure is not None:
+                    self._more().exception = failure
+                self._result = value
+        del failure
 
     def _await_end(self, timeout: float | None) -> None:
         if self._state not in DONE:
@@ -207,6 +249,13 @@ class Future(_base.Future[_T]):
             self._run_callback(fn)
         elif self._route is not None:
             self._route.attend()
+
+    def _drop_callback(self, fn: Callable[[Any], object]) -> None:
+        """Whoever asked to be called no longer cares."""
+        with _mutex:
+            extra = self._extra
+            if extra is not None and fn in extra.callbacks:
+                extra.callbacks.remove(fn)
 
     def cancel(self, force: bool = False) -> bool:
         """Cancel the task unless it has begun; with `force=True` also then: its worker is killed.

@@ -28,13 +28,14 @@ from threading import current_thread, main_thread
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
-from dpool._core import frames, wire
+from dpool._core import frames, storage, wire
 from dpool._core.future import (
     CANCELLED_AND_NOTIFIED,
     IN_PLACE,
     PENDING,
     RUNNING,
     Future,
+    InStore,
     finish,
     settle_plain,
     to_pending,
@@ -43,6 +44,7 @@ from dpool._core.future import _mutex as futures_mutex
 from dpool._core.logic.dispatch import Answer, Dispatcher, Frame, Slot
 from dpool._core.messages import ProtocolError, Shape
 from dpool._core.serialize import Shipped, load_exception, load_result
+from dpool._core.storage import Place, Stored
 
 if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
@@ -58,6 +60,13 @@ def _parse(data: Any) -> tuple[int, bool, int, list[Any]]:
     if not (type(first) is type(elapsed_ns) is int and type(values) is list and (first > 0 or values)):
         raise ProtocolError(f"a frame of results with {type(first).__name__}, {type(values).__name__}")
     return first, end, elapsed_ns, values
+
+
+def store_lost(error: BaseException, label: str) -> BaseException:
+    """What a task raises whose result was in a store that is gone."""
+    from dpool.errors import ObjectLost
+
+    return ObjectLost(f"the result of {label} is lost: it was in the object store of a node that has ended ({error})")
 
 
 class Route:
@@ -274,6 +283,8 @@ class Lane:
                     if tasks:  # definitions are installed before the frame's first task, so they belong to that one
                         break
                     items = frame[1] = items + shipped.missing(export)
+                if call.__class__ is Stored:
+                    call = call.wire
                 if call.__class__ is bytes:
                     size += len(call)
                     if size > wire.INLINE_LIMIT and tasks:
@@ -451,14 +462,31 @@ class Lane:
             label = self.label(future)
             if kind == frames.RESULT:
                 self._settle_pickled(future, data, label)
+            elif kind == frames.STORED:
+                finish(future, InStore(data, label))
+            elif kind == frames.WITH_REFS:
+                self._settle_with_refs(future, data, label)
             else:
                 finish(future, None, load_exception(data, label))
         if self.pool.closing:
             self.pool.check_drained()
 
+    def _settle_with_refs(self, future: Future[Any], data: tuple[bytes, list[Place]], label: str) -> None:
+        """The result refers to objects, which the worker has had held in our name."""
+        pickled, places = data
+        keep = []
+        try:
+            client = storage.client()
+            keep = [client.received(place) for place in places]
+        except storage.StoreGone as error:
+            finish(future, None, store_lost(error, label))
+            return
+        self._settle_pickled(future, pickled, label)
+        del keep  # by now the references in the result hold them
+
     def _settle_pickled(self, future: Future[Any], data: bytes, label: str) -> None:
         try:
-            future._result = pickle.loads(data)
+            future._result = pickle.loads(data) if data[:1] == b"\x80" else storage.unpack(data)
         except BaseException:
             if self._settle_again(future, data, label) and current_thread() is main_thread():
                 raise  # it does unpickle: a signal handler had raised

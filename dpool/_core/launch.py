@@ -67,6 +67,10 @@ def remove_session(path: str) -> None:
     """Remove a session directory and all in it; what is gone already does not matter."""
     import shutil  # not on the way to the first result
 
+    if os.path.islink(os.path.join(path, "spill")):
+        from dpool._store.spill import remove_linked
+
+        remove_linked(path)
     shutil.rmtree(path, ignore_errors=True)
 
 

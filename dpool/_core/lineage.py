@@ -18,6 +18,7 @@ from weakref import ref
 from dpool._core import ids
 from dpool._core.context import here
 from dpool._core.messages import ExportFunction, TasksDelivered, TasksDispatched
+from dpool._core.storage import Stored
 
 if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
@@ -86,6 +87,8 @@ class Lineage:
                 continue
             self._index += 1
             task = ids.task_id(self._parent, self._index)
+            if isinstance(call, Stored):
+                call = call.wire
             data = call if isinstance(call, bytes) else pickle.dumps((call, {}), 5)
             arguments = data if len(data) <= MAX_ARGUMENTS else len(data)
             function = self._function(export)

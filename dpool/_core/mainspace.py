@@ -20,11 +20,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import serialize_rebuild as rebuild
+from dpool._core import storage
 from dpool._core.serialize_names import MAIN_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dpool._core.storage import Place
     from dpool.errors import DeserializationError
 
     Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -74,6 +76,19 @@ def deserialization_error(text: str) -> DeserializationError:
 def _is_ours(error: BaseException) -> bool:
     errors = sys.modules.get("dpool.errors")
     return errors is not None and isinstance(error, errors.DeserializationError)
+
+
+def _is_lost(error: BaseException) -> bool:
+    """The object store said what is wrong."""
+    errors = sys.modules.get("dpool.errors")
+    return errors is not None and isinstance(error, (errors.ObjectLost, errors.ObjectStoreFull))
+
+
+def load_payload(payload: bytes | Place) -> Any:
+    """The value of a task's payload: a pickle, a flat value, or an object in the store."""
+    if type(payload) is bytes:
+        return pickle.loads(payload) if payload[:1] == b"\x80" else storage.unpack(payload)
+    return storage.load(payload)  # type: ignore[arg-type]
 
 
 class _Loader(pickle.Unpickler):
@@ -222,17 +237,19 @@ class Importer:
             self._blobs.pop(number, None)
             self._functions.pop(number, None)
 
-    def load_call(self, payload: bytes, function: Callable[..., Any] | None = None) -> Call:
+    def load_call(self, payload: bytes | Place, function: Callable[..., Any] | None = None) -> Call:
         """`(args, kwargs)` of a task; `function` is what its errors name.
 
         Raises:
             DeserializationError: unpickling raised; the message names what.
         """
         try:
-            return pickle.loads(payload)  # type: ignore[no-any-return]
+            return load_payload(payload)  # type: ignore[no-any-return]
         except KeyboardInterrupt:
             raise
         except BaseException as error:
+            if _is_lost(error):
+                raise
             raise self._argument_error(error, function) from error
 
     def load_inline(self, payload: bytes) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
@@ -246,13 +263,13 @@ class Importer:
         called = None
         try:
             if function is None:
-                return pickle.loads(content)  # type: ignore[no-any-return]
+                return load_payload(content)  # type: ignore[no-any-return]
             called = _Loader(self, function).load()
-            return (called, *pickle.loads(content))
+            return (called, *load_payload(content))
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if _is_ours(error):
+            if _is_ours(error) or _is_lost(error):
                 raise
             raise self._argument_error(error, called) from error
 

@@ -91,6 +91,10 @@ class Blocked(NamedTuple):
     blocked: bool
 
 
+class OpenStore(NamedTuple):
+    """The descriptor that comes along is the node's end of the sender's socket to the object store."""
+
+
 class ExportFunction(NamedTuple):
     function: bytes
     blob: bytes
@@ -153,6 +157,8 @@ class WorkerDied(NamedTuple):
     reason: str
     """`oom`, `stopped`, `start: …`, or empty."""
     log_file: str
+    unclaimed: bool = False
+    """It made objects for its submitter, who perhaps never heard of them."""
 
 
 class Output(NamedTuple):
@@ -237,6 +243,190 @@ class Setup(NamedTuple):
     """How deeply nested the workers' tasks will be: 1 for those of a driver."""
 
 
+# store client (driver or worker, on a socket of its own) → node; see node_store.py
+
+
+class StoreHello(NamedTuple):
+    """The first message; the descriptor of the process's pin page comes along."""
+
+    protocol: int
+    version: str
+    python: str
+    pid: int
+
+
+class StoreWant(NamedTuple):
+    """Room for `length` bytes; the answer is StoreLeased or StoreOnDisk."""
+
+    request: int
+    length: int
+
+
+class StoreReturn(NamedTuple):
+    """A part of a lease that will not be used."""
+
+    segment: int
+    offset: int
+    length: int
+
+
+class StoreSeal(NamedTuple):
+    """The range, in a lease of the sender's, now holds this object; `holder` (a process id) holds it, once."""
+
+    obj: bytes
+    segment: int
+    offset: int
+    length: int
+    size: int
+    holder: int
+    contains: list[bytes]
+    """References that lie inside it."""
+
+
+class StoreSealFile(NamedTuple):
+    """The object has been written to a file, as there was no room."""
+
+    obj: bytes
+    size: int
+    path: str
+    crc: int
+    holder: int
+    contains: list[bytes]
+
+
+class StoreLocate(NamedTuple):
+    """Where is it? The answer is StoreLocated, StoreInFile or StoreUnknown."""
+
+    request: int
+    obj: bytes
+
+
+class StoreHold(NamedTuple):
+    """A process holds these objects, once (more) each."""
+
+    objs: list[bytes]
+    holder: int
+
+
+class StoreRelease(NamedTuple):
+    """The sender no longer holds these, once (each time an object is named)."""
+
+    objs: list[bytes]
+
+
+class StoreRetire(NamedTuple):
+    """A child was forked that maps these ranges: they must never be written again."""
+
+    keys: list[int]
+
+
+class StoreClaim(NamedTuple):
+    """Of what a dead worker made for the sender, it has received only these."""
+
+    worker_pid: int
+    objs: list[bytes]
+
+
+class StoreAdopt(NamedTuple):
+    """A segment that an earlier node had made, with the objects (id, offset, length, size) in it that the sender holds;
+    its descriptor comes along.
+    """
+
+    segment: int
+    size: int
+    objs: list[tuple[bytes, int, int, int]]
+
+
+class StoreAsk(NamedTuple):
+    """The answer is StoreReport."""
+
+    request: int
+    listing: bool
+
+
+class StorePromise(NamedTuple):
+    """The sender will say what became of these futures of its."""
+
+    objs: list[bytes]
+
+
+class StoreFulfil(NamedTuple):
+    """What became of a promised future: a kind as in frames.py, and its data."""
+
+    obj: bytes
+    kind: int
+    data: bytes
+    contains: list[bytes]
+
+
+class StoreWatch(NamedTuple):
+    """Tell what becomes of this future: StoreResolved, when it is known."""
+
+    obj: bytes
+
+
+# node → store client
+
+
+class StoreLeased(NamedTuple):
+    """`segment_size`: bytes of the segment, whose descriptor comes along the first time."""
+
+    request: int
+    segment: int
+    segment_size: int
+    offset: int
+    length: int
+
+
+class StoreOnDisk(NamedTuple):
+    """No room and none to be had: write it to this file."""
+
+    request: int
+    path: str
+
+
+class StoreLocated(NamedTuple):
+    request: int
+    obj: bytes
+    segment: int
+    segment_size: int
+    offset: int
+    length: int
+    size: int
+
+
+class StoreInFile(NamedTuple):
+    request: int
+    obj: bytes
+    path: str
+    size: int
+    crc: int
+
+
+class StoreUnknown(NamedTuple):
+    request: int
+    obj: bytes
+    why: str
+
+
+class StoreReport(NamedTuple):
+    request: int
+    stats: dict[str, Any]
+    listing: list[tuple[Any, ...]]
+
+
+class StoreDropped(NamedTuple):
+    """The segment is gone; forget its descriptor."""
+
+    segment: int
+
+
+class StoreResolved(NamedTuple):
+    obj: bytes
+    kind: int
+    data: bytes
+
+
 CONTROL: tuple[type[Any], ...] = (
     Hello,
     OpenPool,
@@ -248,6 +438,7 @@ CONTROL: tuple[type[Any], ...] = (
     ReturnLease,
     KillWorker,
     Blocked,
+    OpenStore,
     ExportFunction,
     TasksDispatched,
     TasksDelivered,
@@ -265,6 +456,29 @@ CONTROL: tuple[type[Any], ...] = (
     SpawnProgram,
     Spawned,
     SpawnFailed,
+    StoreHello,
+    StoreWant,
+    StoreReturn,
+    StoreSeal,
+    StoreSealFile,
+    StoreLocate,
+    StoreHold,
+    StoreRelease,
+    StoreRetire,
+    StoreClaim,
+    StoreAdopt,
+    StoreAsk,
+    StorePromise,
+    StoreFulfil,
+    StoreWatch,
+    StoreLeased,
+    StoreOnDisk,
+    StoreLocated,
+    StoreInFile,
+    StoreUnknown,
+    StoreReport,
+    StoreDropped,
+    StoreResolved,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
 _TYPES = {

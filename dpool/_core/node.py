@@ -58,12 +58,14 @@ writes.
 class Client:
     """One connection: a driver's, or a worker's for its own nested executors."""
 
-    __slots__ = ("channel", "driver", "hello", "number", "pools")
+    __slots__ = ("channel", "driver", "hello", "number", "pools", "side")
 
     def __init__(self, number: int, channel: wire.ControlChannel) -> None:
         self.number = number
         self.channel = channel
         self.hello: m.Hello | None = None
+        self.side: Any = None
+        """It is a process's connection to the object store, and this is what the store knows of it."""
         self.driver = False
         self.pools: dict[int, int] = {}
         """Its number of a pool → ours."""
@@ -107,6 +109,8 @@ class Node:
         self._had_driver = False
         self._ending = False
         self._linger_armed = 0
+        self._store: Any = None
+        """The object store, once a process has something for it."""
         self._records: Any = None
         """The recorder to the control store, once it has been started."""
         self._oom_kills = oom_kills()
@@ -236,14 +240,20 @@ class Node:
             _log("client.malformed", client=client.number, error=error)
             self._client_left(client)
             return
-        for fd in fds:
-            os.close(fd)
         try:
-            self._client_said(client, message)
+            if isinstance(message, m.OpenStore) and len(fds) == 1:
+                self._add_client(socket.socket(fileno=fds.pop()), driver_side=False)
+            elif client.side is not None or isinstance(message, m.StoreHello):
+                self._store_said(client, message, fds)
+            else:
+                self._client_said(client, message)
         except Exception as error:  # whatever a peer says, it must not take the others along
             _log("client.illegal", client=client.number, message=type(message).__name__, error=repr(error))
             self._send(client, m.Refused(f"{type(message).__name__}: {error}"))
             self._client_left(client)
+        finally:
+            for fd in fds:
+                os.close(fd)
 
     def _client_said(self, client: Client, message: Any) -> None:
         if client.hello is None:
@@ -283,7 +293,11 @@ class Node:
             return
         self._off(client.channel.fileno())
         client.channel.close()
+        if client.side is not None:
+            self._store.closed(client.side)
         if client.hello is not None:
+            if self._store is not None and not any(o.side and o.side.pid == client.hello.pid for o in self._clients.values()):
+                self._store.process_gone(client.hello.pid)
             self._do(s.ClientLeft(client.number))
             if self._records is not None:
                 self._records.client_left(client.number)
@@ -303,6 +317,61 @@ class Node:
             return
         if client.channel.pending and not waited:
             self._epoll.modify(client.channel.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    # -- the object store
+
+    def _store_said(self, client: Client, message: Any, fds: list[int]) -> None:
+        if client.side is not None:
+            self._store.said(client.side, message, fds)
+            return
+        version, python = m.versions()
+        if (message.protocol, message.version, message.python) != (PROTOCOL, version, python):
+            raise m.ProtocolError(f"this node runs dpool {version} on Python {python}")
+        if self._store is None:
+            from dpool._core.node_store import NodeStore
+
+            self._store = NodeStore(self, _log)
+        client.side = self._store.hello(client.number, client.channel, message, fds)
+        fds.clear()
+
+    def read_store_side(self, number: int) -> bool:
+        """Read one message of a process's store socket now; False if there is none."""
+        client = self._clients.get(number)
+        if client is None:
+            return False
+        waiter = select.poll()
+        waiter.register(client.channel.fileno(), select.POLLIN)
+        if not waiter.poll(0):
+            return False
+        self._client_event(client, select.EPOLLIN)
+        return number in self._clients
+
+    def send_store_side(self, number: int, message: Any, fds: tuple[int, ...]) -> None:
+        """Send on a process's store socket."""
+        client = self._clients.get(number)
+        if client is not None:
+            self._send(client, message, fds)
+
+    def store_side_closed(self, number: int) -> None:
+        """The process is gone: so is its socket."""
+        client = self._clients.get(number)
+        if client is not None:
+            client.side = None
+            self._client_left(client)
+
+    def lives(self, pid: int) -> bool:
+        """Whether this is a process that can hold objects."""
+        if pid in self._pids:
+            return True
+        return any(
+            (c.hello is not None and c.hello.pid == pid) or (c.side is not None and c.side.pid == pid)
+            for c in self._clients.values()
+        )
+
+    def store_idle(self) -> None:
+        """Nobody holds an object any more."""
+        if not self._pools:
+            self._arm_linger()
 
     # -- what clients say
 
@@ -479,6 +548,7 @@ class Node:
                 proc.end_code,
                 proc.reason or proc.failed,
                 proc.log_file,
+                self._store is not None and self._store.left_unclaimed(proc.pid),
             ),
         )
 
@@ -642,6 +712,8 @@ class Node:
             self._oom_kills = now
         _log("worker.ended", worker=proc.worker, pid=proc.pid, signal=end_signal, code=end_code, reason=proc.reason)
         self._pids.pop(proc.pid, None)
+        if self._store is not None:
+            self._store.process_gone(proc.pid)
         early = not proc.began() and (end_signal != 0 or end_code != 0)
         self._do(s.WorkerDied(proc.worker, monotonic(), early))
         self._forget(proc)
@@ -771,7 +843,7 @@ class Node:
         self._at(monotonic() + self.config.linger_s, lambda: self._lingered(turn))
 
     def _lingered(self, turn: int) -> None:
-        if turn != self._linger_armed or self._pools:
+        if turn != self._linger_armed or self._pools or (self._store is not None and not self._store.idle()):
             return
         if self._epoll.poll(0):  # perhaps a driver with another executor
             self._at(monotonic(), lambda: self._lingered(turn))
@@ -787,6 +859,8 @@ class Node:
             self._signal(proc, signal.SIGKILL)
         if self._records is not None:
             self._records.close()
+        if self._store is not None:
+            self._store.close()
         if self._zygote is not None:
             self._zygote.close()
         until = monotonic() + 2

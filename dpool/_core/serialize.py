@@ -32,15 +32,20 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from dpool._core.config import INLINE_LIMIT
 from dpool._core.mainspace import Importer, install_main
 from dpool._core.serialize_globals import Definition, Globals, Needs, named, numbers
 from dpool._core.serialize_names import ATOMIC, by_reference, main_path, plain, registered_by_value, value_index
-from dpool._core.serialize_pickler import PROTOCOL, CapturePickler, Pickler, dumps
-from dpool._core.serialize_results import dump_exception, dump_result, load_exception, load_result
+from dpool._core.serialize_pickler import PROTOCOL, CapturePickler, Pickler, dump, dumps
+from dpool._core.serialize_results import dump_exception, dump_result, home_pickler, load_exception, load_result
 from dpool._core.serialize_watch import Plan, Watcher, steps
+from dpool._core.storage import Stored, pack
+from dpool._store.serde import Parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from dpool._core.objectref import ObjectRef
 
     Args = tuple[Any, ...]
     Kwargs = dict[str, Any]
@@ -50,6 +55,7 @@ __all__ = [
     "Definition",
     "Export",
     "Exporter",
+    "FutureInside",
     "Importer",
     "Shipped",
     "dump_exception",
@@ -69,6 +75,7 @@ VARIANTS_LIMIT = 256
 """So many exports are kept that differ only in what their arguments need."""
 
 _PLAIN_LIMIT = 1000
+_LONG = 64 * 1024
 _SMALL = ATOMIC - {str, bytes}
 _SIZED = (str, bytes)
 _IMPORTED, _PICKLED = True, False
@@ -81,7 +88,7 @@ class Export:
     the last reference to it goes, its number is noted as dead.
     """
 
-    __slots__ = ("_owner", "blob", "inline", "label", "number", "requires")
+    __slots__ = ("_owner", "blob", "inline", "keep", "label", "number", "requires")
 
     def __init__(
         self,
@@ -97,6 +104,8 @@ class Export:
         self.label = label
         self.inline = inline
         self._owner = owner
+        self.keep: list[Any] = []
+        """What the function refers to in the object store."""
 
     def __del__(self) -> None:
         if self._owner is not None:
@@ -196,14 +205,17 @@ class Exporter:
         self._globals = Globals()
         self._lock = RLock()
 
-    def prepare(self, fn: Callable[..., Any], args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes]:
+    def prepare(self, fn: Callable[..., Any], args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes | Stored]:
         """What to send for the call `fn(*args, **kwargs)`.
 
         Returns:
             The export and the payload: `args` itself if there are no keywords and only small atomic arguments, else
-            the pickle of `(args, kwargs)`; for an inline export something for `Importer.load_inline`.
+            the pickle of `(args, kwargs)`; for an inline export something for `Importer.load_inline`. What is larger
+            than a message lies in the object store, and the payload says where.
 
         Raises:
+            FutureInside: an argument is a Future: the task must wait for it.
+            ObjectStoreFull: there is no room for a large argument.
             PicklingError, TypeError, …: whatever pickling the function, what it captures, or the arguments raised.
         """
         entry = self._entries.get(id(fn))
@@ -219,7 +231,7 @@ class Exporter:
 
     # ---- first sight of a function, or something has changed
 
-    def _prepare_anew(self, fn: Any, args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes]:
+    def _prepare_anew(self, fn: Any, args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes | Stored]:
         with self._lock:
             if self._globals.meet_main():
                 self._entries.clear()
@@ -303,7 +315,7 @@ class Exporter:
         entry, label = _Entry(), label_of(fn)
         entry.own = (fn.__code__, fn.__defaults__, fn.__kwdefaults__, len(fn.__dict__))
         entry.registered = registered_by_value(fn.__module__ or "")
-        entry.content, names, watcher = self._capture(fn, label)
+        entry.content, names, watcher, keep = self._capture(fn, label)
         entry.plan = watcher.plan
         if watcher.rebinds or watcher.plan.pickles or not watcher.steady:
             old.fickle = True
@@ -312,6 +324,7 @@ class Exporter:
         entry.plan.extend(needs.plan)
         entry.names = needs.names
         entry.export = self._same_or_new(old, entry.content, needs.requires, label)
+        entry.export.keep = keep
         return self._remember_nameless(fn, entry)
 
     def _same_or_new(self, old: _Entry | None, content: bytes, requires: tuple[Definition, ...], label: str) -> Export:
@@ -324,8 +337,10 @@ class Exporter:
         blob = pickle.dumps((tuple(one.number for one in requires), how, content), PROTOCOL)
         return Export(blob, requires, label, owner=self)
 
-    def _capture(self, fn: FunctionType, label: str) -> tuple[bytes, list[str], Watcher]:
-        """A nameless function by value: its pickle, the globals it needs, and what was watched besides itself."""
+    def _capture(self, fn: FunctionType, label: str) -> tuple[bytes, list[str], Watcher, list[Any]]:
+        """A nameless function by value: its pickle, the globals it needs, what was watched besides itself, and what it
+        refers to in the object store.
+        """
         index = value_index(self._globals.main)
         pickler = CapturePickler(index)
         try:
@@ -336,19 +351,26 @@ class Exporter:
         watcher = Watcher(index)
         watcher.watch_function(fn, itself=False)
         watcher.plan.lookups += [(self._globals.main, name, value) for name, value in pickler.loads.items()]
-        return blob, [*pickler.loads, *pickler.uses], watcher
+        return blob, [*pickler.loads, *pickler.uses], watcher, pickler.keep
 
     # ---- arguments
 
-    def _with_payload(self, entry: _Entry, args: Args, kwargs: Kwargs) -> tuple[Export, bytes]:
+    def _with_payload(self, entry: _Entry, args: Args, kwargs: Kwargs) -> tuple[Export, bytes | Stored]:
         export: Export = entry.export
         try:
-            if _all_plain(args) and (not kwargs or _all_plain(kwargs.values())):
-                return export, pickle.dumps((args, kwargs), PROTOCOL)
-            pickler = Pickler()
-            payload = dumps((args, kwargs), pickler)
+            if _all_plain(args) and (not kwargs or _all_plain(kwargs.values())) and not _any_long(args, kwargs):
+                data = pickle.dumps((args, kwargs), PROTOCOL)
+                if len(data) <= INLINE_LIMIT:
+                    return export, data
+            args, kwargs = _arguments(args, kwargs)
+            parts = Parts()
+            pickler = Pickler(parts=parts)
+            dump((args, kwargs), pickler)
+        except FutureInside:
+            raise
         except Exception as error:
             raise named(error, f"the arguments of {export.label!r}") from error.__cause__
+        payload = pack(parts, pickler.keep)
         names = pickler.loads.keys() | pickler.uses.keys()
         if not entry.names.issuperset(names):
             with self._lock:
@@ -372,22 +394,32 @@ class Exporter:
         entry.variants[names] = (export, needs.plan)
         return export
 
-    def _inline_call(self, fn: Any, args: Args, kwargs: Kwargs) -> tuple[Export, bytes]:
+    def _inline_call(self, fn: Any, args: Args, kwargs: Kwargs) -> tuple[Export, bytes | Stored]:
         label = label_of(fn)
         function: bytes | None = None
         names: list[str] = []
+        keep: list[Any] = []
+        args, kwargs = _arguments(args, kwargs)
         content: tuple[Any, ...] = (fn, args, kwargs)
         if type(fn) is FunctionType:
-            function, names, _ = self._capture(fn, label)
+            function, names, _, keep = self._capture(fn, label)
             content = (args, kwargs)
-        pickler = Pickler()
+        parts = Parts()
+        pickler = Pickler(parts=parts)
         try:
-            payload = dumps(content, pickler)
+            dump(content, pickler)
         except Exception as error:
             raise named(error, f"the call of {label!r}") from error.__cause__
+        payload = pack(parts, pickler.keep)
         needs = self._globals.needs((*names, *pickler.loads, *pickler.uses), label)
         export = self._inline_export(needs)
-        return export, pickle.dumps((tuple(one.number for one in needs.requires), function, payload), PROTOCOL)
+        requires = tuple(one.number for one in needs.requires)
+        if isinstance(payload, Stored):
+            payload.keep += tuple(keep)
+            payload.wire = pickle.dumps((requires, function, payload.wire), PROTOCOL)
+            return export, payload
+        data = pickle.dumps((requires, function, payload), PROTOCOL)
+        return export, Stored(data, tuple(keep)) if keep else data
 
     def _inline_export(self, needs: Needs) -> Export:
         key = frozenset(one.number for one in needs.requires)
@@ -428,6 +460,50 @@ def _travels_raw(args: Args) -> bool:
 
 def _all_plain(values: Iterable[Any]) -> bool:
     return all(plain(value, _PLAIN_LIMIT) for value in values)
+
+
+def _any_long(args: Args, kwargs: Kwargs) -> bool:
+    """Whether an argument is a long str or bytes, which must not be copied more often than necessary."""
+    return any(type(value) in _SIZED and len(value) > _LONG for value in (*args, *kwargs.values()))
+
+
+def store_value(value: Any) -> ObjectRef:
+    """`dpool.put`."""
+    from dpool._core.objectref import ObjectRef
+
+    parts = Parts()
+    pickler = home_pickler(parts)
+    dump(value, pickler)
+    packed = pack(parts, pickler.keep)
+    needs = tuple({**pickler.loads, **pickler.uses})
+    if type(packed) is bytes:
+        return ObjectRef(None, packed, (), needs)
+    assert isinstance(packed, Stored)
+    if type(packed.wire) is bytes:
+        return ObjectRef(None, packed.wire, packed.keep, needs)
+    return ObjectRef(packed.keep[0], None, (), needs)
+
+
+class FutureInside(Exception):
+    """A Future is among the arguments."""
+
+
+def _arguments(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+    """The arguments with references marked as to be replaced by their values; FutureInside if one is a Future."""
+    futures = sys.modules.get("concurrent.futures._base")
+    if futures is not None and any(isinstance(value, futures.Future) for value in (*args, *kwargs.values())):
+        raise FutureInside
+    objectref = sys.modules.get("dpool._core.objectref")
+    if objectref is None:
+        return args, kwargs
+    marked: dict[int, Any] = {}
+
+    def mark(value: Any) -> Any:
+        if type(value) is not objectref.ObjectRef:
+            return value
+        return marked.setdefault(id(value), objectref.ByValue(value))  # the same one twice is the same value twice
+
+    return tuple(map(mark, args)), {name: mark(value) for name, value in kwargs.items()}
 
 
 def label_of(fn: Any) -> str:

@@ -29,12 +29,14 @@ numbers = count(1)
 class Definition:
     """One version of one global of the submitter's `__main__`; an empty blob says that it was deleted."""
 
-    __slots__ = ("blob", "name", "number")
+    __slots__ = ("blob", "keep", "name", "number")
 
-    def __init__(self, number: int, name: str, blob: bytes) -> None:
+    def __init__(self, number: int, name: str, blob: bytes, keep: tuple[Any, ...] = ()) -> None:
         self.number = number
         self.name = name
         self.blob = blob
+        self.keep = keep
+        """What it refers to in the object store."""
 
     def __repr__(self) -> str:
         return f"Definition({self.number}, {self.name!r})"
@@ -43,11 +45,12 @@ class Definition:
 class Node:
     """A global of `__main__` as it was last pickled."""
 
-    __slots__ = ("definition", "loaded", "loads", "name", "needs", "origin", "plan", "value")
+    __slots__ = ("definition", "keep", "loaded", "loads", "name", "needs", "origin", "plan", "value")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.definition = Definition(0, name, b"")
+        self.keep: tuple[Any, ...] = ()
         self.value: Any = None
         """Kept for functions and classes only."""
         self.plan = Plan()
@@ -161,7 +164,7 @@ class Globals:
         if old is not None and old.definition.blob == blob:
             node.definition, node.loaded = old.definition, old.loaded
         else:
-            node.definition = Definition(next(numbers), name, blob)
+            node.definition = Definition(next(numbers), name, blob, node.keep)
         if issubclass(type(value), type):
             known = old is not None and old.value is value
             node.origin = old.origin if known and old is not None else node.definition.number
@@ -174,6 +177,7 @@ class Globals:
         name = node.name
         pickler = CapturePickler(index)
         blob = pickler.define(name, value)
+        node.keep = tuple(pickler.keep)
         self.note_writes(pickler.writes)
         node.loads = tuple(pickler.loads)
         node.needs = (*pickler.loads, *pickler.uses)
@@ -219,7 +223,8 @@ def _renew_dependents(nodes: dict[str, Node]) -> None:
                 changed.add(name)
                 grown = True
     for name in stale:
-        nodes[name].definition = Definition(next(numbers), name, nodes[name].definition.blob)
+        before = nodes[name].definition
+        nodes[name].definition = Definition(next(numbers), name, before.blob, before.keep)
     for node in nodes.values():
         node.loaded = {name: nodes[name].version for name in node.loads if name in nodes}
 

@@ -16,7 +16,7 @@ import io
 import pickle
 import sys
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpool._core import serialize_rebuild as rebuild
 from dpool._core.serialize_names import (
@@ -34,8 +34,14 @@ from dpool._core.serialize_names import (
     walk,
 )
 from dpool._core.serialize_reducers import BY_TYPE, REMADE, Root, cloud, reduce_named, registered
+from dpool._store.serde import reducer_for
+
+if TYPE_CHECKING:
+    from dpool._store.serde import Parts
 
 PROTOCOL = 5
+_FOR_THE_STORE = ("pyarr", "torch")
+"""How the modules begin whose objects the store has its own way with."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not a static type of the interpreter or an extension
 
 
@@ -47,11 +53,24 @@ class Pickler(pickle.Pickler):
             reference); None where everything in `__main__` does.
         home: the pickle goes from a worker back to the process where its `__main__` comes from.
         whole: with `home`, spell out also the classes that came from there.
+        parts: takes the pickle, and large buffers out of band; without it, `dumps` gives all of it as bytes.
     """
 
-    def __init__(self, known: dict[str, Any] | None = None, home: bool = False, whole: bool = False) -> None:
-        self.target = io.BytesIO()
-        super().__init__(self.target, PROTOCOL)
+    def __init__(
+        self,
+        known: dict[str, Any] | None = None,
+        home: bool = False,
+        whole: bool = False,
+        parts: Parts | None = None,
+    ) -> None:
+        if parts is None:
+            self.target = io.BytesIO()
+            super().__init__(self.target, PROTOCOL)
+        else:
+            super().__init__(parts, PROTOCOL, buffer_callback=parts.buffer)
+        self.parts = parts
+        self.keep: list[Any] = []
+        """Handles of objects in the store that the pickle refers to: they must live as long as it."""
         self.reducers = self.dispatch_table = registered()
         self.known = known
         self.home = home
@@ -79,6 +98,10 @@ class Pickler(pickle.Pickler):
         special = BY_TYPE.get(kind)
         if special is not None and kind not in self.reducers:
             return special(self, obj)
+        if self.parts is not None and (kind is memoryview or kind.__module__[:5] in _FOR_THE_STORE):
+            reducer = reducer_for(kind)
+            if reducer is not None and kind not in self.reducers:
+                return reducer(obj, self.parts)
         if obj is self.root or kind.__module__ in MAIN_NAMES:
             return self._reduce_main_value(obj, kind)
         return self._reduce_other(obj, kind)
@@ -99,6 +122,10 @@ class Pickler(pickle.Pickler):
             return False
         self.loads[top] = value
         return True
+
+    def need(self, name: str) -> None:
+        """The pickle refers to something that loads only where this name of `__main__` exists."""
+        self.loads.setdefault(name, rebuild.main_dict().get(name, MISSING))
 
     # ---- functions
 
@@ -248,8 +275,8 @@ class CapturePickler(Pickler):
         return (remake, ()) if remake is not None else super()._reduce_other(obj, kind)
 
 
-def dumps(obj: Any, pickler: Pickler) -> bytes:
-    """The pickle of `obj` by a fresh `pickler`.
+def dump(obj: Any, pickler: Pickler) -> None:
+    """Pickle `obj` by a fresh `pickler`.
 
     Raises:
         PicklingError: also for a structure nested too deeply; and whatever the object's own reducers raise.
@@ -258,4 +285,9 @@ def dumps(obj: Any, pickler: Pickler) -> bytes:
         pickler.dump(obj)
     except RecursionError as error:
         raise pickle.PicklingError(f"{type(obj).__name__} object is nested too deeply to be pickled") from error
+
+
+def dumps(obj: Any, pickler: Pickler) -> bytes:
+    """The pickle of `obj` by a fresh `pickler` that has no parts; raises like `dump`."""
+    dump(obj, pickler)
     return pickler.target.getvalue()

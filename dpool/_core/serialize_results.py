@@ -17,30 +17,39 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import mainspace
 from dpool._core.mainspace import deserialization_error, explain
 from dpool._core.serialize_names import ATOMIC, plain
-from dpool._core.serialize_pickler import PROTOCOL, Pickler, dumps
+from dpool._core.serialize_pickler import PROTOCOL, Pickler, dump, dumps
+from dpool._core.storage import unpack
+from dpool._store.serde import Parts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
+
+_LONG = 64 * 1024
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-def _home_pickler() -> Pickler:
+def home_pickler(parts: Parts | None = None) -> Pickler:
+    """A pickler for what is sent to the process that submits, or by it."""
     if mainspace.installed:
-        return Pickler(known=mainspace.members, home=True)
-    return Pickler()
+        return Pickler(known=mainspace.members, home=True, parts=parts)
+    return Pickler(parts=parts)
 
 
-def dump_result(value: Any, label: str) -> bytes:
-    """The pickle of a task's result.
+def dump_result(value: Any, label: str) -> tuple[Parts | bytes, list[Any]]:
+    """A task's result: its pickle, or the parts of it, and Handles of what it refers to in the object store.
 
     Raises:
         PicklingError, TypeError, …: what pickling raised; its text names the task and the type.
     """
     try:
-        if plain(value):
-            return pickle.dumps(value, PROTOCOL)
-        return dumps(value, _home_pickler())
+        if plain(value) and (type(value) not in (str, bytes) or len(value) <= _LONG):
+            return pickle.dumps(value, PROTOCOL), []
+        parts = Parts()
+        pickler = home_pickler(parts)
+        dump(value, pickler)
+        return parts, pickler.keep
     except Exception as error:
         what = f"the result of {label!r}" if label else "the task's result"
         _say(error, f"while pickling {what}, of type {type(value).__qualname__}")
@@ -60,11 +69,19 @@ def load_result(data: bytes, label: str) -> Any:
     Raises:
         DeserializationError: anything was raised while unpickling (SystemExit too; only KeyboardInterrupt passes).
     """
+    return load_value(lambda: unpack(data), label)
+
+
+def load_value(load: Callable[[], Any], label: str) -> Any:
+    """A result, by `load`; raises like `load_result`. What is lost is said as it is."""
     try:
-        return pickle.loads(data)
+        return load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if type(error).__module__ == "dpool.errors":
+            failure: BaseException = error.with_traceback(None)
+            raise failure from None
         failure = deserialization_error(f"the result of {label!r} does not unpickle: {explain(error)}")
         failure.__cause__ = _remote(_format(error))
     raise failure  # without a context: its frames, of whatever thread reads, would live as long as the future
@@ -146,7 +163,7 @@ def _drop_tracebacks(exc: BaseException) -> None:
 
 def _pickle_whole(exc: BaseException) -> bytes:
     """The exception's own pickle, if loading it gives the same type and arguments."""
-    blob = dumps(exc, _home_pickler())
+    blob = dumps(exc, home_pickler())
     again = pickle.loads(blob)
     if type(again) is not type(exc) or not _same_args(again.args, exc.args):
         raise pickle.PicklingError("it comes back as something else")
@@ -169,7 +186,7 @@ def _pickle_without_init(exc: BaseException) -> bytes:
         vars(one).get("__slots__") for one in cls.__mro__
     ):
         raise pickle.PicklingError("it has fields that only its own constructor fills")
-    blob = dumps(_Bare(exc), _home_pickler())
+    blob = dumps(_Bare(exc), home_pickler())
     pickle.loads(blob)
     return blob
 

@@ -26,7 +26,7 @@ from select import EPOLLIN, epoll
 from time import perf_counter_ns
 from typing import Any
 
-from dpool._core import wire
+from dpool._core import storage, wire
 from dpool._core.context import here
 from dpool._core.frames import (
     COUNT,
@@ -44,6 +44,8 @@ from dpool._core.frames import (
     RAISED,
     RESULT,
     STARTED,
+    STORED,
+    WITH_REFS,
     Page,
 )
 from dpool._core.polling import Poller
@@ -188,7 +190,7 @@ class Worker:
             return result
         self._interrupts.armed = False
         try:
-            return (RESULT, dump_result(result, _label(function)))
+            return _result(result, _label(function))
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
@@ -243,11 +245,27 @@ class Worker:
         value = self._call(number, call)
         self._interrupts.armed = False
         self._receiver.close_fds()
-        failed = type(value) is tuple and value[0] != RESULT
+        failed = type(value) is tuple and value[0] in (RAISED, FAILED)
         if failed:
             _log_failed_initializer(value[1])
         self._answer(0, True, 0, [value if failed else None])
         return not failed
+
+
+def _result(result: Any, label: str) -> tuple[int, Any]:
+    """A task's result as it travels: pickled, or where in the object store it lies."""
+    parts, keep = dump_result(result, label)
+    if type(parts) is bytes:
+        return (RESULT, parts)
+    assert here.worker is not None
+    submitter = here.worker.submitter_pid
+    packed = storage.pack(parts, keep, submitter)  # type: ignore[arg-type]
+    if type(packed) is bytes:
+        return (RESULT, packed)
+    if type(packed.wire) is list:  # type: ignore[union-attr]
+        return (STORED, packed.wire)  # type: ignore[union-attr]
+    storage.client().hold_for([handle.obj for handle in keep], submitter)
+    return (WITH_REFS, (packed.wire, [handle.place for handle in keep]))  # type: ignore[union-attr]
 
 
 def _log_failed_initializer(data: bytes) -> None:

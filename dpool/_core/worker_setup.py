@@ -42,7 +42,9 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
     page = Page(page_fd)
     for fd in (page_fd, out_fd, err_fd):
         os.close(fd)
-    context = WorkerContext(message.worker, message.ordinal, message.session, message.node_pid, setup.job, setup.depth)
+    context = WorkerContext(
+        message.worker, message.ordinal, message.session, message.node_pid, setup.job, setup.depth, setup.driver_pid
+    )
     here.worker = context
     importer = Importer()
     _take_over(setup, context)

@@ -161,7 +161,7 @@ def _become_program(message: SpawnProgram, fds: list[int]) -> None:
 
 def _remove_session(session: str) -> None:
     """The node is gone; if it could not tidy up, do it."""
-    import shutil
-
     if os.path.isdir(session):
-        shutil.rmtree(session, ignore_errors=True)
+        from dpool._core.launch import remove_session
+
+        remove_session(session)

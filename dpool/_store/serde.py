@@ -41,6 +41,7 @@ READ_ONLY = 1
 _HEADER = struct.Struct("<4sIIIQ")
 _ENTRY = struct.Struct("<QQ")
 _PROTOCOL = 5
+_BEGIN, _STOP = pickle.PROTO[0], pickle.STOP[0]
 
 
 def _aligned(size: int) -> int:
@@ -236,6 +237,8 @@ def _table(flat: memoryview) -> tuple[int, int, list[tuple[int, int]]]:
     end = start + stream
     if end > total:
         raise ValueError(f"the pickle stream ends at {end}, behind the end of the value at {total}")
+    if stream < 2 or flat[start] != _BEGIN or flat[end - 1] != _STOP:
+        raise ValueError(f"what lies from {start} to {end} is no pickle stream")
     spans = []
     behind = end
     for number, (offset, length) in enumerate(_ENTRY.iter_unpack(flat[_HEADER.size : start])):
@@ -293,6 +296,8 @@ def reducer_for(kind: type) -> Reducer | None:
     module = kind.__module__
     if type(module) is not str:
         return None
+    if module == "numpy":
+        return _reduce_array if kind.__name__ == "ndarray" else None
     if module == "pyarrow.lib":
         from dpool._store import arrow
 
@@ -307,6 +312,23 @@ def reducer_for(kind: type) -> Reducer | None:
 
         return arrow.reduce
     return None
+
+
+def _reduce_array(array: Any, parts: Parts) -> Any:
+    """Large arrays that numpy itself would copy into the stream: points in time, and what is not contiguous."""
+    dtype = array.dtype
+    if array.nbytes < BUFFER_LIMIT or dtype.hasobject:
+        return NotImplemented
+    if dtype.kind in "Mm":  # numpy exports no buffer of these
+        return view_dtype, (array.view("i8"), dtype)
+    if array.flags.forc:
+        return NotImplemented
+    return array.copy("K").__reduce_ex__(_PROTOCOL)
+
+
+def view_dtype(array: Any, dtype: Any) -> Any:
+    """The array's memory as elements of another dtype of the same size."""
+    return array.view(dtype)
 
 
 def _reduce_memoryview(view: memoryview, parts: Parts) -> Any:

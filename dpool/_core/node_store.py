@@ -1,0 +1,629 @@
+"""The node's side of the object store: sockets, segments, files; what to do is decided by the pure `Store`.
+
+```
+ clients (one socket and one pin page per process) ──Store…──► NodeStore ──events──► Store (room, eviction) ─┐
+        ▲                                                        │ └────events──► References (who holds)    │
+        └──── answers, descriptors ──────────────────────────────┘◄──────────── instructions ───────────────┘
+ memory thread: fallocate, punch, in order          spill thread: files, one after the other
+```
+
+Runs in the node's loop; both threads answer through `call_soon`. Made when the first process says StoreHello.
+
+Order matters twice. A release counts only when everything that any process has said before it has been read, for
+whoever passes a reference on keeps its own until the receiver has said that it holds it (`_settle_releases`). And what
+needs memory is answered when the memory is there, in the order of the instructions (`_perform`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import wire
+from dpool._core import messages as m
+from dpool._core.logic import IllegalMove
+from dpool._core.logic import references as r
+from dpool._core.machine import available_memory
+from dpool._store import events as e
+from dpool._store import memory, spill
+from dpool._store.objects import Store
+from dpool._store.pins import LOOK_AFTER_S, PinPage, place_of
+
+if TYPE_CHECKING:
+    from dpool._core.node import Node
+
+CHUNK = 16 << 20
+"""Bytes that a process leases at a time for small values, or a 64th of a small store."""
+INLINE_ALLOCATION = 1 << 20
+"""Memory up to this size is allocated in the loop itself."""
+MOST_PREFAULT = 128 << 20
+"""Bytes that are made warm ahead, at most."""
+PREFAULT_PRIORITY = 10
+MAX_DRAIN = 1000
+"""Messages read from one process before others have their turn."""
+NODE = 0
+"""The node as a client of its own store: it makes memory warm."""
+LOST = 0
+"""kind of what became of a promised future: nothing, its owner is gone."""
+
+
+class Side:
+    """One process: its socket, its pin page, the segments whose descriptor it has."""
+
+    __slots__ = ("channel", "number", "page", "pid", "pidfd", "segments", "watches")
+
+    def __init__(self, number: int, channel: wire.ControlChannel, pid: int, page: PinPage) -> None:
+        self.number = number
+        self.channel = channel
+        self.pid = pid
+        self.page = page
+        self.segments: set[int] = set()
+        self.watches: set[bytes] = set()
+        self.pidfd = -1
+
+
+class Segment:
+    """One memory file, mapped by the node."""
+
+    __slots__ = ("fd", "map", "size", "view")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self.map = mmap.mmap(fd, size)
+        self.view = memoryview(self.map)
+
+    def close(self) -> None:
+        self.view.release()
+        self.map.close()
+        os.close(self.fd)
+
+
+class NodeStore:
+    """See the module."""
+
+    def __init__(self, node: Node, log: Callable[..., None]) -> None:
+        self._node = node
+        self._log = log
+        config = node.config
+        capacity = int(config.object_store_memory) or available_memory() // 3
+        self.references = r.References()
+        self.store = Store(capacity, self._pinned, first_segment=int.from_bytes(node.node_id[:2], "big") << 12 | 1)
+        self._sides: dict[int, Side] = {}
+        self._segments: dict[int, Segment] = {}
+        self._unclaimed: dict[int, dict[bytes, int]] = {}
+        """Process id of a worker → what it made for others, with the holder: a dead one may not have sent it."""
+        self._maker: dict[bytes, int] = {}
+        self._promises: dict[bytes, m.StoreResolved | None] = {}
+        self._promised_by: dict[int, set[bytes]] = {}
+        self._watchers: dict[bytes, list[int]] = {}
+        self._releases: list[tuple[int, list[bytes]]] = []
+        self._settling = False
+        self._questions: list[tuple[Side, Any]] = []
+        self._pressed = False
+        self._chunk = min(CHUNK, capacity // 64 // memory.PAGE * memory.PAGE)
+        root = config.tmpdir or os.path.dirname(node.session)
+        self._files = spill.SpillDirectory(spill.choose_directory(config.spill_dir, node.session, root), node.session)
+        self._spill_thread = spill.SpillThread(self._told)
+        self._memory_thread = spill.SpillThread(self._told)
+        self._memory_jobs = 0
+        self._lists: deque[Any] = deque()
+        self._prefaults = 0
+        self._do(e.Joined(NODE, os.getpid()))
+
+    def _told(self, result: Any) -> None:
+        """In a thread: what is to be done in the loop now that a job is done."""
+        if isinstance(result, spill.JobFailed):
+            self._node.call_soon(partial(self._log, "store.job_failed", error=repr(result.error)))
+        else:
+            self._node.call_soon(result)
+
+    # -- processes
+
+    def hello(self, number: int, channel: wire.ControlChannel, message: m.StoreHello, fds: list[int]) -> Side:
+        """A process joins. ProtocolError, OSError if it cannot be."""
+        if len(fds) != 1:
+            raise m.ProtocolError("StoreHello comes with one descriptor")
+        side = Side(number, channel, message.pid, PinPage(fds[0]))
+        self._sides[number] = side
+        side.page.press(self._pressed)
+        side.page.offer(self._chunk)
+        self._do(e.Joined(number, message.pid))
+        return side
+
+    def closed(self, side: Side) -> None:
+        """Its socket has closed; if the process lives on, what it maps stays until it ends."""
+        if side.number not in self._sides or side.pidfd >= 0:
+            return
+        try:
+            side.pidfd = os.pidfd_open(side.pid)
+        except OSError:  # it has ended, and been reaped
+            self._gone(side)
+            return
+        waiter = select.poll()
+        waiter.register(side.pidfd, select.POLLIN)
+        if waiter.poll(0):
+            self._gone(side)
+        else:
+            self._node._on(side.pidfd, lambda mask: self._gone(side))
+
+    def process_gone(self, pid: int) -> None:
+        """A process has ended for certain: what it said last is read, then nothing is held or mapped by it."""
+        for side in [side for side in self._sides.values() if side.pid == pid]:
+            self._drain(side)
+            if side.number in self._sides:
+                self._gone(side)
+        self._references_of_dead(pid)
+
+    def _gone(self, side: Side) -> None:
+        if self._sides.pop(side.number, None) is None:
+            return
+        if side.pidfd >= 0:
+            self._node._off(side.pidfd)
+            os.close(side.pidfd)
+        side.page.close()
+        for obj in side.watches:
+            self._watchers[obj] = [number for number in self._watchers.get(obj, []) if number != side.number]
+        self._node.store_side_closed(side.number)
+        self._do(e.Left(side.number))
+        if not any(other.pid == side.pid for other in self._sides.values()):
+            self._references_of_dead(side.pid)
+        self._do(e.Rescan(monotonic()))
+
+    def _references_of_dead(self, pid: int) -> None:
+        for obj in self._promised_by.pop(pid, set()):
+            if obj in self._promises and self._promises[obj] is None:
+                self._resolve(m.StoreResolved(obj, LOST, f"its process (pid {pid}) has ended".encode()))
+        self._follow(r.ProcessDied(pid))
+
+    def left_unclaimed(self, pid: int) -> bool:
+        """Whether a dead worker made something that its submitter may not have received."""
+        return bool(self._unclaimed.get(pid))
+
+    def idle(self) -> bool:
+        """Nobody holds anything: the node may go."""
+        return len(self.references) == 0
+
+    def _drain(self, side: Side) -> None:
+        for _ in range(MAX_DRAIN):
+            if not self._node.read_store_side(side.number):
+                return
+
+    # -- what processes say
+
+    def said(self, side: Side, message: Any, fds: list[int]) -> None:
+        """One message; an exception if it cannot be (the node then closes that peer)."""
+        handler = self._MESSAGES.get(type(message))
+        if handler is None:
+            raise m.ProtocolError(f"{type(message).__name__} is not for a store")
+        if isinstance(message, m.StoreAdopt):
+            self._adopt(side, message, fds)
+        else:
+            handler(self, side, message)
+
+    def _want(self, side: Side, message: m.StoreWant) -> None:
+        self._see_uses()
+        self._do(e.Rescan(monotonic()))  # what readers have let go is warm: better than new memory
+        self._do(e.Want(side.number, message.request, message.length, monotonic()))
+
+    def _return(self, side: Side, message: m.StoreReturn) -> None:
+        self._do(e.Return(side.number, e.Range(message.segment, message.offset, message.length)))
+
+    def _seal(self, side: Side, message: m.StoreSeal) -> None:
+        where = e.Range(message.segment, message.offset, message.length)
+        self._do(e.Seal(side.number, message.obj, where, message.size, side.pid, monotonic()))
+        self._made(side, message.obj, message.holder, message.contains)
+
+    def _seal_file(self, side: Side, message: m.StoreSealFile) -> None:
+        self._do(
+            e.SealFile(
+                side.number, message.obj, message.size, message.path, message.crc, side.pid, monotonic()
+            )
+        )
+        self._made(side, message.obj, message.holder, message.contains)
+
+    def _made(self, side: Side, obj: bytes, holder: int, contains: list[bytes]) -> None:
+        if not self._node.lives(holder):
+            holder = side.pid
+            self._follow(r.Acquire(obj, holder))
+            self._releases.append((holder, [obj]))
+            self._node.call_soon(self._settle_releases)
+            return
+        self._follow(r.Acquire(obj, holder))
+        for inner in contains:
+            self._follow(r.Contains(obj, inner))
+        if holder != side.pid:
+            self._unclaimed.setdefault(side.pid, {})[obj] = holder
+            self._maker[obj] = side.pid
+
+    def _locate(self, side: Side, message: m.StoreLocate) -> None:
+        self._see_uses()
+        self._do(e.Locate(side.number, message.request, message.obj, monotonic()))
+
+    def _hold(self, side: Side, message: m.StoreHold) -> None:
+        if self._node.lives(message.holder):
+            for obj in message.objs:
+                self._follow(r.Acquire(obj, message.holder))
+
+    def _release(self, side: Side, message: m.StoreRelease) -> None:
+        if not self._releases:
+            self._node.call_soon(self._settle_releases)
+        self._releases.append((side.pid, message.objs))
+
+    def _settle_releases(self) -> None:
+        """Read what everybody has said before these releases arrived, then let go; then see what is asked for."""
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            while True:
+                releases, self._releases = self._releases, []
+                for side in list(self._sides.values()):
+                    self._drain(side)
+                for pid, objs in releases:
+                    for obj in objs:
+                        self._follow(r.Release(obj, pid))
+                if not self._releases:
+                    break
+        finally:
+            self._settling = False
+        questions, self._questions = self._questions, []
+        for side, message in questions:
+            if side.number in self._sides:
+                self._QUESTIONS[type(message)](self, side, message)
+
+    def _question(self, side: Side, message: Any) -> None:
+        """What is answered when all that has been said is known: memory may just have come free."""
+        self._questions.append((side, message))
+        self._settle_releases()
+
+    def _retire(self, side: Side, message: m.StoreRetire) -> None:
+        for key in message.keys:
+            self._do(e.Retire(*place_of(key)))
+
+    def _claim(self, side: Side, message: m.StoreClaim) -> None:
+        """Whatever a dead worker made for the sender and did not get out to it, nobody will ever ask for."""
+        had = set(message.objs)
+        left = self._unclaimed.get(message.worker_pid, {})
+        for obj in [obj for obj, holder in left.items() if holder == side.pid]:
+            del left[obj]
+            self._maker.pop(obj, None)
+            if obj not in had:
+                self._follow(r.Release(obj, side.pid))
+        if not left:
+            self._unclaimed.pop(message.worker_pid, None)
+
+    def _adopt(self, side: Side, message: m.StoreAdopt, fds: list[int]) -> None:
+        if len(fds) != 1 or os.fstat(fds[0]).st_size < message.size:
+            raise m.ProtocolError("StoreAdopt comes with the segment's descriptor")
+        if message.segment in self._segments:
+            raise m.ProtocolError(f"segment {message.segment} is known")
+        fd = os.dup(fds[0])
+        self._segments[message.segment] = Segment(fd, message.size)
+        side.segments.add(message.segment)
+        self._do(e.Adopt(message.size, message.objs, side.number, side.pid, monotonic(), message.segment))
+        for obj, *_ in message.objs:
+            self._follow(r.Acquire(obj, side.pid))
+
+    def _ask(self, side: Side, message: m.StoreAsk) -> None:
+        self._do(e.Rescan(monotonic()))
+        stats = self.store.stats()._asdict()
+        stats["reads"] = sum(one.page.reads() for one in self._sides.values())
+        listing = [tuple(one) for one in self.store.listing()] if message.listing else []
+        self._send(side.number, m.StoreReport(message.request, stats, listing))
+
+    def _promise(self, side: Side, message: m.StorePromise) -> None:
+        for obj in message.objs:
+            self._promises.setdefault(obj, None)
+            self._promised_by.setdefault(side.pid, set()).add(obj)
+            self._follow(r.Acquire(obj, side.pid))
+
+    def _fulfil(self, side: Side, message: m.StoreFulfil) -> None:
+        self._promised_by.get(side.pid, set()).discard(message.obj)
+        if message.obj not in self._promises:
+            return
+        for inner in message.contains:
+            self._follow(r.Contains(message.obj, inner))
+        self._resolve(m.StoreResolved(message.obj, message.kind, message.data))
+
+    def _resolve(self, resolved: m.StoreResolved) -> None:
+        self._promises[resolved.obj] = resolved
+        for number in self._watchers.pop(resolved.obj, ()):
+            side = self._sides.get(number)
+            if side is not None:
+                side.watches.discard(resolved.obj)
+                self._send(number, resolved)
+
+    def _watch(self, side: Side, message: m.StoreWatch) -> None:
+        if message.obj not in self._promises:
+            self._send(side.number, m.StoreResolved(message.obj, LOST, b"nobody holds it any more"))
+            return
+        known = self._promises[message.obj]
+        if known is not None:
+            self._send(side.number, known)
+        else:
+            side.watches.add(message.obj)
+            self._watchers.setdefault(message.obj, []).append(side.number)
+
+    _MESSAGES: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
+        m.StoreWant: _question,
+        m.StoreReturn: _return,
+        m.StoreSeal: _seal,
+        m.StoreSealFile: _seal_file,
+        m.StoreLocate: _question,
+        m.StoreHold: _hold,
+        m.StoreRelease: _release,
+        m.StoreRetire: _retire,
+        m.StoreClaim: _claim,
+        m.StoreAdopt: lambda self, side, message: None,
+        m.StoreAsk: _question,
+        m.StorePromise: _promise,
+        m.StoreFulfil: _fulfil,
+        m.StoreWatch: _watch,
+    }
+
+    _QUESTIONS: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
+        m.StoreWant: _want,
+        m.StoreLocate: _locate,
+        m.StoreAsk: _ask,
+    }
+
+    # -- who holds
+
+    def _follow(self, event: Any) -> None:
+        try:
+            freed = self.references.handle(event)
+        except (IllegalMove, ValueError) as error:  # a peer's mistake costs that peer its object, and nobody else
+            self._log("store.illegal", event=event, error=error)
+            return
+        for order in freed:
+            maker = self._maker.pop(order.obj, None)
+            if maker is not None:
+                self._unclaimed.get(maker, {}).pop(order.obj, None)
+            if self._promises.pop(order.obj, False) is not False:
+                self._watchers.pop(order.obj, None)
+            else:
+                self._do(e.Free(order.obj))
+        if freed and not len(self.references):
+            self._node.store_idle()
+
+    # -- what the store decides
+
+    def _do(self, event: Any) -> None:
+        self._perform(self.store.handle(event))
+
+    def _perform(self, orders: list[Any]) -> None:
+        """Carry out a list of instructions: what needs much memory in the memory thread, the rest when that is done."""
+        memory_orders = [one for one in orders if type(one) in self._MEMORY]
+        if not memory_orders:
+            for one in orders:
+                self._INSTRUCTIONS[type(one)](self, one)
+            return
+        rest = [one for one in orders if type(one) not in self._MEMORY]
+        for one in memory_orders:
+            if type(one) is e.MakeSegment:
+                self._make_segment(one)
+        work = [one for one in memory_orders if type(one) is not e.MakeSegment]
+        large = sum(one.range.length for one in work) > INLINE_ALLOCATION
+        if not large and not self._memory_jobs:
+            self._memory_done(rest, self._make_memory(work))
+            return
+        self._memory_jobs += 1
+        self._memory_thread.submit(partial(self._memory_job, work, rest))
+
+    def _memory_job(self, work: list[Any], rest: list[Any]) -> Callable[[], None]:
+        """In the memory thread."""
+        refused = self._make_memory(work)
+
+        def done() -> None:
+            self._memory_jobs -= 1
+            self._memory_done(rest, refused)
+
+        return done
+
+    def _make_memory(self, work: list[Any]) -> str:
+        """Why it could not be had, or ""."""
+        try:
+            for one in work:
+                segment = self._segments[one.range.segment]
+                if type(one) is e.Punch:
+                    memory.punch(segment.fd, one.range.offset, one.range.length)
+                else:
+                    os.posix_fallocate(segment.fd, one.range.offset, one.range.length)
+        except (OSError, KeyError) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def _memory_done(self, rest: list[Any], refused: str) -> None:
+        for one in rest:
+            if refused and type(one) is e.Leased:
+                self._log("store.no_memory", length=one.range.length, error=refused)
+                self._do(e.MemoryRefused(one.client, one.request, one.range))
+            elif refused and type(one) is e.StartRestore:
+                self._do(e.MemoryRefused(NODE, 0, one.range))
+            else:
+                self._INSTRUCTIONS[type(one)](self, one)
+
+    def _make_segment(self, order: e.MakeSegment) -> None:
+        fd = os.memfd_create(f"dpool-store-{order.segment}")
+        try:
+            os.ftruncate(fd, order.size)
+            self._segments[order.segment] = Segment(fd, order.size)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _leased(self, order: e.Leased) -> None:
+        if order.client == NODE:
+            self._do(e.Return(NODE, order.range))
+            self._do(e.Left(NODE))
+            self._do(e.Joined(NODE, os.getpid()))
+            return
+        where = order.range
+        size = self._segments[where.segment].size
+        answer = m.StoreLeased(order.request, where.segment, size, where.offset, where.length)
+        if not self._send_segment(order.client, where.segment, answer):
+            self._do(e.Return(order.client, where))
+
+    def _send_segment(self, number: int, segment: int, answer: Any) -> bool:
+        """An answer that names a segment, with its descriptor if the process has not got it yet."""
+        side = self._sides.get(number)
+        if side is None:
+            return False
+        if segment in side.segments:
+            self._send(number, answer)
+        else:
+            side.segments.add(segment)
+            self._send(number, answer, (self._segments[segment].fd,))
+        return True
+
+    def _on_disk(self, order: e.OnDisk) -> None:
+        if order.client == NODE:
+            return
+        try:
+            self._files.ensure()
+            path = self._files.new_path(os.urandom(20))
+        except OSError as error:
+            self._log("spill.no_directory", error=error)
+            path = f"\0{error}"
+        self._send(order.client, m.StoreOnDisk(order.request, path))
+
+    def _located(self, order: e.Located) -> None:
+        where = order.range
+        size = self._segments[where.segment].size
+        answer = m.StoreLocated(
+            order.request, order.obj, where.segment, size, where.offset, where.length, order.size
+        )
+        self._send_segment(order.client, where.segment, answer)
+
+    def _start_spill(self, order: e.StartSpill) -> None:
+        where, obj = order.range, order.obj
+        begin = where.offset + memory.HEADER
+        data = self._segments[where.segment].view[begin : begin + order.size]
+        self._spill_thread.submit(partial(self._spill_job, obj, data))
+
+    def _spill_job(self, obj: bytes, data: memoryview) -> Callable[[], None]:
+        """In the spill thread."""
+        try:
+            self._files.ensure()
+            file = spill.write(self._files.new_path(obj), data, obj)
+        except OSError as error:
+            full = spill.is_full(error)
+            event: Any = e.SpillFailed(obj, f"{type(error).__name__}: {error}", full, monotonic())
+        else:
+            event = e.SpillDone(obj, file.path, file.crc, monotonic())
+        finally:
+            data.release()
+        return partial(self._do, event)
+
+    def _start_restore(self, order: e.StartRestore) -> None:
+        where, obj = order.range, order.obj
+        target = self._segments[where.segment].view[where.offset : where.offset + where.length]
+        file = spill.SpillFile(order.path, order.size, order.crc)
+        self._spill_thread.submit(partial(self._restore_job, obj, file, where, target))
+
+    def _restore_job(
+        self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview
+    ) -> Callable[[], None]:
+        """In the spill thread."""
+        try:
+            with target[memory.HEADER : memory.HEADER + file.size] as value:
+                spill.read_into(file, value, obj)
+            memory.write_header(target, obj, file.size)
+            event: Any = e.RestoreDone(obj, monotonic())
+        except spill.SpillLost as error:
+            event = e.RestoreFailed(obj, str(error), monotonic())
+        except OSError as error:  # of this process, not of the file: let the reader try
+            self._log("restore.failed", path=file.path, error=error)
+            event = e.MemoryRefused(NODE, 0, where)
+        finally:
+            target.release()
+        return partial(self._do, event)
+
+    def _mark(self, state: int, order: Any) -> None:
+        where = order.range
+        memory.write_state(self._segments[where.segment].fd, where.offset, state)
+
+    def _mark_leaving(self, order: e.MarkLeaving) -> None:
+        self._mark(memory.LEAVING, order)
+        self._node._at(monotonic() + LOOK_AFTER_S, lambda: self._do(e.Looked(order.obj, monotonic())))
+
+    def _drop_segment(self, order: e.DropSegment) -> None:
+        segment = self._segments.pop(order.segment)
+        memory.punch(segment.fd, 0, segment.size)  # whoever still has its descriptor does not keep the pages
+        try:
+            segment.close()
+        except BufferError:  # the spill thread is about to finish with it
+            self._log("segment.busy", segment=order.segment)
+        for side in self._sides.values():
+            if order.segment in side.segments:
+                side.segments.discard(order.segment)
+                self._send(side.number, m.StoreDropped(order.segment))
+
+    def _pressure(self, order: e.Pressure) -> None:
+        self._pressed = order.on
+        for side in self._sides.values():
+            side.page.press(order.on)
+
+    def _delete_file(self, order: e.DeleteFile) -> None:
+        self._spill_thread.submit(partial(_delete, order.path))
+
+    def _unknown(self, order: e.Unknown) -> None:
+        self._send(order.client, m.StoreUnknown(order.request, order.obj, order.why))
+
+    def _in_file(self, order: e.InFile) -> None:
+        self._send(order.client, m.StoreInFile(order.request, order.obj, order.path, order.size, order.crc))
+
+    _MEMORY: frozenset[type[Any]] = frozenset((e.MakeSegment, e.Punch, e.Allocate))
+
+    _INSTRUCTIONS: dict[type[Any], Callable[[Any, Any], None]] = {  # noqa: RUF012
+        e.Leased: _leased,
+        e.OnDisk: _on_disk,
+        e.Located: _located,
+        e.InFile: _in_file,
+        e.Unknown: _unknown,
+        e.Adopted: lambda self, order: None,
+        e.StartSpill: _start_spill,
+        e.MarkLeaving: _mark_leaving,
+        e.MarkSealed: lambda self, order: self._mark(memory.SEALED, order),
+        e.StartRestore: _start_restore,
+        e.DeleteFile: _delete_file,
+        e.DropSegment: _drop_segment,
+        e.Pressure: _pressure,
+        e.WakeAt: lambda self, order: self._node._at(order.at_s, lambda: self._do(e.Tick(monotonic()))),
+    }
+
+    # -- small things
+
+    def _send(self, number: int, message: Any, fds: tuple[int, ...] = ()) -> None:
+        if number in self._sides:
+            self._node.send_store_side(number, message, fds)
+
+    def _pinned(self, where: e.Range) -> bool:
+        return any(side.page.pins(where.segment, where.offset) for side in self._sides.values())
+
+    def _see_uses(self) -> None:
+        """What was read lately, so that the least recently used goes first."""
+        if self.store.short_of_room():
+            self._do(e.Used([use for side in self._sides.values() for use in side.page.recent()]))
+
+    def close(self) -> None:
+        """The node ends: the files go, the memory goes with the last mapping."""
+        self._spill_thread.close()
+        self._memory_thread.close()
+        self._files.remove_all()
+
+
+def _delete(path: str) -> Callable[[], None]:
+    spill.remove(path)
+    return _nothing
+
+
+def _nothing() -> None:
+    """A file has been deleted: nothing follows."""

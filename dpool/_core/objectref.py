@@ -1,0 +1,136 @@
+"""`ObjectRef`: a reference to a value that `dpool.put` stored.
+
+A small value lies in the reference itself and travels with it; a large one lies in the store, and the reference holds
+it. A reference that is pickled into a task or a result is held by whoever gets it; one that somebody else pickles (to
+a file, to another program) is held until this process ends, for nobody knows when it will be read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import storage
+from dpool._core.serialize_reducers import BY_TYPE
+from dpool._core.storage import Place
+
+if TYPE_CHECKING:
+    from dpool._core.store_client import Handle
+    from dpool._core.serialize_pickler import Pickler
+
+
+class ObjectRef:
+    """A reference to a stored value: immutable, shared by all who have it.
+
+    As an argument of a task (itself, not inside a container) it arrives as its value; inside a container it arrives as
+    a reference, for `dpool.get`. The value lives as long as anybody has a reference to it. Source: Ray's object ids.
+    """
+
+    __slots__ = ("__weakref__", "_data", "_handle", "_inner", "_needs")
+
+    def __init__(self, handle: Handle | None, data: bytes | None, inner: tuple[Any, ...], needs: tuple[str, ...]) -> None:
+        self._handle = handle
+        self._data = data
+        self._inner = inner
+        """What must live because the data refer to it."""
+        self._needs = needs
+        """Names of `__main__` that the value needs to load."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stored value."""
+        if self._handle is not None:
+            return self._handle.size
+        assert self._data is not None
+        return len(self._data)
+
+    def _key(self) -> Any:
+        return self._handle.obj if self._handle is not None else id(self._data)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ObjectRef) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        where = self._handle.obj.hex() if self._handle is not None else "inline"
+        return f"<dpool.ObjectRef {where}, {self.size:,} bytes>"
+
+    def __reduce__(self) -> Any:
+        if self._handle is not None:
+            storage.client().escaped[self._handle.obj] = self._handle
+        return _rebuilt(self)
+
+    def _load(self, readonly: bool = False, copy: bool = False) -> Any:
+        if self._handle is not None:
+            return storage.load(self._handle.place, readonly, copy)
+        assert self._data is not None
+        value = storage.unpack(self._data)
+        return value
+
+
+def _rebuilt(ref: ObjectRef) -> Any:
+    if ref._handle is not None:
+        return make_ref, (ref._handle.place, ref._needs)
+    return make_inline_ref, (ref._data, ref._needs)
+
+
+def make_ref(place: Place, needs: tuple[str, ...]) -> ObjectRef:
+    """In the process that unpickles a reference."""
+    return ObjectRef(storage.client().hold(place), None, (), needs)
+
+
+def make_inline_ref(data: bytes, needs: tuple[str, ...]) -> ObjectRef:
+    """The same for one whose value it carries; whatever that refers to is held by a copy made for that."""
+    return ObjectRef(None, data, _references_in(data), needs)
+
+
+def _references_in(data: bytes) -> tuple[Any, ...]:
+    """Small values seldom contain references; those that do are loaded once, to hold them."""
+    if b"make_ref" not in data and b"make_future" not in data:
+        return ()
+    return (storage.unpack(data),)
+
+
+class ByValue:
+    """Stands for a reference among a task's arguments: the task gets the value."""
+
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: ObjectRef) -> None:
+        self.ref = ref
+
+
+def load_by_value(place: Place) -> Any:
+    """In the worker: the value of an argument that was given as a reference."""
+    return storage.load(place)
+
+
+def load_inline(data: bytes) -> Any:
+    """The same for a small one."""
+    return storage.unpack(data)
+
+
+def _note(pickler: Pickler, ref: ObjectRef) -> None:
+    if ref._handle is not None:
+        pickler.keep.append(ref._handle)
+    pickler.keep.extend(ref._inner)
+    for name in ref._needs:
+        pickler.need(name)
+
+
+def _reduce_ref(pickler: Pickler, ref: ObjectRef) -> Any:
+    _note(pickler, ref)
+    return _rebuilt(ref)
+
+
+def _reduce_by_value(pickler: Pickler, one: ByValue) -> Any:
+    ref = one.ref
+    _note(pickler, ref)
+    if ref._handle is not None:
+        return load_by_value, (ref._handle.place,)
+    return load_inline, (ref._data,)
+
+
+BY_TYPE[ObjectRef] = _reduce_ref
+BY_TYPE[ByValue] = _reduce_by_value

@@ -1,0 +1,177 @@
+"""The object store as the rest of this process uses it: one client, made at first need, made anew when its node died.
+
+What is larger than a message goes to the store by itself: `pack` turns a pickled value into bytes or into a `Stored`.
+A process that cannot have the store (its node has just died) sends the value as it is: slower, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import launch
+from dpool._core.config import INLINE_LIMIT
+from dpool._core.context import here
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from dpool._core.store_client import StoreClient
+    from dpool._store.serde import Parts
+
+Place = list[Any]
+"""Where an object lies, as it travels: [id, segment, offset, length, size of its value]; segment 0: ask the node."""
+
+
+class StoreGone(Exception):
+    """The node that owns the store has ended."""
+
+
+class Stored:
+    """What a task's payload is, beyond plain bytes: where it lies, or bytes with references in them; and what must live
+    as long.
+    """
+
+    __slots__ = ("keep", "wire")
+
+    def __init__(self, wire: bytes | Place, keep: tuple[Any, ...]) -> None:
+        self.wire = wire
+        """What travels: the bytes, or the place of the object."""
+        self.keep = keep
+
+
+class _Current:
+    """The one client of this process."""
+
+    client: StoreClient | None = None
+    lock = threading.RLock()
+    hooked = False
+
+
+def connected() -> StoreClient | None:
+    """This process's client, if it has one."""
+    client = _Current.client
+    if client is None or client.pid != os.getpid():
+        return None
+    return client
+
+
+def client() -> StoreClient:
+    """This process's client.
+
+    Raises:
+        StoreGone: there is no node, and none can be started.
+    """
+    client = _Current.client
+    if client is not None and client.pid == os.getpid() and not client.closed:
+        return client
+    from dpool._core.store_client import StoreClient  # not before something large passes: it brings ctypes along
+
+    with _Current.lock:
+        client = _Current.client
+        if client is None or client.pid != os.getpid() or client.closed:
+            earlier = client if client is not None and client.pid == os.getpid() else None
+            client = _Current.client = StoreClient(_connect())
+            if earlier is not None:
+                earlier.adopt_into(client)
+            if not _Current.hooked:
+                _Current.hooked = True
+                os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+        return client
+
+
+def _connect() -> socket.socket:
+    if here.worker is not None:
+        try:
+            return launch.connect_node(here.worker.session)
+        except OSError as error:
+            raise StoreGone(str(error)) from error
+    from dpool._core.driver import runtime
+
+    return runtime().open_store()
+
+
+def again(action: Callable[[StoreClient], Any]) -> Any:
+    """Do something with the store; once more with the next node's, if its node has just died."""
+    current = client()
+    try:
+        return action(current)
+    except StoreGone:
+        if here.worker is not None:
+            raise
+        current.closed = True
+        return action(client())
+
+
+def node_died() -> None:
+    """The node of this driver is dead: what we still have of the store is for the next one."""
+    current = connected()
+    if current is not None:
+        current.closed = True
+
+
+def in_use() -> bool:
+    """Whether something that this process holds lies in the store."""
+    current = connected()
+    return current is not None and not current.closed and len(current.handles) > 0
+
+
+def pack(parts: Parts, keep: list[Any], holder: int = 0) -> bytes | Stored:
+    """A pickled value as it travels in a frame.
+
+    Args:
+        keep: Handles of the references in it.
+        holder: the process that shall hold it, if it goes to the store; 0: this one.
+
+    Raises:
+        ObjectStoreFull: see `StoreClient.write`.
+    """
+    if parts.nbytes <= INLINE_LIMIT:
+        data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
+        return Stored(data, tuple(keep)) if keep else data
+    mine = os.getpid()
+    contains = [handle.obj for handle in keep]
+    try:
+        written = again(lambda client: client.write(parts, contains, holder or mine))
+    except StoreGone:
+        data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
+        return Stored(data, tuple(keep))
+    if type(written) is list:
+        return Stored(written, ())
+    return Stored(written.place, (written,))
+
+
+def unpack(data: bytes) -> Any:
+    """The value of bytes that `pack` made."""
+    from dpool._store import serde
+
+    if serde.is_flat(data):
+        return serde.load(memoryview(bytearray(data)))  # its buffers shall be writable
+    import pickle
+
+    return pickle.loads(data)
+
+
+def load(place: Place, readonly: bool = False, copy: bool = False) -> Any:
+    """The value of an object in the store; ObjectLost if it is gone."""
+    try:
+        return again(lambda client: client.load(place, readonly, copy))
+    except StoreGone as error:
+        from dpool.errors import ObjectLost
+
+        raise ObjectLost(f"the object {place[0].hex()} is lost: the node that owned the store has ended") from error
+
+
+def _before_fork() -> None:
+    current = _Current.client
+    if current is not None:
+        current.before_fork()
+
+
+def _in_child() -> None:
+    _Current.lock = threading.RLock()
+    current = _Current.client
+    if current is not None:
+        current.in_child()

@@ -1,0 +1,568 @@
+"""A process's side of the object store: writing, reading, holding.
+
+```
+ write(parts) ─► room in a lease (or StoreWant) ─► copy ─► header ─► StoreSeal ─► Handle
+ load(place)  ─► pin ─► map copy-on-write ─► header still says it? ─► value whose buffers are the mapping
+                                              └ no: StoreLocate ─► there, or from the file
+```
+
+A `Handle` is this process's hold of one object: while one lives, the object does. There is one Handle for each object,
+and references, futures and tasks share it; when it is collected, StoreRelease follows. Readers say nothing at all: see
+`_store/pins.py`.
+
+Threads: any. `_ask_lock` orders requests and their answers; `_send_lock` is taken for one message and never by a
+finalizer that would have to wait for it; copying, mapping and unpickling happen under no lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from dpool._core import ids, wire
+from dpool._core import messages as m
+from dpool._core.config import PROTOCOL
+from dpool._core.storage import Place, StoreGone
+from dpool._store import memory, serde
+from dpool._store.pins import PinPage, key_of
+
+if TYPE_CHECKING:
+    from dpool._store.spill import SpillFile
+
+CHUNKED = 4 << 20
+"""Values up to this size are written into a chunk that is leased for many."""
+UNIT = 256 << 10
+"""Page tables are filled in steps of this size."""
+MAX_TRIES = 3
+
+
+class Handle:
+    """This process holds an object; see the module."""
+
+    __slots__ = ("__weakref__", "_client", "held", "length", "obj", "offset", "segment", "size")
+
+    def __init__(self, client: StoreClient, place: Place, held: int) -> None:
+        self._client = client
+        self.obj, self.segment, self.offset, self.length, self.size = place
+        self.held = held
+        """How often the node counts us."""
+
+    @property
+    def place(self) -> Place:
+        """How it is described to others."""
+        return [self.obj, self.segment, self.offset, self.length, self.size]
+
+    def __del__(self) -> None:
+        self._client.let_go(self.obj, self.held)
+
+
+class _Segment:
+    """A memory file of the node's, as far as this process needs it."""
+
+    __slots__ = ("_window", "fd", "filled", "size", "writable")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        self.writable: mmap.mmap | None = None
+        self._window: memory.Window | None = None
+        self.filled = bytearray()
+        """One byte for each UNIT: whether its page tables have been filled."""
+
+    def for_writing(self, offset: int, length: int) -> memoryview:
+        """The range in the lasting shared mapping, its page tables filled."""
+        if self.writable is None:
+            self.writable = mmap.mmap(self.fd, self.size)
+            self.filled = bytearray(-(-self.size // UNIT))
+        first, last = offset // UNIT, -(-(offset + length) // UNIT)
+        missing = self.filled.find(0, first, last)
+        if missing >= 0:
+            memory.populate(self.writable, offset, length)
+            self.filled[first:last] = b"\1" * (last - first)
+        return memoryview(self.writable)[offset : offset + length]
+
+    @property
+    def window(self) -> memory.Window:
+        """The lasting read-only mapping."""
+        window = self._window
+        if window is None:
+            window = self._window = memory.Window(self.fd, self.size)
+        return window
+
+    def close(self) -> None:
+        os.close(self.fd)  # the mappings go with the last views of them
+
+
+class StoreClient:
+    """See the module. One for each process and node."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.pid = os.getpid()
+        self.closed = False
+        self._sock = sock
+        self._receiver = wire.Receiver(sock)
+        self._page = PinPage.make()
+        self._ask_lock = threading.RLock()
+        self._send_lock = threading.Lock()
+        self._requests = itertools.count(1)
+        self._replies: dict[int, Any] = {}
+        self._abandoned: set[int] = set()
+        self._prefix = os.urandom(ids.ID_BYTES)
+        self._made = itertools.count()
+        self._segments: dict[int, _Segment] = {}
+        self._chunk: list[int] = [0, 0, 0]
+        """Segment, offset and length of what is left of the chunk."""
+        self.handles: WeakValueDictionary[bytes, Handle] = WeakValueDictionary()
+        self._handles_lock = threading.RLock()
+        self._dead: deque[tuple[bytes, int]] = deque()
+        self.escaped: dict[bytes, Handle] = {}
+        """What was pickled by somebody else than us, who may unpickle it at any time: held for good."""
+        self.on_resolved: Callable[[m.StoreResolved], None] | None = None
+        self._send(m.StoreHello(PROTOCOL, *m.versions(), self.pid), (self._page.fd,))
+
+    # -- messages
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def _send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
+        data = m.encode(message)
+        with self._send_lock:
+            self._send_now(data, fds)
+        self.flush_dead()
+
+    def _send_now(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        sent: list[int] = []
+        while not sent:
+            try:
+                wire.send(self._sock, data, fds, sent)
+            except BlockingIOError:
+                _wait(self._sock, select.POLLOUT)
+            except OSError as error:
+                if isinstance(error, InterruptedError):
+                    continue
+                raise StoreGone(str(error)) from error
+
+    def let_go(self, obj: bytes, times: int) -> None:
+        """A Handle was collected: anywhere, perhaps in the middle of `_send`, perhaps in a forked child."""
+        self._dead.append((obj, times))
+        self.flush_dead(False)
+
+    def flush_dead(self, wait: bool = True) -> None:
+        """Say what is no longer held, unless somebody is about to."""
+        while self._dead and self.pid == os.getpid() and not self.closed and self._send_lock.acquire(blocking=False):
+            try:
+                objs: list[bytes] = []
+                taken: list[tuple[bytes, int]] = []
+                while self._dead and len(objs) < 1000:
+                    taken.append(self._dead.popleft())
+                    objs += [taken[-1][0]] * taken[-1][1]
+                data = m.encode(m.StoreRelease(objs))
+                try:
+                    if wait:
+                        self._send_now(data)
+                    else:
+                        wire.send(self._sock, data)
+                except BlockingIOError:
+                    self._dead.extendleft(reversed(taken))
+                    return
+                except (OSError, StoreGone):  # nobody is left who counts
+                    return
+            finally:
+                self._send_lock.release()
+
+    def _ask(self, make: Callable[[int], Any]) -> Any:
+        """Send a request and wait for its answer."""
+        with self._ask_lock:
+            request = next(self._requests)
+            try:
+                self._send(make(request))
+                while request not in self._replies:
+                    self._receive(0)
+                return self._replies.pop(request)
+            except BaseException:
+                self._abandoned.add(request)
+                raise
+
+    def poll(self) -> None:
+        """Take what the node has said of itself."""
+        if self._ask_lock.acquire(blocking=False):
+            try:
+                while True:
+                    self._receive(wire.DONTWAIT)
+            except BlockingIOError:
+                pass
+            finally:
+                self._ask_lock.release()
+
+    def _receive(self, flags: int) -> None:
+        receiver = self._receiver
+        receiver.fds = []
+        try:
+            message = m.decode(bytes(receiver.receive(flags)))
+        except (BlockingIOError, InterruptedError):
+            if flags:
+                raise
+            return
+        except (OSError, wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
+            raise StoreGone(f"the node closed the store ({type(error).__name__} {error})") from error
+        fds, receiver.fds = receiver.fds, []
+        kind = type(message)
+        if kind is m.StoreLeased or kind is m.StoreLocated:
+            self._know(message.segment, message.segment_size, fds)
+        receiver.consumed()
+        if kind is m.Refused:
+            raise StoreGone(f"the node refused: {message.reason}")
+        if kind is m.StoreDropped:
+            self._forget(message.segment)
+        elif kind is m.StoreResolved:
+            if self.on_resolved is not None:
+                self.on_resolved(message)
+        elif message.request in self._abandoned:
+            self._abandoned.discard(message.request)
+            if kind is m.StoreLeased:
+                self._send(m.StoreReturn(message.segment, message.offset, message.length))
+        else:
+            self._replies[message.request] = message
+
+    def _know(self, number: int, size: int, fds: list[int]) -> None:
+        if not fds:
+            return
+        known = self._segments.get(number)
+        if known is not None:
+            for fd in fds:
+                if fd != known.fd:  # else this very message was read once before, and a signal handler raised
+                    os.close(fd)
+        else:
+            self._segments[number] = _Segment(fds[0], size)
+
+    def _forget(self, number: int) -> None:
+        segment = self._segments.pop(number, None)
+        if segment is not None:
+            segment.close()
+
+    # -- writing
+
+    def new_id(self) -> bytes:
+        """The id of another object that this process makes."""
+        index = next(self._made)
+        if index > ids.MAX_OUTPUT_INDEX:
+            self._prefix, self._made = os.urandom(ids.ID_BYTES), itertools.count(1)
+            index = 0
+        return ids.object_id(self._prefix, index)
+
+    def write(self, parts: serde.Parts, contains: list[bytes], holder: int) -> Handle | Place:
+        """Store a value; the Handle of it, or for another `holder` (a process id) its place.
+
+        Raises:
+            ObjectStoreFull: neither the store nor the disk has room.
+            StoreGone: there is no node any more.
+        """
+        obj, size = self.new_id(), parts.nbytes
+        need = memory.HEADER + size
+        room = self._room(need)
+        if isinstance(room, m.StoreOnDisk):
+            place = self._write_file(obj, parts, room.path, contains, holder)
+        else:
+            segment, offset, length = room
+            try:
+                target = self._segments[segment].for_writing(offset, length)
+                parts.write_into(target[memory.HEADER : need])
+                memory.write_header(target, obj, size)
+                self._send(m.StoreSeal(obj, segment, offset, length, size, holder, contains))
+            except BaseException:
+                if not self.closed:
+                    self._give_back(segment, offset, length)
+                raise
+            place = [obj, segment, offset, length, size]
+        if holder != self.pid:
+            return place
+        return self._handle(place, 1)
+
+    def _room(self, need: int) -> tuple[int, int, int] | m.StoreOnDisk:
+        """A range of our own to write into."""
+        length = -(-need // memory.PAGE) * memory.PAGE
+        if length > CHUNKED:
+            answer = self._ask(lambda request: m.StoreWant(request, length))
+            return answer if isinstance(answer, m.StoreOnDisk) else (answer.segment, answer.offset, answer.length)
+        with self._ask_lock:
+            while True:
+                segment, offset, left = self._chunk
+                if left >= length:
+                    self._chunk = [segment, offset + length, left - length]
+                    return segment, offset, length
+                chunk = max(length, self._page.chunk())
+                answer = self._ask(lambda request: m.StoreWant(request, chunk))
+                if isinstance(answer, m.StoreOnDisk):  # then just what is needed
+                    answer = self._ask(lambda request: m.StoreWant(request, length))
+                    if isinstance(answer, m.StoreOnDisk):
+                        return answer
+                    return answer.segment, answer.offset, answer.length
+                rest, self._chunk = self._chunk, [answer.segment, answer.offset, answer.length]
+                if rest[2]:
+                    self._give_back(*rest)
+
+    def _give_back(self, segment: int, offset: int, length: int) -> None:
+        try:
+            self._send(m.StoreReturn(segment, offset, length))
+        except StoreGone:
+            return
+
+    def _write_file(self, obj: bytes, parts: serde.Parts, path: str, contains: list[bytes], holder: int) -> Place:
+        from dpool._store import spill
+
+        if path.startswith("\0"):
+            raise self._full(parts.nbytes, f"no spill directory: {path[1:]}")
+        scratch = mmap.mmap(-1, max(1, parts.nbytes))
+        view = memoryview(scratch)
+        try:
+            parts.write_into(view[: parts.nbytes])
+            file = spill.write(path, view[: parts.nbytes], obj)
+        except OSError as error:
+            if not spill.is_full(error):
+                raise
+            raise self._full(parts.nbytes, f"{os.path.dirname(path)}: {error.strerror}") from error
+        finally:
+            view.release()
+            scratch.close()
+        self._send(m.StoreSealFile(obj, parts.nbytes, file.path, file.crc, holder, contains))
+        return [obj, 0, 0, 0, parts.nbytes]
+
+    def _full(self, size: int, disk: str) -> BaseException:
+        from dpool.errors import ObjectStoreFull
+
+        try:
+            report = self.report(True)
+        except StoreGone:
+            return ObjectStoreFull(f"no room for an object of {size:,} bytes, and the node has ended")
+        stats = report.stats
+        by_pid: dict[int, int] = {}
+        for _, held, pid, *_ in report.listing:
+            by_pid[pid] = by_pid.get(pid, 0) + held
+        holders = ", ".join(
+            f"pid {pid}: {held:,}" for pid, held in sorted(by_pid.items(), key=lambda one: -one[1])[:5]
+        )
+        return ObjectStoreFull(
+            f"no room for an object of {size:,} bytes: the object store holds {stats['used']:,} of "
+            f"{stats['capacity']:,} bytes ({stats['pinned_bytes']:,} of them mapped by readers; made by {holders}), and "
+            f"the disk took no more ({disk}). Drop references or arrays that are not needed, make room on the disk "
+            "(DPOOL_SPILL_DIR chooses another), or enlarge the store (DPOOL_OBJECT_STORE_MEMORY)."
+        )
+
+    # -- holding
+
+    def _handle(self, place: Place, held: int) -> Handle:
+        """The Handle for an object of which the node counts us `held` more times."""
+        with self._handles_lock:
+            handle = self.handles.get(place[0])
+            if handle is None:
+                handle = self.handles[place[0]] = Handle(self, place, held)
+            else:
+                handle.held += held
+            return handle
+
+    def received(self, place: Place) -> Handle:
+        """An object that its maker sealed in our name."""
+        return self._handle(place, 1)
+
+    def hold(self, place: Place) -> Handle:
+        """Hold an object that somebody else holds meanwhile."""
+        with self._handles_lock:
+            handle = self.handles.get(place[0])
+            if handle is not None:
+                return handle
+            self._send(m.StoreHold([place[0]], self.pid))
+            return self._handle(place, 1)
+
+    def hold_for(self, objs: list[bytes], pid: int) -> None:
+        """Let another process hold these, before it knows."""
+        self._send(m.StoreHold(objs, pid))
+
+    def claim(self, worker_pid: int) -> None:
+        """A worker has died: what it made for us and did not send may go."""
+        with self._handles_lock:
+            objs = list(self.handles.keys())
+        self._send(m.StoreClaim(worker_pid, objs))
+
+    # -- reading
+
+    def load(self, place: Place, readonly: bool = False, copy: bool = False) -> Any:
+        """The value at `place`, which this process or its submitter holds.
+
+        Raises:
+            ObjectLost: it is gone, and the text says why.
+        """
+        obj = place[0]
+        for _ in range(MAX_TRIES):
+            flat = self._map(place, readonly, copy)
+            if flat is None:
+                answer = self._ask(lambda request: m.StoreLocate(request, obj))
+                if isinstance(answer, m.StoreLocated):
+                    place = [obj, answer.segment, answer.offset, answer.length, answer.size]
+                    handle = self.handles.get(obj)
+                    if handle is not None:
+                        handle.segment, handle.offset, handle.length = place[1:4]
+                    continue
+                flat = self._from_file(answer, readonly)
+            return serde.load(flat)
+        raise _lost(obj, "it was moved away each time it was looked for")
+
+    def _map(self, place: Place, readonly: bool, copy: bool) -> memoryview | None:
+        """The object's value in memory, pinned as long as anything refers to it; None if it is not there."""
+        obj, number, offset, length, size = place
+        segment = self._segments.get(number)
+        if segment is None:
+            return None
+        page = self._page
+        slot = 0
+        if not copy and not page.pressed():
+            slot = page.pin(number, offset)
+        if not slot:
+            return self._copied(place, segment)
+        unpin = partial(_unpin, page, slot, self.pid)
+        try:
+            window = segment.window
+            head = window.peek(offset, min(length, 2 * memory.HEADER))
+            there = memory.is_sealed(head, obj)
+            page.note_read(number, offset)
+            if there and (readonly or serde.flat_readonly(head[memory.HEADER :])):
+                return window.slice(offset, length, unpin)[memory.HEADER : memory.HEADER + size]
+            if there:
+                mapped = memory.map_private(segment.fd, offset, length, unpin)
+                return mapped[memory.HEADER : memory.HEADER + size]
+        except BaseException:
+            unpin()
+            raise
+        unpin()
+        return None
+
+    def _copied(self, place: Place, segment: _Segment) -> memoryview | None:
+        """A private copy; the pin is needed only meanwhile."""
+        obj, number, offset, length, size = place
+        page = self._page
+        while not (slot := page.pin(number, offset, spare=True)):
+            os.sched_yield()  # more threads than spare slots copy at this moment
+        try:
+            shared = segment.window.peek(offset, length)
+            page.note_read(number, offset)
+            if not memory.is_sealed(shared, obj):
+                return None
+            return memory.private_copy(shared[memory.HEADER : memory.HEADER + size])
+        finally:
+            page.unpin(slot)
+
+    def _from_file(self, answer: Any, readonly: bool) -> memoryview:
+        from dpool._store import spill
+
+        if isinstance(answer, m.StoreUnknown):
+            raise _lost(answer.obj, answer.why)
+        file: SpillFile = spill.SpillFile(answer.path, answer.size, answer.crc)
+        try:
+            view = spill.read_private(file, answer.obj)
+        except (OSError, spill.SpillLost) as error:
+            raise _lost(answer.obj, str(error)) from error
+        return view.toreadonly() if readonly else view
+
+    # -- questions
+
+    def report(self, listing: bool) -> m.StoreReport:
+        """Figures of the whole store, and what is in it."""
+        answer: m.StoreReport = self._ask(lambda request: m.StoreAsk(request, listing))
+        return answer
+
+    # -- futures that travel
+
+    def promise(self, objs: list[bytes]) -> list[Handle]:
+        """This process will say what becomes of these futures."""
+        self._send(m.StorePromise(objs))
+        return [self._handle([obj, 0, 0, 0, 0], 1) for obj in objs]
+
+    def fulfil(self, obj: bytes, kind: int, data: bytes, contains: list[bytes]) -> None:
+        """What became of a promised future."""
+        self._send(m.StoreFulfil(obj, kind, data, contains))
+
+    def watch(self, obj: bytes) -> None:
+        """Have `on_resolved` called when it is known what became of a future of another process."""
+        self._send(m.StoreWatch(obj))
+
+    def wait_message(self) -> None:
+        """Wait for a message and deal with it; for the one thread that watches futures."""
+        _wait(self._sock, select.POLLIN)
+        self.poll()
+
+    # -- another node
+
+    def adopt_into(self, other: StoreClient) -> None:
+        """The node died: hand what we hold, and have the memory of, to the store of the next one."""
+        by_segment: dict[int, list[tuple[bytes, int, int, int]]] = {}
+        with self._handles_lock:
+            held = list(self.handles.values())
+        for handle in held:
+            if handle.segment in self._segments:
+                entry = (handle.obj, handle.offset, handle.length, handle.size)
+                by_segment.setdefault(handle.segment, []).append(entry)
+        other._page.close()
+        for number, objs in by_segment.items():
+            segment = self._segments.pop(number)
+            other._segments[number] = segment
+            other._send(m.StoreAdopt(number, segment.size, objs), (segment.fd,))
+        with other._handles_lock:
+            for handle in held:
+                handle._client = other
+                handle.held = 1
+                other.handles[handle.obj] = handle
+
+    # -- forks, and the end
+
+    def before_fork(self) -> None:
+        """The child will see our mappings: what they show must stay as it is for as long as the child lives."""
+        if self.closed or self.pid != os.getpid():
+            return
+        keys = [key_of(*where) for where in self._page.live()]
+        if keys:
+            try:
+                self._send(m.StoreRetire(keys))
+            except StoreGone:
+                return
+
+    def in_child(self) -> None:
+        """In a forked child: the socket, the page and the handles are the parent's."""
+        if self.closed:
+            return
+        self.closed = True
+        self._sock.close()
+
+    def close(self) -> None:
+        """The node is gone, or this process no longer needs it."""
+        self.closed = True
+        self._sock.close()
+        for segment in self._segments.values():
+            segment.close()
+        self._segments.clear()
+
+
+def _unpin(page: PinPage, slot: int, pid: int) -> None:
+    """The last view of a mapping is gone; called by the garbage collector."""
+    if os.getpid() == pid:
+        page.unpin(slot)
+
+
+def _lost(obj: bytes, why: str) -> BaseException:
+    from dpool.errors import ObjectLost
+
+    return ObjectLost(f"the object {obj.hex()} is lost: {why}")
+
+
+def _wait(sock: socket.socket, events: int) -> None:
+    waiter = select.poll()
+    waiter.register(sock, events)
+    waiter.poll()
