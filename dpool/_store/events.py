@@ -53,7 +53,10 @@ class Want(NamedTuple):
 
 
 class MemoryRefused(NamedTuple):
-    """The memory for a Leased or a StartRestore could not be had, so neither was carried out. See Allocate."""
+    """The memory for a Leased or StartRestore could not be had, so that was left out (see Allocate).
+
+    Of a StartRestore, `client` and `request` mean nothing.
+    """
 
     client: int
     request: int
@@ -61,7 +64,7 @@ class MemoryRefused(NamedTuple):
 
 
 class Return(NamedTuple):
-    """A part of a lease that will not be used."""
+    """A part of a lease that will not be used. Nothing, of a client that has left."""
 
     client: int
     range: Range
@@ -293,7 +296,7 @@ class Allocate(NamedTuple):
 
 
 class DropSegment(NamedTuple):
-    """Nothing is in the segment any more, and its number is not used again."""
+    """Nothing is in the segment any more, and its number is not used again. It may never have been made."""
 
     segment: int
 

@@ -130,13 +130,21 @@ class Store:
             self._books.tell_file(obj, out)
             if self._books.objects[obj].freed:
                 self._books.forget(obj, out)
+            self._drop_unmade(out)
         elif self._room.leases_all(event.client, event.range):
             self._room.take(event.client, event.range)
             self._arena.make_cold(event.range)
             out += [e.Punch(event.range), e.OnDisk(event.client, event.request)]
+            self._drop_unmade(out)
         # else the client has left meanwhile: the range is free already, and cold
 
+    def _drop_unmade(self, out: list[Instruction]) -> None:
+        """It may be the segment that could not be made: nothing more may be placed in it."""
+        out.extend(e.DropSegment(segment) for segment in self._arena.drop_empty())
+
     def _return(self, event: e.Return, out: list[Instruction]) -> None:
+        if event.client not in self._room.clients:
+            return  # its leases went when it left
         self._room.check_leased(event.client, event.range, "Return")
         self._room.take(event.client, event.range)
         self._arena.free(event.range)
