@@ -33,9 +33,9 @@ from typing import Any, NamedTuple
 HEADER_BYTES = 4096
 """A page, so that the data lie page-aligned in the file."""
 PIECE_BYTES = 4 << 20
-"""One system call. With 1 MB the threads woke each other so often that files came from the disk at 2/3 of the speed."""
+"""One system call. With 1 MB the two threads wake each other more often, and files came from the disk more slowly."""
 OVERLAP_BYTES = 2 * PIECE_BYTES
-"""From this size a second thread makes the checksum: 100 MB were written in 17 instead of 25 ms."""
+"""From this size a second thread makes the checksum: 100 MB were written in 17 instead of 26 ms."""
 MEMORY_FILESYSTEMS = frozenset(("tmpfs", "ramfs", "rootfs"))
 """What lies there takes the memory that spilling is to free."""
 RESERVING_FILESYSTEMS = frozenset(("ext4", "xfs", "btrfs", "f2fs", "overlay", "tmpfs"))

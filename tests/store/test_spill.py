@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
@@ -88,6 +89,17 @@ def test_no_memory_is_held_afterwards(tmp_path: Path, size: int) -> None:
         file = spill.write(str(tmp_path / "file"), view, OBJ)
         spill.read_into(file, view, OBJ)
     region.close()  # a BufferError, were there still a view
+
+
+def test_private_memory_is_not_shared_with_a_forked_child(tmp_path: Path) -> None:
+    memory = spill.read_private(written(tmp_path), OBJ)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(number, 16) for number in line.split()[0].split("-"))
+        if begin <= address < end:
+            assert line.split()[1] == "rw-p"
+            return
+    pytest.fail("it is not mapped")
 
 
 def test_memory_can_be_unmapped_while_an_error_is_handled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,6 +404,11 @@ def test_the_temporary_directory_is_chosen_when_it_is_on_a_disk(monkeypatch: pyt
     assert spill.choose_directory("here", "/x/dpool-1-2", "/x") == os.path.abspath("here/dpool-1-2-spill")
 
 
+def test_a_configured_directory_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "_in_memory", lambda path: path != "/var/tmp")
+    assert spill.choose_directory("/y", "/x/dpool-1-2", "/x") == "/y/dpool-1-2-spill"
+
+
 def test_without_any_disk_it_is_the_temporary_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "_in_memory", lambda path: True)
     assert spill.choose_directory("", "/x/dpool-1-2", "/x") == "/x/dpool-1-2-spill"
@@ -412,6 +429,14 @@ def test_a_planted_directory_link_is_refused(directory: SpillDirectory, tmp_path
         directory.ensure()
     directory.remove_all()
     assert (victim / "file").exists()
+
+
+def test_a_file_in_its_place_is_refused(directory: SpillDirectory) -> None:
+    Path(directory.path).touch(0o700)
+    with pytest.raises(PermissionError, match="only its owner"):
+        directory.ensure()
+    directory.remove_all()
+    assert os.path.isfile(directory.path)
 
 
 def test_a_directory_open_to_others_is_refused(directory: SpillDirectory) -> None:
