@@ -5,9 +5,10 @@
                                         ◄── batches whose buffers point into the store ◄──
 ```
 
-The rows that a slice shows are written, not those of the whole: but a dictionary, and the characters of string views,
-are written whole. Columns of an extension type travel as their storage with the type beside it, so that the receiver
-need not have registered it; where an extension type lies inside another type, the standard pickle is used.
+The rows that a slice shows are written, not those of the whole; but a dictionary, the characters of string views and
+the elements of list views may be written whole. Columns of an extension type travel as their storage with the type
+beside it, so that the receiver need not have registered it; where an extension type lies inside another type, the
+standard pickle is used.
 
 pyarrow is loaded where such a value passes, and nowhere else.
 """
