@@ -76,7 +76,6 @@ WHOLE = {"string view", "list view", "extension in a struct"}
 """Of these a slice brings more than its rows along."""
 SCHEMA = pa.schema([pa.field("a", pa.int64(), nullable=False, metadata={"unit": "K"})], metadata={"made": "by hand"})
 
-pytestmark = pytest.mark.filterwarnings("error")
 made: dict[str, Any] = {}
 
 
