@@ -47,9 +47,9 @@ BENCHMARK = Benchmark(
             "least": 4,
             "window": 2,
             "fill": 1,
-            "warm_s": 15,
+            "warm_s": 10,
             "rounds": 15,
-            "rounds_s": 10,
+            "rounds_s": 6,
         },
         "quick": {
             "bytes": 2e7,

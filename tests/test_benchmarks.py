@@ -295,7 +295,7 @@ def test_spill_files_lie_on_a_disk_and_are_removed(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv(peers.SPILL_DIR)
     for kind, directory in (("ext4", str(tmp_path)), ("tmpfs", "/var/tmp")):
         monkeypatch.setattr(store_spill, "filesystem_of", lambda path, kind=kind: kind)
-        monkeypatch.setattr(store_spill.tempfile, "gettempdir", lambda: str(tmp_path))
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
         assert store_spill.disk_directory() == directory
 
 
@@ -305,14 +305,15 @@ def test_what_comes_out_of_the_store_is_compared(tmp_path: Path, answer: str, wh
         """A store that is all files: `put` writes one, `fetch` reads it, changed or not."""
 
         def put(self, value: Any) -> Any:
-            path = tmp_path / f"stored-{value[0]}"
+            self.number = getattr(self, "number", 0) + 1
+            path = tmp_path / f"stored-{self.number}"
             path.write_bytes(value)
             return path
 
         def fetch(self, reference: Any) -> Any:
             found = bytearray(reference.read_bytes())
             found[-1] ^= answer == "changed"
-            return work.importlib.import_module("numpy").frombuffer(found, "int64")
+            return importlib.import_module("numpy").frombuffer(found, "int64")
 
     size = {"store": 32_000, "bytes": 16_000, "objects": 4, "rounds": 1}
     with pytest.MonkeyPatch.context() as patch:
@@ -324,7 +325,7 @@ def test_what_comes_out_of_the_store_is_compared(tmp_path: Path, answer: str, wh
         sample = store_spill.measure(Files(), size)
     assert sample["spilled_share"] == 2.0
     assert {metric.key for metric in store_spill.BENCHMARK.metrics} <= set(sample)
-    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["stored"] * 4
+    assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["stored"] * 8
 
 
 def test_who_cannot_be_asked_is_skipped_with_the_reason() -> None:
