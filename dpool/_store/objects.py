@@ -86,7 +86,7 @@ class Store:
         if isinstance(event, (e.Want, e.Free, e.Rescan, e.Tick)):
             self._measure_pressure(out)
         out.extend(e.Punch(r) for r in self._room.excess())
-        wake_at = self._room.note(self._now)
+        wake_at = self._room.note(self._now, hasattr(event, "now_s"))
         if wake_at is not None:
             out.append(e.WakeAt(wake_at))
         return out
@@ -336,8 +336,6 @@ class Store:
         punched, dropped = self._room.trim(self._now)
         out.extend(e.Punch(r) for r in punched)
         out.extend(e.DropSegment(segment) for segment in dropped)
-        if self._room.wake_at is not None:  # it came early
-            out.append(e.WakeAt(self._room.wake_at))
 
     def _measure_pressure(self, out: list[Instruction]) -> None:
         if self._now < self._pressure_at:

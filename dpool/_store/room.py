@@ -22,6 +22,8 @@ Place = tuple[int, int]
 
 UNUSED_S = 30.0
 """Warm memory that was not used for so long is given back."""
+EARLY_S = 0.5
+"""A Tick so much too early is the one that was asked for."""
 
 
 class Room:
@@ -39,7 +41,11 @@ class Room:
         """Where → length."""
         self._unused = 0
         """The least warm memory that there was since the last trim."""
-        self.wake_at: float | None = None
+        self._trim_at: float | None = None
+        self._vague = False
+        """`_trim_at` was set when the time was not known: it counts from the next Tick."""
+        self._timer_at: float | None = None
+        """The Tick that has been asked for."""
 
     # -- leases
 
@@ -119,20 +125,27 @@ class Room:
 
     # -- giving memory back
 
-    def note(self, now_s: float) -> float | None:
-        """After every event: when to wake to trim, if that is news."""
+    def note(self, now_s: float, timed: bool) -> float | None:
+        """After every event: when a Tick is wanted, if that is news; `timed`: the event told the time."""
         self._unused = min(self._unused, self.arena.warm)
-        if self.wake_at is not None or not self.arena.trimmable:
+        if self._trim_at is None and self.arena.trimmable:
+            self._unused = self.arena.warm
+            self._trim_at = now_s + UNUSED_S
+            self._vague = not timed
+        if self._trim_at is None or self._timer_at is not None:
             return None
-        self._unused = self.arena.warm
-        self.wake_at = now_s + UNUSED_S
-        return self.wake_at
+        self._timer_at = self._trim_at
+        return self._timer_at
 
     def trim(self, now_s: float) -> tuple[list[Range], list[int]]:
-        """If it is time: give back what was not used for a while; ranges to punch, segments to drop."""
-        if self.wake_at is None or now_s < self.wake_at:
+        """A Tick: if it is time, give back what was not used for a while; ranges to punch, segments to drop."""
+        if self._timer_at is not None and self._timer_at <= now_s + EARLY_S:
+            self._timer_at = None
+        if self._trim_at is not None and self._vague:
+            self._trim_at, self._vague = now_s + UNUSED_S, False
+        if self._trim_at is None or now_s < self._trim_at:
             return [], []
-        self.wake_at = None
+        self._trim_at = None
         return self.arena.trim(self.arena.warm - min(self._unused, self.arena.warm))
 
     def excess(self) -> list[Range]:

@@ -191,7 +191,7 @@ def test_an_adopted_segment_may_exceed_the_capacity():
 def test_a_wrong_adoption_changes_nothing():
     a = arena()
     for used in ([(0, 100)], [(0, 2 * PAGE), (PAGE, PAGE)], [(15 * PAGE, 2 * PAGE)], [(-PAGE, PAGE)]):
-        with pytest.raises(ValueError, match="range of a segment|overlaps"):
+        with pytest.raises(ValueError, match=r"range of a segment|overlaps"):
             a.adopt(16 * PAGE, used, NOBODY)
     a.adopt(16 * PAGE, [], NOBODY, 1)
     with pytest.raises(ValueError, match="is known"):
