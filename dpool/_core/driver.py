@@ -250,6 +250,7 @@ class NativeRuntime:
                 self._inner.unregister(fd)
             self._node.close()
             self._node = None
+            storage.node_left()
         self._reap()
         if here.worker is None and self.session:
             launch.remove_session(self.session)

@@ -45,6 +45,7 @@ from dpool._core.messages import (
     WorkerDied,
 )
 from dpool._core.serialize import FutureInside
+from dpool._core.storage import Stored
 
 if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
@@ -478,6 +479,8 @@ class ExecutorPool:
             return True
         items = slot.link.shipped.missing(export)
         env, slot.link.gpus = slot.link.gpus, None
+        if call.__class__ is Stored:
+            call = call.wire
         data = dumps((0, frames.INIT, (items, [], env), 0 if export.inline else export.number, [call]), 5)
         try:
             wire.send(slot.link.sock, data, self._init_fds)

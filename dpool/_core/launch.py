@@ -83,6 +83,8 @@ def sweep_stale(root: str, now_s: float) -> list[str]:
     for entry in os.scandir(root):
         if not entry.name.startswith(f"dpool-{os.getuid()}-") or not entry.is_dir(follow_symlinks=False):
             continue
+        if entry.name.endswith("-spill"):
+            continue  # a session's, which is removed with it
         try:
             info = entry.stat(follow_symlinks=False)
             if info.st_uid != os.getuid() or now_s - info.st_mtime < STALE_S:

@@ -332,7 +332,6 @@ class Node:
 
             self._store = NodeStore(self, _log)
         client.side = self._store.hello(client.number, client.channel, message, fds)
-        fds.clear()
 
     def read_store_side(self, number: int) -> bool:
         """Read one message of a process's store socket now; False if there is none."""

@@ -131,6 +131,7 @@ class NodeStore:
         if len(fds) != 1:
             raise m.ProtocolError("StoreHello comes with one descriptor")
         side = Side(number, channel, message.pid, PinPage(fds[0]))
+        os.close(fds.pop())
         self._sides[number] = side
         side.page.press(self._pressed)
         side.page.offer(self._chunk)
@@ -618,6 +619,10 @@ class NodeStore:
         self._spill_thread.close()
         self._memory_thread.close()
         self._files.remove_all()
+        mapped = {segment for side in self._sides.values() for segment, _ in side.page.live()}
+        for number, segment in self._segments.items():
+            if number not in mapped:  # whoever has its descriptor, and lives on, does not keep the pages
+                memory.punch(segment.fd, 0, segment.size)
 
 
 def _delete(path: str) -> Callable[[], None]:

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from dpool._store.serde import Parts
 
 PROTOCOL = 5
-_FOR_THE_STORE = ("pyarr", "torch")
-"""How the modules begin whose objects the store has its own way with."""
+_FOR_THE_STORE = frozenset(("numpy", "pyarrow.lib", "torch", "torch.nn.parameter"))
+"""Modules of the types that the store has its own way with."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not a static type of the interpreter or an extension
 
 
@@ -98,9 +98,9 @@ class Pickler(pickle.Pickler):
         special = BY_TYPE.get(kind)
         if special is not None and kind not in self.reducers:
             return special(self, obj)
-        if self.parts is not None and (kind is memoryview or kind.__module__[:5] in _FOR_THE_STORE):
+        if self.parts is not None and (kind is memoryview or kind.__module__ in _FOR_THE_STORE):
             reducer = reducer_for(kind)
-            if reducer is not None and kind not in self.reducers:
+            if reducer is not None and (kind is memoryview or kind not in self.reducers):
                 return reducer(obj, self.parts)
         if obj is self.root or kind.__module__ in MAIN_NAMES:
             return self._reduce_main_value(obj, kind)

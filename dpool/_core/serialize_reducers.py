@@ -102,7 +102,10 @@ def registered() -> Reducers:
     reduction = sys.modules.get("multiprocessing.reduction")
     if reduction is not None:
         for kind, reducer in reduction.ForkingPickler._extra_reducers.items():
-            if kind is not MethodType or getattr(reducer, "__module__", "") != "multiprocessing.reduction":
+            home = getattr(reducer, "__module__", "")
+            if home == "torch.multiprocessing.reductions":
+                continue  # they share memory with a process that reads at once; the store does that
+            if kind is not MethodType or home != "multiprocessing.reduction":
                 table[kind] = reducer
     return table
 

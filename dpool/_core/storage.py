@@ -76,6 +76,7 @@ def client() -> StoreClient:
             client = _Current.client = StoreClient(_connect())
             if earlier is not None:
                 earlier.adopt_into(client)
+                earlier.close()
             if not _Current.hooked:
                 _Current.hooked = True
                 os.register_at_fork(before=_before_fork, after_in_child=_in_child)
@@ -112,6 +113,15 @@ def node_died() -> None:
         current.closed = True
 
 
+def node_left() -> None:
+    """The node of this driver is gone for good reason, and nothing is left in its store."""
+    with _Current.lock:
+        current = connected()
+        if current is not None and not current.handles:
+            _Current.client = None
+            current.close()
+
+
 def in_use() -> bool:
     """Whether something that this process holds lies in the store."""
     current = connected()
@@ -128,19 +138,25 @@ def pack(parts: Parts, keep: list[Any], holder: int = 0) -> bytes | Stored:
     Raises:
         ObjectStoreFull: see `StoreClient.write`.
     """
-    if parts.nbytes <= INLINE_LIMIT:
-        data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
-        return Stored(data, tuple(keep)) if keep else data
-    mine = os.getpid()
-    contains = [handle.obj for handle in keep]
     try:
-        written = again(lambda client: client.write(parts, contains, holder or mine))
-    except StoreGone:
-        data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
-        return Stored(data, tuple(keep))
-    if type(written) is list:
-        return Stored(written, ())
-    return Stored(written.place, (written,))
+        if parts.nbytes <= INLINE_LIMIT:
+            return _in_line(parts, keep)
+        mine = os.getpid()
+        contains = [handle.obj for handle in keep]
+        try:
+            written = again(lambda client: client.write(parts, contains, holder or mine))
+        except StoreGone:
+            return _in_line(parts, keep)
+        if type(written) is list:
+            return Stored(written, ())
+        return Stored(written.place, (written,))
+    finally:
+        parts.release()
+
+
+def _in_line(parts: Parts, keep: list[Any]) -> bytes | Stored:
+    data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
+    return Stored(data, tuple(keep)) if keep else data
 
 
 def unpack(data: bytes) -> Any:

@@ -33,7 +33,7 @@ from dpool._core import messages as m
 from dpool._core.config import PROTOCOL
 from dpool._core.storage import Place, StoreGone
 from dpool._store import memory, serde
-from dpool._store.pins import PinPage, key_of
+from dpool._store.pins import PinPage, key_of, make_page
 
 if TYPE_CHECKING:
     from dpool._store.spill import SpillFile
@@ -110,7 +110,10 @@ class StoreClient:
         self.closed = False
         self._sock = sock
         self._receiver = wire.Receiver(sock)
-        self._page = PinPage.make()
+        fd = make_page()
+        self._page = PinPage(fd)
+        self._views: dict[int, tuple[int, int, int]] = {}
+        """What this process maps: slot of the pin → segment, offset, length."""
         self._ask_lock = threading.RLock()
         self._send_lock = threading.Lock()
         self._requests = itertools.count(1)
@@ -127,7 +130,10 @@ class StoreClient:
         self.escaped: dict[bytes, Handle] = {}
         """What was pickled by somebody else than us, who may unpickle it at any time: held for good."""
         self.on_resolved: Callable[[m.StoreResolved], None] | None = None
-        self._send(m.StoreHello(PROTOCOL, *m.versions(), self.pid), (self._page.fd,))
+        try:
+            self._send(m.StoreHello(PROTOCOL, *m.versions(), self.pid), (fd,))
+        finally:
+            os.close(fd)
 
     # -- messages
 
@@ -428,7 +434,8 @@ class StoreClient:
             slot = page.pin(number, offset)
         if not slot:
             return self._copied(place, segment)
-        unpin = partial(_unpin, page, slot, self.pid)
+        self._views[slot] = (number, offset, length)
+        unpin = partial(_unpin, page, self._views, slot, self.pid)
         try:
             window = segment.window
             head = window.peek(offset, min(length, 2 * memory.HEADER))
@@ -502,15 +509,22 @@ class StoreClient:
     # -- another node
 
     def adopt_into(self, other: StoreClient) -> None:
-        """The node died: hand what we hold, and have the memory of, to the store of the next one."""
+        """The node died: hand what we hold, and have the memory of, to the store of the next one.
+
+        What we only map goes along under another name, so that it is never written over.
+        """
         by_segment: dict[int, list[tuple[bytes, int, int, int]]] = {}
+        places = set()
         with self._handles_lock:
             held = list(self.handles.values())
         for handle in held:
             if handle.segment in self._segments:
                 entry = (handle.obj, handle.offset, handle.length, handle.size)
                 by_segment.setdefault(handle.segment, []).append(entry)
-        other._page.close()
+                places.add((handle.segment, handle.offset))
+        for number, offset, length in list(self._views.values()):
+            if number in by_segment and (number, offset) not in places:
+                by_segment[number].append((other.new_id(), offset, length, length - memory.HEADER))
         for number, objs in by_segment.items():
             segment = self._segments.pop(number)
             other._segments[number] = segment
@@ -542,17 +556,19 @@ class StoreClient:
         self._sock.close()
 
     def close(self) -> None:
-        """The node is gone, or this process no longer needs it."""
+        """The node is gone; what is mapped stays as long as it is looked at."""
         self.closed = True
         self._sock.close()
+        self._page.close()
         for segment in self._segments.values():
             segment.close()
         self._segments.clear()
 
 
-def _unpin(page: PinPage, slot: int, pid: int) -> None:
+def _unpin(page: PinPage, views: dict[int, tuple[int, int, int]], slot: int, pid: int) -> None:
     """The last view of a mapping is gone; called by the garbage collector."""
     if os.getpid() == pid:
+        del views[slot]
         page.unpin(slot)
 
 

@@ -44,29 +44,28 @@ def place_of(key: int) -> tuple[int, int]:
     return key >> _SEGMENT_BITS, (key & ((1 << _SEGMENT_BITS) - 1)) << 12
 
 
-class PinPage:
-    """One page; the process that owns it makes it with `PinPage.make()`, the node maps its descriptor."""
+def make_page() -> int:
+    """A new page's descriptor. OSError if memory or descriptors are exhausted."""
+    fd = os.memfd_create("dpool-pins")
+    try:
+        os.posix_fallocate(fd, 0, PAGE_BYTES)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
-    __slots__ = ("_free", "_map", "_next", "_words", "fd")
+
+class PinPage:
+    """One page, mapped from the descriptor that `make_page` gave; that remains the caller's."""
+
+    __slots__ = ("_free", "_map", "_next", "_words")
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
         self._map = mmap.mmap(fd, PAGE_BYTES)
         self._words = memoryview(self._map).cast("Q")
         self._free: deque[int] = deque()
         """Slots that were used and are free again."""
         self._next = PINS_AT
-
-    @classmethod
-    def make(cls) -> PinPage:
-        """A new page. OSError if memory or descriptors are exhausted."""
-        fd = os.memfd_create("dpool-pins")
-        try:
-            os.posix_fallocate(fd, 0, PAGE_BYTES)
-            return cls(fd)
-        except BaseException:
-            os.close(fd)
-            raise
 
     # -- the process that reads
 
@@ -85,7 +84,10 @@ class PinPage:
 
     def unpin(self, slot: int) -> None:
         """Clear a pin. Takes no lock: it may be called by the garbage collector."""
-        self._words[slot] = 0
+        try:
+            self._words[slot] = 0
+        except ValueError:  # the page is closed: its node is gone
+            return
         self._free.append(slot)
 
     def live(self) -> list[tuple[int, int]]:
@@ -139,7 +141,6 @@ class PinPage:
         self._words[FLAGS] = PRESSURE if on else 0
 
     def close(self) -> None:
-        """Unmap it and close the descriptor."""
+        """Unmap it."""
         self._words.release()
         self._map.close()
-        os.close(self.fd)
