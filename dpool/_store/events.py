@@ -53,10 +53,7 @@ class Want(NamedTuple):
 
 
 class MemoryRefused(NamedTuple):
-    """The memory for a Leased or StartRestore could not be had, so that was left out (see Allocate).
-
-    Of a StartRestore, `client` and `request` mean nothing.
-    """
+    """The memory of a Leased or StartRestore (of which only `range` counts) could not be had; see Allocate."""
 
     client: int
     request: int
@@ -287,9 +284,9 @@ class MakeSegment(NamedTuple):
 class Allocate(NamedTuple):
     """Give the range pages (posix_fallocate).
 
-    Punch, MakeSegment and Allocate stand before the Leased or StartRestore that needs them. They are carried out in
-    order, before it and before every later Leased or StartRestore; if one fails, that Leased or StartRestore is left
-    out and MemoryRefused said in its place.
+    Punch, MakeSegment, Allocate, DropSegment, and Leased and StartRestore behind them, may take their time but keep
+    their order, from list to list too; if one fails, MemoryRefused is said in place of the next Leased or StartRestore.
+    All else is carried out at once: after a MarkSealed that overtakes a MarkLeaving, a reader would not be seen.
     """
 
     range: Range

@@ -1,7 +1,7 @@
 """A model of what surrounds the store's machine: memory, files and threads that a test can look into and break.
 
-Memory orders, and what needs them, are carried out one list after the other, as late as the test likes; spills,
-restores and looks end in any order. Whatever would be a wrong byte in earnest is an AssertionError here.
+Memory orders, and what needs them, are carried out one list after the other, as late as the test likes; the rest of a
+list at once; spills, restores and looks end in any order. Whatever would be a wrong byte in earnest is an AssertionError here.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ class Glue:
     """Carries out instructions."""
 
     def __init__(self, capacity, segment):
-        self.pins = set()
+        self.pins: set[tuple[int, int]] = set()
         self.retired = set()
         self.store = Store(capacity * PAGE, lambda r: r[:2] in self.pins, segment_bytes=segment * PAGE)
         self.now = 0.0
-        self.pages = {}  # (segment, page) that exist -> place of the object whose bytes are there, or None
+        self.pages = {}  # (segment, page) that exist -> number of the write whose bytes are there, 0: none
+        self.writes = {}  # place -> number of the last write that began there
         self.segments = {}
         self.unmade = set()
         self.headers = {}  # place -> (object, sealed)
         self.files = set()
-        self.lists = deque()  # instructions that wait for the memory thread
+        self.lists: deque[list] = deque()  # instructions that wait for the memory thread
         self.jobs = []  # spills, restores and looks that have not ended
         self.leases = {}  # client -> ranges
         self.asked = {}  # (client, request) -> answers
@@ -45,11 +46,12 @@ class Glue:
         self.log += orders
         if orders and isinstance(orders[0], e.Adopted):
             self.adopt(event, orders.pop(0))
-        if any(isinstance(one, ORDERED) for one in orders):
-            self.lists.append(orders)
-        else:
-            for one in orders:
+        for one in orders:
+            if not isinstance(one, ORDERED):
                 self.perform(one)
+        ordered = [one for one in orders if isinstance(one, ORDERED)]
+        if ordered:
+            self.lists.append(ordered)
         return orders
 
     def work(self, fails=False):
@@ -102,8 +104,7 @@ class Glue:
         self.segments[adopted.segment] = event.segment_size
         for obj, offset, length, _ in event.objects:
             r = e.Range(adopted.segment, offset, length)
-            self.pages |= dict.fromkeys(self.numbers(r))
-            self.headers[r[:2]] = (obj, True)
+            self.fill(r, obj)
 
     # -- instructions
 
@@ -114,21 +115,28 @@ class Glue:
         assert r.offset % PAGE == r.length % PAGE == 0
         return [(r.segment, page) for page in range(r.offset // PAGE, r.end // PAGE)]
 
+    def unmapped(self, r):
+        """Whether nobody maps any of it."""
+        mapped = {self.writes[place] for place in self.pins | self.retired}
+        return mapped.isdisjoint(self.pages.get(key, 0) for key in self.numbers(r))
+
     def may_write(self, r):
         """Its pages exist, and nobody maps them."""
         assert all(key in self.pages for key in self.numbers(r)), "a write would be a SIGBUS"
-        mapped = {self.pages[key] for key in self.numbers(r)} & (self.pins | self.retired)
-        assert not mapped, "a reader's bytes would change"
+        assert self.unmapped(r), "a reader's bytes would change"
 
     def write(self, r, obj):
         self.may_write(r)
+        self.fill(r, obj)
+
+    def fill(self, r, obj):
         self.headers[r[:2]] = (obj, True)
-        for key in self.numbers(r):
-            self.pages[key] = r[:2]
+        self.writes[r[:2]] = 1 + len(self.writes) + max(self.writes.values(), default=0)
+        self.pages |= dict.fromkeys(self.numbers(r), self.writes[r[:2]])
 
     def Punch(self, one):
+        assert self.unmapped(one.range), "a reader's bytes would vanish"
         for key in self.numbers(one.range):
-            assert self.pages.get(key) not in self.pins | self.retired, "a reader's bytes would vanish"
             self.pages.pop(key, None)
             self.headers.pop((key[0], key[1] * PAGE), None)
 
@@ -139,7 +147,7 @@ class Glue:
     def Allocate(self, one):
         assert one.range.end <= self.segments[one.range.segment]
         for key in self.numbers(one.range):
-            self.pages.setdefault(key, None)
+            self.pages.setdefault(key, 0)
         assert self.over or len(self.pages) * PAGE <= self.store.stats().capacity
 
     def DropSegment(self, one):
