@@ -1,7 +1,8 @@
 """A model of what surrounds the store's machine: memory, files and threads that a test can look into and break.
 
 Memory orders, and what needs them, are carried out one list after the other, as late as the test likes; the rest of a
-list at once; spills, restores and looks end in any order. Whatever would be a wrong byte in earnest is an AssertionError here.
+list at once; spills, restores and looks end in any order. Whatever would be a wrong byte in earnest is an
+AssertionError here.
 """
 
 from __future__ import annotations
