@@ -118,6 +118,7 @@ class Executor(_base.Executor):
         An error, or dropping the iterator, cancels what has not begun. ValueError if `chunksize` or `buffersize` is
         below 1.
         """
+        iterables = tuple(map(self._pool.share, iterables))
         return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -238,6 +239,7 @@ class View:
         progress: bool = False,
     ) -> Iterator[_T]:
         """See `Executor.map`."""
+        iterables = tuple(map(self._executor._pool.share, iterables))
         return _map(self._executor._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
 

@@ -16,16 +16,17 @@ live ones. A pool ends once: CLOSED after its tasks are done, or BROKEN with the
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from dpool._core import frames, storage, wire
+from dpool._core import frames, promises, storage, wire
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
 from dpool._core.lane import Lane, Route
 from dpool._core.launch import await_deaths
@@ -44,7 +45,7 @@ from dpool._core.messages import (
     UpdateSetup,
     WorkerDied,
 )
-from dpool._core.serialize import FutureInside
+from dpool._core.serialize import ATOMIC, FutureInside
 from dpool._core.storage import Stored
 
 if TYPE_CHECKING:
@@ -202,6 +203,15 @@ class ExecutorPool:
         if self.state is not OPEN:
             self._submitted_too_late(future)
         return future
+
+    @staticmethod
+    def share(items: Iterable[Any]) -> Iterable[Any]:
+        """Arguments for many tasks; see `sharing`."""
+        if type(items) is not itertools.repeat and (type(items) not in (list, tuple) or _atomic(items)):
+            return items
+        from dpool._core.sharing import share
+
+        return share(items)
 
     def _refuse(self) -> None:
         if self.broken is not None:
@@ -996,6 +1006,10 @@ class ExecutorPool:
                 if slot.link.page.slots[frames.PID]:  # else it has read nothing, and now it never will
                     pids.append(slot.link.page.slots[frames.PID])
         await_deaths(pids, DEATH_S)
+
+
+def _atomic(items: Any) -> bool:
+    return not items or type(items[0]) in ATOMIC
 
 
 def _how(message: WorkerDied) -> str:

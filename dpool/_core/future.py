@@ -46,7 +46,7 @@ _log = logging.getLogger("concurrent.futures")
 class _Extra:
     """What only some futures need."""
 
-    __slots__ = ("attempts", "callbacks", "condition", "exception", "group", "lends", "waiters")
+    __slots__ = ("attempts", "callbacks", "condition", "exception", "group", "lends", "promise", "waiters")
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
@@ -57,6 +57,8 @@ class _Extra:
         """A task waits for it without reading: the CPUs of its lease are lent until it is done."""
         self.attempts = 0
         """How often the task was started and lost."""
+        self.promise: Any = None
+        """The Handle by which other processes know it."""
         self.group: Any = None
         """The number of the task among those that wait for other futures."""
 
@@ -66,10 +68,12 @@ class InStore:
 
     __slots__ = ("handle", "label", "place")
 
-    def __init__(self, place: Any, label: str) -> None:
+    def __init__(self, place: Any, label: str, handle: Any = None) -> None:
         self.place = place
         self.label = label
-        self.handle: Any = None
+        self.handle = handle
+        if handle is not None:
+            return
         try:
             self.handle = storage.client().received(place)
         except storage.StoreGone:  # whoever asks for it hears of it
@@ -387,8 +391,7 @@ class Future(_base.Future[_T]):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a dpool.Future cannot be pickled; pass it as an argument of its own (not inside a container), "
-            "and the task gets its value"
+            "a dpool.Future can be pickled only by dpool itself: pass it to a task, or return it from one"
         )
 
 

@@ -7,7 +7,7 @@ by `address`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dpool._core.config import from_environment
@@ -40,6 +40,9 @@ class Pool(Protocol):
 
     def submit(self, route: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """One task."""
+
+    def share(self, items: Iterable[Any]) -> Iterable[Any]:
+        """Arguments for many tasks: the same, or with large ones that occur again stored once."""
 
     def resize(self, max_workers: int) -> None:
         """Change `max_workers`."""
