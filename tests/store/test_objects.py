@@ -145,6 +145,15 @@ def test_the_leases_and_questions_of_a_dead_client_vanish():
     assert w.tell(e.Return(2, e.Range(1, 0, PAGE))) == []
 
 
+def test_memory_that_a_dead_client_had_asked_for_is_not_taken_for_there():
+    w = World()
+    w.tell(e.Want(2, 1, 3 * PAGE, 0.0))
+    w.tell(e.Left(2))
+    r = e.Range(1, 0, 3 * PAGE)
+    assert w.tell(e.Want(1, 1, 3 * PAGE, 0.0)) == [e.Allocate(r), e.Leased(1, 1, r)]
+    assert w.tell(e.MemoryRefused(2, 1, r)) == []
+
+
 # -- locating and freeing
 
 
@@ -306,6 +315,19 @@ def test_a_free_in_the_middle_of_a_spill_is_carried_out_at_its_end(ends):
     w.settle()
     assert w.files == set()
     assert w.asked[1, 2] == 1
+
+
+def test_an_object_that_is_made_again_while_it_goes_stays():
+    w = World()
+    w.put(A, 5)
+    r = w.want(3)[0].range
+    [spill] = w.want(2)
+    w.tell(e.Free(A))
+    w.seal(A, r)
+    w.finish(spill)
+    w.settle()
+    assert w.state(A) == e.SPILLED
+    assert w.asked[1, 3] == 1
 
 
 # -- restoring
