@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpool import errors as errors
     from dpool._core.future import Future as Future
-    from dpool.executor import Executor as Executor
     from dpool._core.objectref import ObjectRef as ObjectRef
+    from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.remote import get as get
     from dpool.remote import put as put

@@ -6,7 +6,6 @@ What tasks take and return goes to the store by itself when it is large; `put` i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
@@ -141,8 +140,5 @@ def store_stats(listing: bool = False) -> StoreStats:
         restores=stats["restores"],
         reads=reads,
         hit_rate=1.0 - min(1.0, restored / reads) if reads else 1.0,
-        listing=[StoredObject(obj.hex(), size, pid, state, pinned) for obj, size, pid, state, pinned, _ in report.listing],
+        listing=[StoredObject(obj.hex(), *known) for obj, *known, _ in report.listing],
     )
-
-
-_ = os

@@ -269,7 +269,7 @@ class NativeRuntime:
         self._check_process()
         with self._start_lock:
             if self.exiting and self._node is None:
-                raise storage.StoreGone("the interpreter exits")
+                raise storage.NoStore("the interpreter exits")
             self.start()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:

@@ -51,6 +51,7 @@ from dpool._core.storage import Stored
 if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
 
+promises.register()
 OPEN, CLOSING, BROKEN, CLOSED = "open", "closing", "broken", "closed"
 DEATH_S = 5.0
 """How long the kernel may take to end a dead node's workers."""

@@ -390,9 +390,7 @@ class Future(_base.Future[_T]):
             _log.exception("exception calling callback for %r", self)
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            "a dpool.Future can be pickled only by dpool itself: pass it to a task, or return it from one"
-        )
+        raise TypeError("a dpool.Future can be pickled only by dpool itself: pass it to a task, or return it from one")
 
 
 def finish(future: Future[Any], result: Any = None, exception: BaseException | None = None) -> bool:

@@ -296,7 +296,9 @@ class Node:
         if client.side is not None:
             self._store.closed(client.side)
         if client.hello is not None:
-            if self._store is not None and not any(o.side and o.side.pid == client.hello.pid for o in self._clients.values()):
+            if self._store is not None and not any(
+                o.side and o.side.pid == client.hello.pid for o in self._clients.values()
+            ):
                 self._store.process_gone(client.hello.pid)
             self._do(s.ClientLeft(client.number))
             if self._records is not None:

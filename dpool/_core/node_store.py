@@ -25,8 +25,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from dpool._core import wire
 from dpool._core import messages as m
+from dpool._core import wire
 from dpool._core.logic import IllegalMove
 from dpool._core.logic import references as r
 from dpool._core.machine import available_memory
@@ -115,6 +115,7 @@ class NodeStore:
         self._memory_jobs = 0
         self._lists: deque[Any] = deque()
         self._prefaults = 0
+        self._prefaulting = False
         self._do(e.Joined(NODE, os.getpid()))
 
     def _told(self, result: Any) -> None:
@@ -222,11 +223,7 @@ class NodeStore:
         self._made(side, message.obj, message.holder, message.contains)
 
     def _seal_file(self, side: Side, message: m.StoreSealFile) -> None:
-        self._do(
-            e.SealFile(
-                side.number, message.obj, message.size, message.path, message.crc, side.pid, monotonic()
-            )
-        )
+        self._do(e.SealFile(side.number, message.obj, message.size, message.path, message.crc, side.pid, monotonic()))
         self._made(side, message.obj, message.holder, message.contains)
 
     def _made(self, side: Side, obj: bytes, holder: int, contains: list[bytes]) -> None:
@@ -318,6 +315,8 @@ class NodeStore:
         stats["reads"] = sum(one.page.reads() for one in self._sides.values())
         listing = [tuple(one) for one in self.store.listing()] if message.listing else []
         self._send(side.number, m.StoreReport(message.request, stats, listing))
+        if self.idle():  # a node that was started for this question goes again
+            self._node.store_idle()
 
     def _promise(self, side: Side, message: m.StorePromise) -> None:
         for obj in message.objs:
@@ -400,56 +399,77 @@ class NodeStore:
         self._perform(self.store.handle(event))
 
     def _perform(self, orders: list[Any]) -> None:
-        """Carry out a list of instructions: what needs much memory in the memory thread, the rest when that is done."""
-        memory_orders = [one for one in orders if type(one) in self._MEMORY]
-        if not memory_orders:
-            for one in orders:
+        """Carry out instructions: what concerns memory one after the other, and in the memory thread if it takes time;
+        everything else at once.
+        """
+        queued = [one for one in orders if type(one) in self._QUEUED]
+        for one in orders:
+            if type(one) not in self._QUEUED:
                 self._INSTRUCTIONS[type(one)](self, one)
+        if not queued:
             return
-        rest = [one for one in orders if type(one) not in self._MEMORY]
-        for one in memory_orders:
-            if type(one) is e.MakeSegment:
-                self._make_segment(one)
-        work = [one for one in memory_orders if type(one) is not e.MakeSegment]
-        large = sum(one.range.length for one in work) > INLINE_ALLOCATION
-        if not large and not self._memory_jobs:
-            self._memory_done(rest, self._make_memory(work))
+        work = [one for one in queued if type(one) is e.Punch or type(one) is e.Allocate]
+        if not self._memory_jobs and sum(one.range.length for one in work) <= INLINE_ALLOCATION:
+            self._memory_done(queued, self._make_memory(queued))
             return
         self._memory_jobs += 1
-        self._memory_thread.submit(partial(self._memory_job, work, rest))
+        self._memory_thread.submit(partial(self._memory_job, queued))
 
-    def _memory_job(self, work: list[Any], rest: list[Any]) -> Callable[[], None]:
+    def _memory_job(self, queued: list[Any]) -> Callable[[], None]:
         """In the memory thread."""
-        refused = self._make_memory(work)
+        refused = self._make_memory(queued)
 
         def done() -> None:
             self._memory_jobs -= 1
-            self._memory_done(rest, refused)
+            self._memory_done(queued, refused)
 
         return done
 
-    def _make_memory(self, work: list[Any]) -> str:
-        """Why it could not be had, or ""."""
-        try:
-            for one in work:
-                segment = self._segments[one.range.segment]
-                if type(one) is e.Punch:
-                    memory.punch(segment.fd, one.range.offset, one.range.length)
-                else:
-                    os.posix_fallocate(segment.fd, one.range.offset, one.range.length)
-        except (OSError, KeyError) as error:
-            return f"{type(error).__name__}: {error}"
-        return ""
+    def _make_memory(self, queued: list[Any]) -> str:
+        """Why memory could not be had, or ""; what can be done is done all the same."""
+        refused = ""
+        for one in queued:
+            try:
+                if type(one) is e.MakeSegment:
+                    self._make_segment(one)
+                elif type(one) is e.Punch:
+                    memory.punch(self._segments[one.range.segment].fd, one.range.offset, one.range.length)
+                elif type(one) is e.Allocate:
+                    os.posix_fallocate(self._segments[one.range.segment].fd, one.range.offset, one.range.length)
+            except (OSError, KeyError) as error:
+                refused = refused or f"{type(error).__name__}: {error}"
+        return refused
 
-    def _memory_done(self, rest: list[Any], refused: str) -> None:
-        for one in rest:
-            if refused and type(one) is e.Leased:
-                self._log("store.no_memory", length=one.range.length, error=refused)
-                self._do(e.MemoryRefused(one.client, one.request, one.range))
-            elif refused and type(one) is e.StartRestore:
-                self._do(e.MemoryRefused(NODE, 0, one.range))
-            else:
-                self._INSTRUCTIONS[type(one)](self, one)
+    def _memory_done(self, queued: list[Any], refused: str) -> None:
+        cold = sum(one.range.length for one in queued if type(one) is e.Allocate)
+        for one in queued:
+            kind = type(one)
+            if kind is e.Leased:
+                if refused:
+                    self._log("store.no_memory", length=one.range.length, error=refused)
+                    self._do(e.MemoryRefused(one.client, one.request, one.range))
+                else:
+                    self._leased(one)
+                    self._prefault(one, cold)
+            elif kind is e.StartRestore:
+                if refused:
+                    self._do(e.MemoryRefused(NODE, 0, one.range))
+                else:
+                    self._start_restore(one)
+            elif kind is e.DropSegment:
+                self._drop_segment(one)
+
+    def _prefault(self, order: e.Leased, cold: int) -> None:
+        """Somebody had to wait for new memory: have as much ready for the next one, as long as there is plenty."""
+        if order.client == NODE:
+            self._prefaulting = False
+            return
+        length = min(cold, MOST_PREFAULT)
+        if length <= INLINE_ALLOCATION or self._prefaulting or self.store.resident + length > self.store.capacity // 2:
+            return
+        self._prefaulting = True
+        self._prefaults += 1
+        self._do(e.Want(NODE, self._prefaults, length, monotonic()))
 
     def _make_segment(self, order: e.MakeSegment) -> None:
         fd = os.memfd_create(f"dpool-store-{order.segment}")
@@ -463,8 +483,6 @@ class NodeStore:
     def _leased(self, order: e.Leased) -> None:
         if order.client == NODE:
             self._do(e.Return(NODE, order.range))
-            self._do(e.Left(NODE))
-            self._do(e.Joined(NODE, os.getpid()))
             return
         where = order.range
         size = self._segments[where.segment].size
@@ -486,6 +504,7 @@ class NodeStore:
 
     def _on_disk(self, order: e.OnDisk) -> None:
         if order.client == NODE:
+            self._prefaulting = False
             return
         try:
             self._files.ensure()
@@ -498,9 +517,7 @@ class NodeStore:
     def _located(self, order: e.Located) -> None:
         where = order.range
         size = self._segments[where.segment].size
-        answer = m.StoreLocated(
-            order.request, order.obj, where.segment, size, where.offset, where.length, order.size
-        )
+        answer = m.StoreLocated(order.request, order.obj, where.segment, size, where.offset, where.length, order.size)
         self._send_segment(order.client, where.segment, answer)
 
     def _start_spill(self, order: e.StartSpill) -> None:
@@ -529,9 +546,7 @@ class NodeStore:
         file = spill.SpillFile(order.path, order.size, order.crc)
         self._spill_thread.submit(partial(self._restore_job, obj, file, where, target))
 
-    def _restore_job(
-        self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview
-    ) -> Callable[[], None]:
+    def _restore_job(self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview) -> Callable[[], None]:
         """In the spill thread."""
         try:
             with target[memory.HEADER : memory.HEADER + file.size] as value:
@@ -556,7 +571,9 @@ class NodeStore:
         self._node._at(monotonic() + LOOK_AFTER_S, lambda: self._do(e.Looked(order.obj, monotonic())))
 
     def _drop_segment(self, order: e.DropSegment) -> None:
-        segment = self._segments.pop(order.segment)
+        segment = self._segments.pop(order.segment, None)
+        if segment is None:
+            return  # it could not be made
         memory.punch(segment.fd, 0, segment.size)  # whoever still has its descriptor does not keep the pages
         try:
             segment.close()
@@ -581,10 +598,11 @@ class NodeStore:
     def _in_file(self, order: e.InFile) -> None:
         self._send(order.client, m.StoreInFile(order.request, order.obj, order.path, order.size, order.crc))
 
-    _MEMORY: frozenset[type[Any]] = frozenset((e.MakeSegment, e.Punch, e.Allocate))
+    _QUEUED: frozenset[type[Any]] = frozenset(
+        (e.MakeSegment, e.Punch, e.Allocate, e.DropSegment, e.Leased, e.StartRestore)
+    )
 
     _INSTRUCTIONS: dict[type[Any], Callable[[Any, Any], None]] = {  # noqa: RUF012
-        e.Leased: _leased,
         e.OnDisk: _on_disk,
         e.Located: _located,
         e.InFile: _in_file,
@@ -593,9 +611,7 @@ class NodeStore:
         e.StartSpill: _start_spill,
         e.MarkLeaving: _mark_leaving,
         e.MarkSealed: lambda self, order: self._mark(memory.SEALED, order),
-        e.StartRestore: _start_restore,
         e.DeleteFile: _delete_file,
-        e.DropSegment: _drop_segment,
         e.Pressure: _pressure,
         e.WakeAt: lambda self, order: self._node._at(order.at_s, lambda: self._do(e.Tick(monotonic()))),
     }

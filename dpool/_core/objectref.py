@@ -14,8 +14,8 @@ from dpool._core.serialize_reducers import BY_TYPE
 from dpool._core.storage import Place
 
 if TYPE_CHECKING:
-    from dpool._core.store_client import Handle
     from dpool._core.serialize_pickler import Pickler
+    from dpool._core.store_client import Handle
 
 
 class ObjectRef:
@@ -27,7 +27,9 @@ class ObjectRef:
 
     __slots__ = ("__weakref__", "_data", "_handle", "_inner", "_needs")
 
-    def __init__(self, handle: Handle | None, data: bytes | None, inner: tuple[Any, ...], needs: tuple[str, ...]) -> None:
+    def __init__(
+        self, handle: Handle | None, data: bytes | None, inner: tuple[Any, ...], needs: tuple[str, ...]
+    ) -> None:
         self._handle = handle
         self._data = data
         self._inner = inner
@@ -39,7 +41,7 @@ class ObjectRef:
     def size(self) -> int:
         """Bytes of the stored value."""
         if self._handle is not None:
-            return self._handle.size
+            return int(self._handle.size)
         assert self._data is not None
         return len(self._data)
 

@@ -1,4 +1,4 @@
-"""Futures that travel: one that lies inside an argument or a result arrives as a Future that ends when its owner's does.
+"""Futures that travel: one inside an argument or a result arrives as a Future that ends when its owner's does.
 
 ```
  owner: Future ─(pickled)─► StorePromise ─ … its task ends … ─► StoreFulfil ─► node ─► StoreResolved ─► borrower: Future
@@ -20,7 +20,7 @@ from dpool._core import storage
 from dpool._core.frames import FAILED, RAISED, RESULT, STORED
 from dpool._core.future import FINISHED, RUNNING, Future, InStore, _mutex
 from dpool._core.serialize_reducers import BY_TYPE
-from dpool._core.serialize_results import dump_exception, dump_result, load_exception, load_value
+from dpool._core.serialize_results import dump_exception, load_exception, load_value, pickle_result
 
 if TYPE_CHECKING:
     from dpool._core.messages import StoreResolved
@@ -33,9 +33,9 @@ LABEL = "a future of another process"
 class _Known:
     """Futures that this process has promised or borrowed, by the id of the promise."""
 
-    futures: WeakValueDictionary[bytes, Future[Any]] = WeakValueDictionary()
-    waiting: dict[bytes, Any] = {}  # noqa: RUF012
-    """Borrowed, and not settled yet → weak reference."""
+    futures: WeakValueDictionary[bytes, Future[Any]] = WeakValueDictionary()  # noqa: RUF012
+    waiting: set[bytes] = set()  # noqa: RUF012
+    """Borrowed, and not settled yet."""
     lock = threading.RLock()
     thread: threading.Thread | None = None
 
@@ -94,7 +94,7 @@ def _outcome(future: Future[Any]) -> tuple[int, bytes, list[bytes], Any]:
     if error is not None:
         return RAISED, dump_exception(error, LABEL), [], None
     try:
-        parts, keep = dump_result(future.result(), LABEL)
+        parts, keep = pickle_result(future.result(), LABEL)
         packed: Any = parts if type(parts) is bytes else storage.pack(parts, keep)  # type: ignore[arg-type]
     except Exception as failure:  # whatever its reducers raise: that is what the borrower gets
         return FAILED, dump_exception(failure, LABEL), [], None
@@ -119,14 +119,12 @@ def make_future(obj: bytes) -> Future[Any]:
         future._state = RUNNING  # it is not ours to cancel
         future._more().promise = client.hold([obj, 0, 0, 0, 0])
         _Known.futures[obj] = future
-        _Known.waiting[obj] = None
+        _Known.waiting.add(obj)
         client.on_resolved = _resolved
         client.watch(obj)
         thread = _Known.thread
         if thread is None or not thread.is_alive():
-            _Known.thread = thread = threading.Thread(
-                target=_watch, args=(client,), name="dpool-futures", daemon=True
-            )
+            _Known.thread = thread = threading.Thread(target=_watch, args=(client,), name="dpool-futures", daemon=True)
             thread.start()
     return future
 
@@ -136,7 +134,7 @@ def _watch(client: StoreClient) -> None:
     while True:
         with _Known.lock:
             for obj in [obj for obj in _Known.waiting if obj not in _Known.futures]:
-                del _Known.waiting[obj]  # nobody has it any more
+                _Known.waiting.discard(obj)  # nobody has it any more
             if not _Known.waiting:
                 _Known.thread = None
                 return
@@ -148,7 +146,7 @@ def _watch(client: StoreClient) -> None:
 
 def _all_lost(why: str) -> None:
     with _Known.lock:
-        waiting, _Known.waiting = list(_Known.waiting), {}
+        waiting, _Known.waiting = _Known.waiting, set()
     for obj in waiting:
         future = _Known.futures.get(obj)
         if future is not None:
@@ -157,7 +155,7 @@ def _all_lost(why: str) -> None:
 
 def _resolved(message: StoreResolved) -> None:
     with _Known.lock:
-        _Known.waiting.pop(message.obj, None)
+        _Known.waiting.discard(message.obj)
         future = _Known.futures.get(message.obj)
     if future is None or future._state != RUNNING:
         return
@@ -184,4 +182,6 @@ def _lost(why: str) -> BaseException:
     return ObjectLost(f"what became of {LABEL} will never be known: {why}")
 
 
-BY_TYPE[Future] = _reduce
+def register() -> None:
+    """From now on dpool's own pickles may contain futures."""
+    BY_TYPE[Future] = _reduce

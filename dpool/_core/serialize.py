@@ -37,7 +37,14 @@ from dpool._core.mainspace import Importer, install_main
 from dpool._core.serialize_globals import Definition, Globals, Needs, named, numbers
 from dpool._core.serialize_names import ATOMIC, by_reference, main_path, plain, registered_by_value, value_index
 from dpool._core.serialize_pickler import PROTOCOL, CapturePickler, Pickler, dump, dumps
-from dpool._core.serialize_results import dump_exception, dump_result, home_pickler, load_exception, load_result
+from dpool._core.serialize_results import (
+    dump_exception,
+    dump_result,
+    home_pickler,
+    load_exception,
+    load_result,
+    pickle_result,
+)
 from dpool._core.serialize_watch import Plan, Watcher, steps
 from dpool._core.storage import Stored, pack
 from dpool._store.serde import Parts
@@ -63,6 +70,7 @@ __all__ = [
     "install_main",
     "load_exception",
     "load_result",
+    "pickle_result",
 ]
 
 RAW_LIMIT = 1024

@@ -18,7 +18,7 @@ from dpool._core import mainspace
 from dpool._core.mainspace import deserialization_error, explain
 from dpool._core.serialize_names import ATOMIC, plain
 from dpool._core.serialize_pickler import PROTOCOL, Pickler, dump, dumps
-from dpool._core.storage import unpack
+from dpool._core.storage import pack, unpack
 from dpool._store.serde import Parts
 
 if TYPE_CHECKING:
@@ -37,7 +37,16 @@ def home_pickler(parts: Parts | None = None) -> Pickler:
     return Pickler(parts=parts)
 
 
-def dump_result(value: Any, label: str) -> tuple[Parts | bytes, list[Any]]:
+def dump_result(value: Any, label: str) -> Any:
+    """A task's result as it travels, bytes or a `Stored`; this process holds it if it lies in the object store.
+
+    Raises like `pickle_result`, and ObjectStoreFull.
+    """
+    pickled, keep = pickle_result(value, label)
+    return pickled if isinstance(pickled, bytes) else pack(pickled, keep)
+
+
+def pickle_result(value: Any, label: str) -> tuple[Parts | bytes, list[Any]]:
     """A task's result: its pickle, or the parts of it, and Handles of what it refers to in the object store.
 
     Raises:

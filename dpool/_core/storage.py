@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import launch
@@ -23,10 +24,16 @@ if TYPE_CHECKING:
 
 Place = list[Any]
 """Where an object lies, as it travels: [id, segment, offset, length, size of its value]; segment 0: ask the node."""
+AGAIN_S = 5.0
+"""How long a driver tries to get something from a store whose node is ending."""
 
 
 class StoreGone(Exception):
     """The node that owns the store has ended."""
+
+
+class NoStore(StoreGone):
+    """There is no node, and none can be started any more."""
 
 
 class Stored:
@@ -73,10 +80,15 @@ def client() -> StoreClient:
         client = _Current.client
         if client is None or client.pid != os.getpid() or client.closed:
             earlier = client if client is not None and client.pid == os.getpid() else None
-            client = _Current.client = StoreClient(_connect())
+            client = StoreClient(_connect())
             if earlier is not None:
-                earlier.adopt_into(client)
+                try:
+                    earlier.adopt_into(client)
+                except BaseException:  # that node has ended too: what we have is for another one
+                    client.close()
+                    raise
                 earlier.close()
+            _Current.client = client
             if not _Current.hooked:
                 _Current.hooked = True
                 os.register_at_fork(before=_before_fork, after_in_child=_in_child)
@@ -95,15 +107,24 @@ def _connect() -> socket.socket:
 
 
 def again(action: Callable[[StoreClient], Any]) -> Any:
-    """Do something with the store; once more with the next node's, if its node has just died."""
-    current = client()
-    try:
-        return action(current)
-    except StoreGone:
-        if here.worker is not None:
-            raise
-        current.closed = True
-        return action(client())
+    """Do something with the store; if its node has ended meanwhile, with the next one's.
+
+    A node that ends takes a moment for it, in which it can be neither asked nor replaced: so it is tried for a while.
+    """
+    until = monotonic() + AGAIN_S
+    pause_s = 0.001
+    while True:
+        current = None
+        try:
+            current = client()
+            return action(current)
+        except StoreGone as error:
+            if here.worker is not None or isinstance(error, NoStore) or monotonic() >= until:
+                raise
+            if current is not None:
+                current.closed = True
+        sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.05)
 
 
 def node_died() -> None:

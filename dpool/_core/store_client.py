@@ -132,6 +132,10 @@ class StoreClient:
         self.on_resolved: Callable[[m.StoreResolved], None] | None = None
         try:
             self._send(m.StoreHello(PROTOCOL, *m.versions(), self.pid), (fd,))
+        except BaseException:
+            self._page.close()
+            sock.close()
+            raise
         finally:
             os.close(fd)
 
@@ -298,7 +302,7 @@ class StoreClient:
         """A range of our own to write into."""
         length = -(-need // memory.PAGE) * memory.PAGE
         if length > CHUNKED:
-            answer = self._ask(lambda request: m.StoreWant(request, length))
+            answer = self._lease(length)
             return answer if isinstance(answer, m.StoreOnDisk) else (answer.segment, answer.offset, answer.length)
         with self._ask_lock:
             while True:
@@ -306,16 +310,18 @@ class StoreClient:
                 if left >= length:
                     self._chunk = [segment, offset + length, left - length]
                     return segment, offset, length
-                chunk = max(length, self._page.chunk())
-                answer = self._ask(lambda request: m.StoreWant(request, chunk))
+                answer = self._lease(max(length, self._page.chunk()))
                 if isinstance(answer, m.StoreOnDisk):  # then just what is needed
-                    answer = self._ask(lambda request: m.StoreWant(request, length))
+                    answer = self._lease(length)
                     if isinstance(answer, m.StoreOnDisk):
                         return answer
                     return answer.segment, answer.offset, answer.length
                 rest, self._chunk = self._chunk, [answer.segment, answer.offset, answer.length]
                 if rest[2]:
                     self._give_back(*rest)
+
+    def _lease(self, length: int) -> Any:
+        return self._ask(lambda request: m.StoreWant(request, length))
 
     def _give_back(self, segment: int, offset: int, length: int) -> None:
         try:
@@ -354,14 +360,12 @@ class StoreClient:
         by_pid: dict[int, int] = {}
         for _, held, pid, *_ in report.listing:
             by_pid[pid] = by_pid.get(pid, 0) + held
-        holders = ", ".join(
-            f"pid {pid}: {held:,}" for pid, held in sorted(by_pid.items(), key=lambda one: -one[1])[:5]
-        )
+        holders = ", ".join(f"pid {pid}: {held:,}" for pid, held in sorted(by_pid.items(), key=lambda one: -one[1])[:5])
         return ObjectStoreFull(
             f"no room for an object of {size:,} bytes: the object store holds {stats['used']:,} of "
-            f"{stats['capacity']:,} bytes ({stats['pinned_bytes']:,} of them mapped by readers; made by {holders}), and "
-            f"the disk took no more ({disk}). Drop references or arrays that are not needed, make room on the disk "
-            "(DPOOL_SPILL_DIR chooses another), or enlarge the store (DPOOL_OBJECT_STORE_MEMORY)."
+            f"{stats['capacity']:,} bytes ({stats['pinned_bytes']:,} of them mapped by readers; made by {holders}), "
+            f"and the disk took no more ({disk}). Drop references or arrays that are not needed, make room on the "
+            "disk (DPOOL_SPILL_DIR chooses another), or enlarge the store (DPOOL_OBJECT_STORE_MEMORY)."
         )
 
     # -- holding
@@ -526,9 +530,10 @@ class StoreClient:
             if number in by_segment and (number, offset) not in places:
                 by_segment[number].append((other.new_id(), offset, length, length - memory.HEADER))
         for number, objs in by_segment.items():
-            segment = self._segments.pop(number)
-            other._segments[number] = segment
+            segment = self._segments[number]
             other._send(m.StoreAdopt(number, segment.size, objs), (segment.fd,))
+        for number in by_segment:
+            other._segments[number] = self._segments.pop(number)
         with other._handles_lock:
             for handle in held:
                 handle._client = other

@@ -49,7 +49,7 @@ from dpool._core.frames import (
     Page,
 )
 from dpool._core.polling import Poller
-from dpool._core.serialize import ATOMIC, RAW_LIMIT, Importer, dump_exception, dump_result
+from dpool._core.serialize import ATOMIC, RAW_LIMIT, Importer, dump_exception, pickle_result
 
 _SIZED = (str, bytes)
 
@@ -254,7 +254,7 @@ class Worker:
 
 def _result(result: Any, label: str) -> tuple[int, Any]:
     """A task's result as it travels: pickled, or where in the object store it lies."""
-    parts, keep = dump_result(result, label)
+    parts, keep = pickle_result(result, label)
     if type(parts) is bytes:
         return (RESULT, parts)
     assert here.worker is not None

@@ -132,4 +132,4 @@ def write_state(fd: int, offset: int, state: int) -> None:
 def is_sealed(view: memoryview, obj: bytes) -> bool:
     """Whether this object is here, and to be read."""
     magic, name, state, _ = _HEADER.unpack_from(view)
-    return magic == _MAGIC and name == obj and state == SEALED
+    return bool(magic == _MAGIC and name == obj and state == SEALED)

@@ -91,6 +91,16 @@ class Store:
             out.append(e.WakeAt(wake_at))
         return out
 
+    @property
+    def capacity(self) -> int:
+        """Bytes that may be resident."""
+        return self._arena.capacity
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the store has from the system."""
+        return self._arena.resident
+
     def short_of_room(self) -> bool:
         """Whether something may soon have to leave memory, so that it matters what was used lately."""
         return bool(self._queue) or self._arena.used > self._arena.capacity // 2
