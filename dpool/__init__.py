@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.remote import get as get
+    from dpool.remote import init as init
     from dpool.remote import put as put
     from dpool.remote import store_stats as store_stats
     from dpool.remote import wait as wait
@@ -33,6 +34,7 @@ __all__ = [
     "errors",
     "get",
     "get_reusable_executor",
+    "init",
     "put",
     "store_stats",
     "wait",
@@ -44,6 +46,7 @@ _HOMES = {
     "ObjectRef": "dpool._core.objectref",
     "get": "dpool.remote",
     "get_reusable_executor": "dpool.executor",
+    "init": "dpool.remote",
     "put": "dpool.remote",
     "store_stats": "dpool.remote",
     "wait": "dpool.remote",

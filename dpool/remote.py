@@ -6,6 +6,7 @@ What tasks take and return goes to the store by itself when it is large; `put` i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
@@ -14,6 +15,36 @@ from dpool._core import storage
 from dpool._core.future import Future
 from dpool._core.objectref import ObjectRef
 from dpool._core.serialize import store_value
+
+
+MIN_STORE = 1 << 20
+"""Bytes: the smallest object store."""
+
+
+def init(*, object_store_memory: int | None = None, spill_dir: str | None = None) -> None:
+    """Settings of this machine's runtime, before it is first used; without this call it starts with its defaults.
+
+    Args:
+        object_store_memory: bytes of shared memory for objects; default: a third of the memory that the cgroup allows.
+        spill_dir: directory on a disk, for objects that memory has no room for; default: the temporary directory, or
+            /var/tmp if that one lies in memory.
+
+    RuntimeError if the runtime is in use with other settings; ValueError for what cannot be.
+    """
+    from dpool._core import driver
+
+    changes: dict[str, Any] = {}
+    if object_store_memory is not None:
+        if isinstance(object_store_memory, bool) or not isinstance(object_store_memory, int):
+            raise TypeError(f"object_store_memory is a number of bytes, not {object_store_memory!r}")
+        if object_store_memory < MIN_STORE:
+            raise ValueError(f"object_store_memory must be at least {MIN_STORE:,} bytes, not {object_store_memory:,}")
+        changes["object_store_memory"] = object_store_memory
+    if spill_dir is not None:
+        if not os.path.isdir(spill_dir):
+            raise ValueError(f"spill_dir must be a directory: {spill_dir!r}")
+        changes["spill_dir"] = os.path.abspath(spill_dir)
+    driver.configure(**changes)
 
 
 def put(value: Any) -> ObjectRef:

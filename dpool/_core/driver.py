@@ -929,6 +929,8 @@ class _Current:
     """The one documented default runtime of this process."""
 
     runtime: NativeRuntime | None = None
+    changes: dict[str, Any] = {}  # noqa: RUF012
+    """Settings that go before the environment's."""
     lock = threading.Lock()
     hooked = False
 
@@ -941,12 +943,30 @@ def runtime() -> NativeRuntime:
     with _Current.lock:
         current = _Current.runtime
         if current is None or current.pid != os.getpid():
-            current = _Current.runtime = NativeRuntime(configuration.from_environment())
+            settings = configuration.from_environment()._replace(**_Current.changes).validate()
+            current = _Current.runtime = NativeRuntime(settings)
             if not _Current.hooked:
                 _Current.hooked = True
                 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
                 os.register_at_fork(after_in_child=_forked)
         return current
+
+
+def configure(**changes: Any) -> None:
+    """Settings for the runtime of this process; RuntimeError if it runs already, with others."""
+    current = _Current.runtime
+    if current is not None and current.pid == os.getpid():
+        if current.pools or storage.in_use():
+            now = {name: getattr(current.config, name) for name in changes}
+            if now != changes:
+                raise RuntimeError(
+                    f"dpool runs already, with {now}: call dpool.init before the first Executor or put, or when the "
+                    "last executor is closed and nothing is held in the object store"
+                )
+            return
+        current.config = current.config._replace(**changes).validate()
+        current.close()  # the next node is started with these
+    _Current.changes = {**_Current.changes, **changes}
 
 
 def _at_exit() -> None:

@@ -69,6 +69,19 @@ def store_lost(error: BaseException, label: str) -> BaseException:
     return ObjectLost(f"the result of {label} is lost: it was in the object store of a node that has ended ({error})")
 
 
+def _let_go(value: Any) -> None:
+    """Nobody will ever ask for this result: what it has in the object store is not held in our name any more."""
+    if value.__class__ is not tuple or value[0] not in (frames.STORED, frames.WITH_REFS):
+        return
+    places = [value[1]] if value[0] == frames.STORED else value[1][1]
+    try:
+        client = storage.client()
+        for place in places:
+            client.received(place)
+    except storage.StoreGone:  # and all that was in it
+        return
+
+
 class Route:
     """How a submitted task wants to be run: one for each `Executor.options(...)`, shared by its tasks."""
 
@@ -453,8 +466,9 @@ class Lane:
     def settle(self, tasks: list[Future[Any]], values: list[Any]) -> None:
         """Give the tasks their values. Not under the lock: callbacks run here."""
         for future, value in settle_plain(tasks, values):
-            if future._state is not RUNNING:
-                continue  # cancelled by force, or timed out, meanwhile
+            if future._state is not RUNNING:  # cancelled by force, or timed out, meanwhile
+                _let_go(value)
+                continue
             if value.__class__ is not tuple:
                 finish(future, value)
                 continue
