@@ -16,7 +16,6 @@ from dpool._core.future import Future
 from dpool._core.objectref import ObjectRef
 from dpool._core.serialize import store_value
 
-
 MIN_STORE = 1 << 20
 """Bytes: the smallest object store."""
 
@@ -158,7 +157,7 @@ def store_stats(listing: bool = False) -> StoreStats:
     """Figures of this machine's object store; `listing`: with each object, its owner and size."""
     report = storage.again(lambda client: client.report(listing))
     stats = report.stats
-    reads, restored = stats["reads"], stats["restores"] + stats.get("in_file", 0)
+    reads, restored = stats["reads"], stats["restores"] + stats["file_reads"]
     return StoreStats(
         capacity=stats["capacity"],
         used=stats["used"],

@@ -313,6 +313,7 @@ class NodeStore:
         self._do(e.Rescan(monotonic()))
         stats = self.store.stats()._asdict()
         stats["reads"] = sum(one.page.reads() for one in self._sides.values())
+        stats["file_reads"] = sum(one.page.file_reads() for one in self._sides.values())
         listing = [tuple(one) for one in self.store.listing()] if message.listing else []
         self._send(side.number, m.StoreReport(message.request, stats, listing))
         if self.idle():  # a node that was started for this question goes again

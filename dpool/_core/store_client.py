@@ -444,7 +444,8 @@ class StoreClient:
             window = segment.window
             head = window.peek(offset, min(length, 2 * memory.HEADER))
             there = memory.is_sealed(head, obj)
-            page.note_read(number, offset)
+            if there:
+                page.note_read(number, offset)
             if there and (readonly or serde.flat_readonly(head[memory.HEADER :])):
                 return window.slice(offset, length, unpin)[memory.HEADER : memory.HEADER + size]
             if there:
@@ -464,9 +465,9 @@ class StoreClient:
             os.sched_yield()  # more threads than spare slots copy at this moment
         try:
             shared = segment.window.peek(offset, length)
-            page.note_read(number, offset)
             if not memory.is_sealed(shared, obj):
                 return None
+            page.note_read(number, offset)
             return memory.private_copy(shared[memory.HEADER : memory.HEADER + size])
         finally:
             page.unpin(slot)
@@ -481,6 +482,7 @@ class StoreClient:
             view = spill.read_private(file, answer.obj)
         except (OSError, spill.SpillLost) as error:
             raise _lost(answer.obj, str(error)) from error
+        self._page.note_file_read()
         return view.toreadonly() if readonly else view
 
     # -- questions

@@ -21,7 +21,7 @@ import os
 from collections import deque
 from time import monotonic_ns
 
-FLAGS, READS, TOP, RECENT, CHUNK = range(5)
+FLAGS, READS, TOP, RECENT, CHUNK, FILE_READS = range(6)
 RING_AT, RING = 16, 64
 PINS_AT, PINS = 256, 4096
 PAGE_BYTES = (PINS_AT + PINS) * 8
@@ -104,6 +104,11 @@ class PinPage:
         words[RECENT] = at + 1
         words[READS] += 1
 
+    def note_file_read(self) -> None:
+        """An object was read from its file, as the store had no room for it."""
+        self._words[READS] += 1
+        self._words[FILE_READS] += 1
+
     def pressed(self) -> bool:
         """Whether the node asks readers to copy."""
         return bool(self._words[FLAGS] & PRESSURE)
@@ -135,6 +140,10 @@ class PinPage:
     def reads(self) -> int:
         """How often this process read an object."""
         return self._words[READS]
+
+    def file_reads(self) -> int:
+        """How often it did so from a file."""
+        return self._words[FILE_READS]
 
     def press(self, on: bool) -> None:
         """Ask the process to copy, or no longer."""
