@@ -41,7 +41,7 @@ class Pool(Protocol):
     def submit(self, route: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
         """One task."""
 
-    def share(self, items: Iterable[Any]) -> Iterable[Any]:
+    def share(self, iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
         """Arguments for many tasks: the same, or with large ones that occur again stored once."""
 
     def resize(self, max_workers: int) -> None:
