@@ -437,7 +437,8 @@ class StoreClient:
         if not copy and not page.pressed():
             slot = page.pin(number, offset)
         if not slot:
-            return self._copied(place, segment)
+            copied = self._copied(place, segment)
+            return copied.toreadonly() if readonly and copied is not None else copied
         self._views[slot] = (number, offset, length)
         unpin = partial(_unpin, page, self._views, slot, self.pid)
         try:
