@@ -185,3 +185,6 @@ def _lost(why: str) -> BaseException:
 def register() -> None:
     """From now on dpool's own pickles may contain futures."""
     BY_TYPE[Future] = _reduce
+
+
+register()
