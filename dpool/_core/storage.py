@@ -76,11 +76,14 @@ def client() -> StoreClient:
         return client
     from dpool._core.store_client import StoreClient  # not before something large passes: it brings ctypes along
 
+    sock = _connect()  # takes the runtime's lock, under which others wait for ours: never the other way round
     with _Current.lock:
         client = _Current.client
-        if client is None or client.pid != os.getpid() or client.closed:
+        if client is not None and client.pid == os.getpid() and not client.closed:
+            sock.close()  # another thread was faster
+        else:
             earlier = client if client is not None and client.pid == os.getpid() else None
-            client = StoreClient(_connect())
+            client = StoreClient(sock)
             if earlier is not None:
                 try:
                     earlier.adopt_into(client)
