@@ -4,10 +4,10 @@
  clients (one socket and one pin page per process) ──Store…──► NodeStore ──events──► Store (room, eviction) ─┐
         ▲                                                        │ └────events──► References (who holds)    │
         └──── answers, descriptors ──────────────────────────────┘◄──────────── instructions ───────────────┘
- memory thread: fallocate, punch, in order          spill thread: files, one after the other
+ memory thread: fallocate, punch, in order      spill thread, restore thread: files, one after the other
 ```
 
-Runs in the node's loop; both threads answer through `call_soon`. Made when the first process says StoreHello.
+Runs in the node's loop; the threads answer through `call_soon`. Made when the first process says StoreHello.
 
 Order matters twice. A release counts only when everything that any process has said before it has been read, for
 whoever passes a reference on keeps its own until the receiver has said that it holds it (`_settle_releases`). And what
@@ -111,6 +111,7 @@ class NodeStore:
         root = config.tmpdir or os.path.dirname(node.session)
         self._files = spill.SpillDirectory(spill.choose_directory(config.spill_dir, node.session, root), node.session)
         self._spill_thread = spill.SpillThread(self._told)
+        self._restore_thread = spill.SpillThread(self._told)
         self._memory_thread = spill.SpillThread(self._told)
         self._memory_jobs = 0
         self._lists: deque[Any] = deque()
@@ -545,7 +546,7 @@ class NodeStore:
         where, obj = order.range, order.obj
         target = self._segments[where.segment].view[where.offset : where.offset + where.length]
         file = spill.SpillFile(order.path, order.size, order.crc)
-        self._spill_thread.submit(partial(self._restore_job, obj, file, where, target))
+        self._restore_thread.submit(partial(self._restore_job, obj, file, where, target))
 
     def _restore_job(self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview) -> Callable[[], None]:
         """In the spill thread."""
@@ -634,6 +635,7 @@ class NodeStore:
     def close(self) -> None:
         """The node ends: the files go, the memory goes with the last mapping."""
         self._spill_thread.close()
+        self._restore_thread.close()
         self._memory_thread.close()
         self._files.remove_all()
         mapped = {segment for side in self._sides.values() for segment, _ in side.page.live()}

@@ -121,7 +121,10 @@ def again(action: Callable[[StoreClient], Any]) -> Any:
         try:
             current = client()
             return action(current)
-        except StoreGone as error:
+        except Exception as error:
+            gone = isinstance(error, StoreGone)
+            if not gone and (current is None or not current.closed):
+                raise  # else another thread has closed it: whatever followed from that
             if here.worker is not None or isinstance(error, NoStore) or monotonic() >= until:
                 raise
             if current is not None:

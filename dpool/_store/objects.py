@@ -83,6 +83,8 @@ class Store:
         _HANDLERS[type(event)](self, event, out)
         if self._queue:
             self._queue.serve(self._now, out)
+        if not self._queue:
+            self._queue.ahead(self._now, out)
         if isinstance(event, (e.Want, e.Free, e.Rescan, e.Tick)):
             self._measure_pressure(out)
         out.extend(e.Punch(r) for r in self._room.excess())
