@@ -391,6 +391,8 @@ class NodeStore:
             if self._promises.pop(order.obj, False) is not False:
                 self._watchers.pop(order.obj, None)
             else:
+                for where in self.store.places(order.obj):  # whoever reads it without holding it must notice
+                    self._mark(memory.LEAVING, where)
                 self._do(e.Free(order.obj))
         if freed and not len(self.references):
             self._node.store_idle()
@@ -564,13 +566,16 @@ class NodeStore:
             target.release()
         return partial(self._do, event)
 
-    def _mark(self, state: int, order: Any) -> None:
-        where = order.range
+    def _mark(self, state: int, where: e.Range) -> None:
         memory.write_state(self._segments[where.segment].fd, where.offset, state)
 
     def _mark_leaving(self, order: e.MarkLeaving) -> None:
-        self._mark(memory.LEAVING, order)
+        self._mark(memory.LEAVING, order.range)
         self._node._at(monotonic() + LOOK_AFTER_S, lambda: self._do(e.Looked(order.obj, monotonic())))
+
+    def _mark_sealed(self, order: e.MarkSealed) -> None:
+        if self.store.places(order.obj):  # else it has been freed by now
+            self._mark(memory.SEALED, order.range)
 
     def _drop_segment(self, order: e.DropSegment) -> None:
         segment = self._segments.pop(order.segment, None)
@@ -612,7 +617,7 @@ class NodeStore:
         e.Adopted: lambda self, order: None,
         e.StartSpill: _start_spill,
         e.MarkLeaving: _mark_leaving,
-        e.MarkSealed: lambda self, order: self._mark(memory.SEALED, order),
+        e.MarkSealed: _mark_sealed,
         e.DeleteFile: _delete_file,
         e.Pressure: _pressure,
         e.WakeAt: lambda self, order: self._node._at(order.at_s, lambda: self._do(e.Tick(monotonic()))),

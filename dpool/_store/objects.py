@@ -103,6 +103,13 @@ class Store:
         """Bytes of memory that the store has from the system."""
         return self._arena.resident
 
+    def places(self, obj: bytes) -> list[Range]:
+        """Where in memory an object lies."""
+        entry = self._books.objects.get(obj)
+        if entry is None:
+            return []
+        return [r for r in (entry.range, *(copy for copy, _ in entry.copies)) if r is not None]
+
     def short_of_room(self) -> bool:
         """Whether something may soon have to leave memory, so that it matters what was used lately."""
         return bool(self._queue) or self._arena.used > self._arena.capacity // 2
