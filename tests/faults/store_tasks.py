@@ -133,7 +133,7 @@ def die_instead_of_answering(path: str) -> None:
 
 def put_when_all_are_there(path: str, n: int, seed: int, size: int, arg: Any) -> Any:
     """Answer at the same moment as `n - 1` others, while an argument is pinned."""
-    right = is_pattern(arg, 0, size)
+    right = is_pattern(arg, 0, 8 * MIB)
     note(path, seed)
     wait_until(lambda: len(Path(path).read_text().splitlines()) >= n, 60, "the others")
     return pattern(seed, size) if right else None
