@@ -142,6 +142,8 @@ def node_died() -> None:
 
 def node_left() -> None:
     """The node of this driver is gone for good reason, and nothing is left in its store."""
+    if here.worker is not None:  # it has only left the node, which is its own task's too
+        return
     with _Current.lock:
         current = connected()
         if current is not None and not current.handles:
