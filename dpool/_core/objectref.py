@@ -1,5 +1,10 @@
 """`ObjectRef`: a reference to a value that `dpool.put` stored.
 
+```
+ put(value) ─► ObjectRef ─┬ argument of its own ─► ByValue ─► the task gets the value
+                          └ inside something ────► make_ref, StoreHold ─► ObjectRef in that process ─ get ─► the value
+```
+
 A small value lies in the reference itself and travels with it; a large one lies in the store, and the reference holds
 it. A reference that is pickled into a task or a result is held by whoever gets it; one that somebody else pickles (to
 a file, to another program) is held until this process ends, for nobody knows when it will be read.
