@@ -1,7 +1,8 @@
 """Large values that many tasks of one `map` take: stored once.
 
-Only what cannot change between one submit and the next is shared: items of lists and tuples, and what
-`itertools.repeat` gives. A generator may yield the same array again with other contents.
+Only what cannot change between one submit and the next is shared: what `itertools.repeat` gives, and items of lists and
+tuples, unless the first item is a number, text or bytes: then nobody looks at the others. A generator may yield
+the same array again with other contents.
 """
 
 from __future__ import annotations

@@ -1,5 +1,11 @@
 """The object store as the rest of this process uses it: one client, made at first need, made anew when its node died.
 
+```
+ arguments, results, put ─ pack(parts) ─┬ up to INLINE_LIMIT ─► bytes, in the frame
+                                        └ larger ─► StoreClient.write ─► Stored: its place, and the Handle that keeps it
+ a worker's arguments, result(), get ─── load(place) ─► StoreClient.load ─► value        unpack(bytes) ─► value
+```
+
 What is larger than a message goes to the store by itself: `pack` turns a pickled value into bytes or into a `Stored`.
 A process that cannot have the store (its node has just died) sends the value as it is: slower, and nothing is lost.
 """
