@@ -116,6 +116,11 @@ def make_inline_ref(data: bytes, needs: tuple[str, ...], name: bytes, inner: lis
     return ObjectRef(None, data, tuple(storage.client().hold(place) for place in inner), needs, name)
 
 
+def name_only(ref: ObjectRef) -> Any:
+    """Reduces a reference to what tells it from others; it cannot be made again from that."""
+    return bytes, (ref._name,)
+
+
 class ByValue:
     """Stands for a reference among a task's arguments: the task gets the value."""
 
