@@ -263,6 +263,7 @@ class NodeStore:
         try:
             while True:
                 releases, self._releases = self._releases, []
+                self._node.read_newcomers()
                 for side in list(self._sides.values()):
                     self._drain(side)
                 for pid, objs in releases:
@@ -275,7 +276,10 @@ class NodeStore:
         questions, self._questions = self._questions, []
         for side, message in questions:
             if side.number in self._sides:
-                self._QUESTIONS[type(message)](self, side, message)
+                try:
+                    self._QUESTIONS[type(message)](self, side, message)
+                except ValueError as error:  # it may be another peer's message, or nobody's, in which it is noticed
+                    self._node.refuse_store_side(side.number, message, error)
 
     def _question(self, side: Side, message: Any) -> None:
         """What is answered when all that has been said is known: memory may just have come free."""
@@ -382,7 +386,7 @@ class NodeStore:
         try:
             freed = self.references.handle(event)
         except (IllegalMove, ValueError) as error:  # a peer's mistake costs that peer its object, and nobody else
-            self._log("store.illegal", event=event, error=error)
+            self._log("store.illegal", said=event, error=error)
             return
         for order in freed:
             maker = self._maker.pop(order.obj, None)
@@ -644,6 +648,7 @@ class NodeStore:
         self._memory_thread.close()
         self._files.remove_all()
         mapped = {segment for side in self._sides.values() for segment, _ in side.page.live()}
+        mapped |= self.store.retired_segments()  # children that were forked may live on
         for number, segment in self._segments.items():
             if number not in mapped:  # whoever has its descriptor, and lives on, does not keep the pages
                 memory.punch(segment.fd, 0, segment.size)

@@ -70,6 +70,14 @@ def kept_is(seed: int, size: int) -> bool:
     return all(is_pattern(one, seed, size) for one in KEPT)
 
 
+def kept_refs_are(seed: int, size: int) -> bool:
+    return all(is_pattern(dpool.get(ref), seed, size) for one in KEPT for ref in one)
+
+
+def keep_nothing() -> None:
+    KEPT.clear()
+
+
 def wait_and_check(array: Any, seed: int, size: int, path: str, gate: str) -> bool:
     """Hold an argument mapped, and look at it again once the gate is open."""
     before = is_pattern(array, seed, size)

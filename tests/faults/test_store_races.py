@@ -1,17 +1,24 @@
-"""Moments in which two of the store's processes or threads meet: what one has just said, and the other does not know."""
+"""Moments in which two of the store's processes or threads meet: what one has said, and the other does not know yet."""
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import dpool
-from dpool._core import driver, storage
+from dpool._core import driver, launch, storage, wire
+from dpool._core import messages as m
+from dpool._core.config import PROTOCOL
+from dpool._store.pins import make_page
 from dpool.errors import ObjectLost
 from tests.faults import store_tasks as work
 from tests.faults import tasks
 from tests.faults.store_support import MIB, alone, drained, figures
-from tests.faults.support import DEADLINE_S, one_of_role, sigkill
+from tests.faults.support import DEADLINE_S, GONE_S, one_of_role, session_of, sigkill
+from tests.helpers import is_running, wait_until
 
 SIZE = 10 * MIB
 CHUNKS = 64 * MIB
@@ -41,8 +48,8 @@ def connect_while_the_next_node_starts() -> None:
             assert asking.wait(DEADLINE_S)
             open_again()
 
-        driver.NativeRuntime.open_store = open_store_late  # type: ignore[assignment]
-        driver.NativeRuntime._open_store_again = staticmethod(open_again_late)  # type: ignore[assignment]
+        driver.NativeRuntime.open_store = open_store_late  # type: ignore[method-assign,assignment]
+        driver.NativeRuntime._open_store_again = staticmethod(open_again_late)  # type: ignore[method-assign]
         waiting = executor.submit(tasks.double, 2)
         sigkill(one_of_role("dpool-node"))
         storage.node_died()
@@ -128,3 +135,91 @@ def put_while_nodes_die() -> None:
 
 def test_threads_put_while_nodes_die() -> None:
     alone(put_while_nodes_die)
+
+
+# --- Who has just come ---
+
+
+def keep_before_the_node_knows() -> None:
+    """A worker that has never had to do with the store keeps a reference; its connection and what it says on it wait
+    at the node together with the driver's release.
+    """
+    for turn in range(5):
+        with dpool.Executor(1) as executor:
+            executor.submit(tasks.double, 1).result(DEADLINE_S)
+            ref = dpool.put(work.pattern(turn, MIB))
+            assert figures()["objects"] == 1
+            node = one_of_role("dpool-node")
+            os.kill(node, signal.SIGSTOP)
+            try:
+                executor.submit(work.keep, [ref]).result(DEADLINE_S)
+                del ref
+            finally:
+                os.kill(node, signal.SIGCONT)
+            assert executor.submit(work.kept_refs_are, turn, MIB).result(DEADLINE_S)
+            executor.submit(work.keep_nothing).result(DEADLINE_S)
+            drained(CHUNKS)
+
+
+def test_a_worker_that_the_node_has_not_met_keeps_a_reference() -> None:
+    alone(keep_before_the_node_knows)
+
+
+# --- Who says what cannot be ---
+
+
+def say_what_cannot_be() -> None:
+    """A release counts after all that has been said before it; a question is answered after the releases."""
+    with dpool.Executor(1) as executor:
+        executor.submit(tasks.double, 1).result(DEADLINE_S)
+        ref = dpool.put(work.pattern(1, MIB))
+        node = one_of_role("dpool-node")
+        with launch.connect_node(str(session_of(node))) as peer:
+            peer.settimeout(DEADLINE_S)
+            page = make_page()
+            wire.send(peer, m.encode(m.StoreHello(PROTOCOL, *m.versions(), os.getppid())), (page,))
+            os.close(page)
+            wire.send(peer, m.encode(m.StoreAsk(1, False)))
+            assert type(m.decode(peer.recv(1 << 16))) is m.StoreReport
+            os.kill(node, signal.SIGSTOP)
+            try:
+                wire.send(peer, m.encode(m.StoreRelease([b"x" * 20])))
+                wire.send(peer, m.encode(m.StoreWant(2, -5)))
+            finally:
+                os.kill(node, signal.SIGCONT)
+            assert type(m.decode(peer.recv(1 << 16))) is m.Refused
+            assert peer.recv(1 << 16) == b""
+        assert one_of_role("dpool-node") == node
+        assert work.is_pattern(dpool.get(ref), 1, MIB)
+
+
+def test_what_cannot_be_and_is_noticed_late_costs_nobody_else() -> None:
+    alone(say_what_cannot_be)
+
+
+# --- Forks ---
+
+
+def fork_and_end_the_node() -> None:
+    """The parent drops what the child maps, and then the node ends: the child's bytes stay."""
+    executor = dpool.Executor(1)
+    executor.submit(tasks.double, 1).result(DEADLINE_S)
+    ref = dpool.put(work.pattern(1, SIZE))
+    view = dpool.get(ref)
+    node = one_of_role("dpool-node")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(read, 1)
+        os._exit(0 if work.is_pattern(view, 1, SIZE) else 1)
+    del view, ref
+    gc.collect()
+    drained_but_for = figures()["objects"]
+    executor.shutdown()
+    wait_until(lambda: not is_running(node), GONE_S, "the node has ended")
+    os.write(write, b"x")
+    assert (drained_but_for, os.waitpid(child, 0)[1]) == (0, 0)
+
+
+def test_a_forked_child_outlives_the_node() -> None:
+    alone(fork_and_end_the_node)
