@@ -133,6 +133,8 @@ class StoreClient:
         self._requests = itertools.count(1)
         self._replies: dict[int, Any] = {}
         self._abandoned: set[int] = set()
+        self._left_behind: set[bytes] = set()
+        """What this process held in the store of a node that has ended, and could not hand on."""
         self._prefix = os.urandom(ids.ID_BYTES)
         self._made = itertools.count()
         self._segments: dict[int, _Segment] = {}
@@ -497,7 +499,8 @@ class StoreClient:
         from dpool._store import spill
 
         if isinstance(answer, m.StoreUnknown):
-            raise _lost(answer.obj, answer.why)
+            behind = " any more: the node that had it has ended" if answer.obj in self._left_behind else ""
+            raise _lost(answer.obj, answer.why + behind)
         file: SpillFile = spill.SpillFile(answer.path, answer.size, answer.crc)
         try:
             view = spill.read_private(file, answer.obj)
@@ -568,8 +571,12 @@ class StoreClient:
         with other._handles_lock:
             for handle in held:
                 handle._client = other
-                handle.held = 1
                 other.handles[handle.obj] = handle
+                if (handle.segment, handle.offset) in places:
+                    handle.held = 1
+                else:  # it was elsewhere than in memory that we know: the next node has never heard of it
+                    handle.held = handle.segment = 0
+                    other._left_behind.add(handle.obj)
 
     def _is_there(self, handle: Handle) -> bool:
         """Whether an object is where it was seen last: it may have been moved since, and something else be there."""
