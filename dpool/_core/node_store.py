@@ -5,6 +5,7 @@
         ▲                                                        │ └────events──► References (who holds)    │
         └──── answers, descriptors ──────────────────────────────┘◄──────────── instructions ───────────────┘
  memory thread: fallocate, punch, in order      spill thread, restore thread: files, one after the other
+ huge thread: what has been sealed is made to lie in huge pages
 ```
 
 Runs in the node's loop; the threads answer through `call_soon`. Made when the first process says StoreHello.
@@ -16,7 +17,6 @@ needs memory is answered when the memory is there, in the order of the instructi
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 from collections import deque
@@ -45,6 +45,8 @@ INLINE_ALLOCATION = 1 << 20
 MOST_PREFAULT = 128 << 20
 """Bytes that are made warm ahead, at most."""
 PREFAULT_PRIORITY = 10
+HUGE_AT_ONCE = 8
+"""Huge pages that are made in one system call."""
 MAX_DRAIN = 1000
 """Messages read from one process before others have their turn."""
 NODE = 0
@@ -69,19 +71,39 @@ class Side:
 
 
 class Segment:
-    """One memory file, mapped by the node."""
+    """One memory file, mapped by the node as long as anybody refers to this."""
 
-    __slots__ = ("fd", "map", "size", "view")
+    __slots__ = ("fd", "huge", "size", "window")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self.map = mmap.mmap(fd, size)
-        self.view = memoryview(self.map)
+        self.window = memory.Window(fd, size, writable=True)
+        self.huge = bytearray(-(-size // memory.HUGE))
+        """One byte for each huge page: whether there has been one."""
+
+    def allocate(self, where: e.Range) -> None:
+        """Get memory for a range. OSError if there is none."""
+        os.posix_fallocate(self.fd, where.offset, where.length)
+
+    def punch(self, where: e.Range) -> None:
+        """Give the memory of a range back."""
+        memory.punch(self.fd, where.offset, where.length)
+        first, end = where.offset // memory.HUGE, -(-where.end // memory.HUGE)
+        self.huge[first:end] = bytes(end - first)
+
+    def is_huge(self, where: e.Range) -> bool:
+        """Whether all of a range that can lie in huge pages does."""
+        return self.huge.find(0, -(-where.offset // memory.HUGE), where.end // memory.HUGE) < 0
+
+    def make_huge(self, where: e.Range) -> None:
+        """Have a range that has memory lie in huge pages, where the kernel makes such; takes a while."""
+        first, end = -(-where.offset // memory.HUGE), where.end // memory.HUGE
+        self.huge[first:end] = b"\1" * (end - first)
+        for at in range(first, end, HUGE_AT_ONCE):
+            self.window.collapse(at * memory.HUGE, (min(end, at + HUGE_AT_ONCE) - at) * memory.HUGE)
 
     def close(self) -> None:
-        self.view.release()
-        self.map.close()
         os.close(self.fd)
 
 
@@ -113,6 +135,7 @@ class NodeStore:
         self._spill_thread = spill.SpillThread(self._told)
         self._restore_thread = spill.SpillThread(self._told)
         self._memory_thread = spill.SpillThread(self._told)
+        self._huge_thread = spill.SpillThread(self._told)
         self._memory_jobs = 0
         self._lists: deque[Any] = deque()
         self._prefaults = 0
@@ -221,6 +244,9 @@ class NodeStore:
     def _seal(self, side: Side, message: m.StoreSeal) -> None:
         where = e.Range(message.segment, message.offset, message.length)
         self._do(e.Seal(side.number, message.obj, where, message.size, side.pid, monotonic()))
+        segment = self._segments[where.segment]
+        if not segment.is_huge(where):  # for all who read it, and those who write there afterwards
+            self._huge_thread.submit(partial(_make_huge, segment, where))
         self._made(side, message.obj, message.holder, message.contains)
 
     def _seal_file(self, side: Side, message: m.StoreSealFile) -> None:
@@ -441,10 +467,10 @@ class NodeStore:
                 if type(one) is e.MakeSegment:
                     self._make_segment(one)
                 elif type(one) is e.Punch:
-                    memory.punch(self._segments[one.range.segment].fd, one.range.offset, one.range.length)
+                    self._segments[one.range.segment].punch(one.range)
                 elif type(one) is e.Allocate:
-                    os.posix_fallocate(self._segments[one.range.segment].fd, one.range.offset, one.range.length)
-            except (OSError, KeyError) as error:
+                    self._segments[one.range.segment].allocate(one.range)
+            except Exception as error:  # whatever it is: who waits for this memory must get an answer
                 refused = refused or f"{type(error).__name__}: {error}"
         return refused
 
@@ -531,34 +557,31 @@ class NodeStore:
     def _start_spill(self, order: e.StartSpill) -> None:
         where, obj = order.range, order.obj
         begin = where.offset + memory.HEADER
-        data = self._segments[where.segment].view[begin : begin + order.size]
-        self._spill_thread.submit(partial(self._spill_job, obj, data))
+        segment = self._segments[where.segment]
+        self._spill_thread.submit(partial(self._spill_job, obj, segment, begin, order.size))
 
-    def _spill_job(self, obj: bytes, data: memoryview) -> Callable[[], None]:
+    def _spill_job(self, obj: bytes, segment: Segment, begin: int, size: int) -> Callable[[], None]:
         """In the spill thread."""
         try:
             self._files.ensure()
-            file = spill.write(self._files.new_path(obj), data, obj)
+            file = spill.write(self._files.new_path(obj), segment.window.peek(begin, size), obj)
         except OSError as error:
             full = spill.is_full(error)
             event: Any = e.SpillFailed(obj, f"{type(error).__name__}: {error}", full, monotonic())
         else:
             event = e.SpillDone(obj, file.path, file.crc, monotonic())
-        finally:
-            data.release()
         return partial(self._do, event)
 
     def _start_restore(self, order: e.StartRestore) -> None:
-        where, obj = order.range, order.obj
-        target = self._segments[where.segment].view[where.offset : where.offset + where.length]
         file = spill.SpillFile(order.path, order.size, order.crc)
-        self._restore_thread.submit(partial(self._restore_job, obj, file, where, target))
+        segment = self._segments[order.range.segment]
+        self._restore_thread.submit(partial(self._restore_job, order.obj, file, segment, order.range))
 
-    def _restore_job(self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview) -> Callable[[], None]:
-        """In the spill thread."""
+    def _restore_job(self, obj: bytes, file: spill.SpillFile, segment: Segment, where: e.Range) -> Callable[[], None]:
+        """In the restore thread."""
+        target = segment.window.peek(where.offset, where.length)
         try:
-            with target[memory.HEADER : memory.HEADER + file.size] as value:
-                spill.read_into(file, value, obj)
+            spill.read_into(file, target[memory.HEADER : memory.HEADER + file.size], obj)
             memory.write_header(target, obj, file.size)
             event: Any = e.RestoreDone(obj, monotonic())
         except spill.SpillLost as error:
@@ -566,8 +589,6 @@ class NodeStore:
         except OSError as error:  # of this process, not of the file: let the reader try
             self._log("restore.failed", path=file.path, error=error)
             event = e.MemoryRefused(NODE, 0, where)
-        finally:
-            target.release()
         return partial(self._do, event)
 
     def _mark(self, state: int, where: e.Range) -> None:
@@ -586,10 +607,7 @@ class NodeStore:
         if segment is None:
             return  # it could not be made
         memory.punch(segment.fd, 0, segment.size)  # whoever still has its descriptor does not keep the pages
-        try:
-            segment.close()
-        except BufferError:  # the spill thread is about to finish with it
-            self._log("segment.busy", segment=order.segment)
+        segment.close()
         for side in self._sides.values():
             if order.segment in side.segments:
                 side.segments.discard(order.segment)
@@ -643,6 +661,7 @@ class NodeStore:
 
     def close(self) -> None:
         """The node ends: the files go, the memory goes with the last mapping."""
+        self._huge_thread.close()
         self._spill_thread.close()
         self._restore_thread.close()
         self._memory_thread.close()
@@ -659,5 +678,11 @@ def _delete(path: str) -> Callable[[], None]:
     return _nothing
 
 
+def _make_huge(segment: Segment, where: e.Range) -> Callable[[], None]:
+    """In a thread of its own, as nobody waits for it."""
+    segment.make_huge(where)
+    return _nothing
+
+
 def _nothing() -> None:
-    """A file has been deleted: nothing follows."""
+    """Nothing follows from the job that is done."""

@@ -68,27 +68,27 @@ class Handle:
 class _Segment:
     """A memory file of the node's, as far as this process needs it."""
 
-    __slots__ = ("_window", "fd", "filled", "size", "writable")
+    __slots__ = ("_window", "_writable", "fd", "filled", "size")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self.writable: mmap.mmap | None = None
+        self._writable: memory.Window | None = None
         self._window: memory.Window | None = None
         self.filled = bytearray()
         """One byte for each UNIT: whether its page tables have been filled."""
 
     def for_writing(self, offset: int, length: int) -> memoryview:
-        """The range in the lasting shared mapping, its page tables filled."""
-        if self.writable is None:
-            self.writable = mmap.mmap(self.fd, self.size)
+        """The range in the lasting writable mapping, its page tables filled."""
+        writable = self._writable
+        if writable is None:
+            writable = self._writable = memory.Window(self.fd, self.size, writable=True)
             self.filled = bytearray(-(-self.size // UNIT))
         first, last = offset // UNIT, -(-(offset + length) // UNIT)
-        missing = self.filled.find(0, first, last)
-        if missing >= 0:
-            memory.populate(self.writable, offset, length)
+        if self.filled.find(0, first, last) >= 0:
+            writable.populate(offset, length)
             self.filled[first:last] = b"\1" * (last - first)
-        return memoryview(self.writable)[offset : offset + length]
+        return writable.peek(offset, length)
 
     @property
     def window(self) -> memory.Window:
