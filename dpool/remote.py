@@ -12,12 +12,10 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from dpool._core import storage
+from dpool._core.config import MIN_STORE
 from dpool._core.future import Future
 from dpool._core.objectref import ObjectRef
 from dpool._core.serialize import store_value
-
-MIN_STORE = 1 << 20
-"""Bytes: the smallest object store."""
 
 
 def init(*, object_store_memory: int | None = None, spill_dir: str | None = None) -> None:

@@ -385,6 +385,7 @@ class NodeStore:
 
     _MESSAGES: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
         m.StoreWant: _question,
+        m.StoreMissed: lambda self, side, message: side.segments.discard(message.segment),
         m.StoreReturn: _return,
         m.StoreSeal: _seal,
         m.StoreSealFile: _seal_file,

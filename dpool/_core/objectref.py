@@ -94,6 +94,7 @@ class ObjectRef:
 
     def _load(self, readonly: bool = False, copy: bool = False) -> Any:
         if self._handle is not None:
+            storage.check_process(self._handle)
             return storage.load(self._handle.place, readonly, copy)
         assert self._data is not None
         value = storage.unpack(self._data)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from dpool._core.store_client import StoreClient
+    from dpool._core.store_client import Handle, StoreClient
     from dpool._store.serde import Parts
 
 Place = list[Any]
@@ -192,6 +192,17 @@ def pack(parts: Parts, keep: list[Any], holder: int = 0) -> bytes | Stored:
 def _in_line(parts: Parts, keep: list[Any]) -> bytes | Stored:
     data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
     return Stored(data, tuple(keep)) if keep else data
+
+
+def check_process(handle: Handle) -> None:
+    """ForkedRuntimeError in a forked child: what its parent holds is not its own."""
+    if handle.pid != os.getpid():
+        from dpool.errors import ForkedRuntimeError
+
+        raise ForkedRuntimeError(
+            f"this process (pid {os.getpid()}) was forked from pid {handle.pid}, whose references it cannot use; get "
+            "the value before the fork"
+        )
 
 
 def unpack(data: bytes) -> Any:

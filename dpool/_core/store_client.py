@@ -16,6 +16,7 @@ finalizer that would have to wait for it; copying, mapping and unpickling happen
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import os
@@ -55,6 +56,11 @@ class Handle:
         self.obj, self.segment, self.offset, self.length, self.size = place
         self.held = held
         """How often the node counts us."""
+
+    @property
+    def pid(self) -> int:
+        """The process that holds it."""
+        return self._client.pid
 
     @property
     def place(self) -> Place:
@@ -214,7 +220,10 @@ class StoreClient:
                 self._send(make(request))
                 while request not in self._replies:
                     self._receive(0)
-                return self._replies.pop(request)
+                reply = self._replies.pop(request)
+                if isinstance(reply, OSError):
+                    raise reply
+                return reply
             except BaseException:
                 self._abandoned.add(request)
                 raise
@@ -243,9 +252,13 @@ class StoreClient:
             raise StoreGone(f"the node closed the store ({type(error).__name__} {error})") from error
         fds, receiver.fds = receiver.fds, []
         kind = type(message)
+        missed = False
         if kind is m.StoreLeased or kind is m.StoreLocated:
             self._know(message.segment, message.segment_size, fds)
+            missed = message.segment not in self._segments
         receiver.consumed()
+        if missed:
+            self._send(m.StoreMissed(message.segment))
         if kind is m.Refused:
             raise StoreGone(f"the node refused: {message.reason}")
         if kind is m.StoreDropped:
@@ -256,7 +269,15 @@ class StoreClient:
         elif message.request in self._abandoned:
             self._abandoned.discard(message.request)
             if kind is m.StoreLeased:
-                self._send(m.StoreReturn(message.segment, message.offset, message.length))
+                self._give_back(message.segment, message.offset, message.length)
+        elif missed:
+            if kind is m.StoreLeased:
+                self._give_back(message.segment, message.offset, message.length)
+            self._replies[message.request] = OSError(
+                errno.EMFILE,
+                "this process has no file descriptors left for the object store (see `ulimit -n`); close files, or "
+                "raise the limit",
+            )
         else:
             self._replies[message.request] = message
 
@@ -356,8 +377,6 @@ class StoreClient:
             parts.write_into(view[: parts.nbytes])
             file = spill.write(path, view[: parts.nbytes], obj)
         except OSError as error:
-            if not spill.is_full(error):
-                raise
             raise self._full(parts.nbytes, f"{os.path.dirname(path)}: {error.strerror}") from error
         finally:
             view.release()
@@ -546,11 +565,13 @@ class StoreClient:
         """
         with self._handles_lock:
             held = list(self.handles.values())
+        there: set[bytes] = set()
         by_segment: dict[int, dict[int, tuple[bytes, int, int, int]]] = {}
         for handle in held:
             if self._is_there(handle):
                 entry = (handle.obj, handle.offset, handle.length, handle.size)
                 by_segment.setdefault(handle.segment, {})[handle.offset] = entry
+                there.add(handle.obj)
         ranges = [(*where, False) for where in list(self._writing.values())]
         for view in list(self._views.values()):
             if view.segment in by_segment:
@@ -572,7 +593,7 @@ class StoreClient:
             for handle in held:
                 handle._client = other
                 other.handles[handle.obj] = handle
-                if (handle.segment, handle.offset) in places:
+                if handle.obj in there:
                     handle.held = 1
                 else:  # it was elsewhere than in memory that we know: the next node has never heard of it
                     handle.held = handle.segment = 0
