@@ -398,13 +398,14 @@ class NodeStore:
         m.StoreAsk: _question,
         m.StorePromise: _promise,
         m.StoreFulfil: _fulfil,
-        m.StoreWatch: _watch,
+        m.StoreWatch: _question,
     }
 
     _QUESTIONS: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
         m.StoreWant: _want,
         m.StoreLocate: _locate,
         m.StoreAsk: _ask,
+        m.StoreWatch: _watch,
     }
 
     # -- who holds
