@@ -10,8 +10,9 @@ A `Handle` is this process's hold of one object: while one lives, the object doe
 and references, futures and tasks share it; when it is collected, StoreRelease follows. Readers say nothing at all: see
 `_store/pins.py`.
 
-Threads: any. `_ask_lock` orders requests and their answers; `_send_lock` is taken for one message and never by a
-finalizer that would have to wait for it; copying, mapping and unpickling happen under no lock.
+Threads: any. `_ask_lock` orders requests and their answers, and may be taken again by a signal handler that interrupted
+its owner; a message is sent whole or not at all, so sending needs no lock; copying, mapping and unpickling happen under
+none.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import select
 import socket
 import threading
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -44,6 +46,10 @@ CHUNKED = 4 << 20
 UNIT = 256 << 10
 """Page tables are filled in steps of this size."""
 MAX_TRIES = 3
+LOOK_AGAIN_MS = 200
+"""After so long without a message it is looked whether a signal handler, which asked too, has read the answer."""
+MANY = 1000
+"""Objects that are let go with one message, at most about so many."""
 
 
 class Handle:
@@ -135,7 +141,6 @@ class StoreClient:
         self._writing: dict[bytes, tuple[int, int, int]] = {}
         """What threads write at this moment: the object → segment, offset, length."""
         self._ask_lock = threading.RLock()
-        self._send_lock = threading.Lock()
         self._requests = itertools.count(1)
         self._replies: dict[int, Any] = {}
         self._abandoned: set[int] = set()
@@ -149,6 +154,9 @@ class StoreClient:
         self.handles: WeakValueDictionary[bytes, Handle] = WeakValueDictionary()
         self._handles_lock = threading.RLock()
         self._dead: deque[tuple[bytes, int]] = deque()
+        """What is no longer held, and how often it was; not told yet."""
+        self._flushing = False
+        """A thread is there to tell it, because the node had not read what was told before."""
         self.escaped: dict[bytes, Handle] = {}
         """What was pickled by somebody else than us, who may unpickle it at any time: held for good."""
         self.on_resolved: Callable[[m.StoreResolved], None] | None = None
@@ -167,17 +175,22 @@ class StoreClient:
         return self._sock.fileno()
 
     def _send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
-        data = m.encode(message)
-        with self._send_lock:
-            self._send_now(data, fds)
-        self.flush_dead()
+        self._send_now(m.encode(message), fds)
+        if self._dead:
+            self.flush_dead()
 
-    def _send_now(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        sent: list[int] = []
+    def _send_now(
+        self, data: bytes, fds: tuple[int, ...] = (), sent: list[int] | None = None, wait: bool = True
+    ) -> None:
+        """`sent` is not empty once it has gone, whatever a signal handler may raise."""
+        if sent is None:
+            sent = []
         while not sent:
             try:
                 wire.send(self._sock, data, fds, sent)
             except BlockingIOError:
+                if not wait:
+                    raise
                 _wait(self._sock, select.POLLOUT)
             except OSError as error:
                 if isinstance(error, InterruptedError):
@@ -190,27 +203,43 @@ class StoreClient:
         self.flush_dead(False)
 
     def flush_dead(self, wait: bool = True) -> None:
-        """Say what is no longer held, unless somebody is about to."""
-        while self._dead and self.pid == os.getpid() and not self.closed and self._send_lock.acquire(blocking=False):
+        """Say what is no longer held. Several threads may be at it, and finalizers in the middle of it."""
+        while self._dead and self.pid == os.getpid() and not self.closed:
+            taken: list[tuple[bytes, int]] = []
+            sent: list[int] = []
+            full = False
             try:
-                objs: list[bytes] = []
-                taken: list[tuple[bytes, int]] = []
-                while self._dead and len(objs) < 1000:
-                    taken.append(self._dead.popleft())
-                    objs += [taken[-1][0]] * taken[-1][1]
-                data = m.encode(m.StoreRelease(objs))
                 try:
-                    if wait:
-                        self._send_now(data)
-                    else:
-                        wire.send(self._sock, data)
-                except BlockingIOError:
-                    self._dead.extendleft(reversed(taken))
-                    return
-                except (OSError, StoreGone):  # nobody is left who counts
-                    return
+                    taken.extend(map(deque.popleft, itertools.repeat(self._dead, MANY)))
+                except IndexError:
+                    pass  # that is all
+                objs = [obj for obj, times in taken for _ in range(times)]
+                self._send_now(m.encode(m.StoreRelease(objs)), (), sent, wait)
+            except BlockingIOError:
+                full = True
+            except StoreGone:  # nobody is left who counts
+                return
             finally:
-                self._send_lock.release()
+                if not sent:
+                    self._dead.extendleft(reversed(taken))
+            if full:
+                self._flush_elsewhere()
+                return
+
+    def _flush_elsewhere(self) -> None:
+        """The node has much to read, and a finalizer cannot wait for it; a thread can."""
+        if self._flushing:
+            return
+        self._flushing = True
+        try:
+            start_new_thread(self._flush_here, ())  # unlike threading.Thread it takes no lock
+        except RuntimeError:  # no more threads are allowed, or the interpreter ends
+            self._flushing = False
+
+    def _flush_here(self) -> None:
+        self.flush_dead()
+        self._flushing = False
+        self.flush_dead(False)  # what came in between
 
     def _ask(self, make: Callable[[int], Any]) -> Any:
         """Send a request and wait for its answer."""
@@ -219,35 +248,43 @@ class StoreClient:
             try:
                 self._send(make(request))
                 while request not in self._replies:
-                    self._receive(0)
-                reply = self._replies.pop(request)
-                if isinstance(reply, OSError):
-                    raise reply
-                return reply
+                    if _wait(self._sock, select.POLLIN, LOOK_AGAIN_MS):
+                        self._take()
+                return self._replies.pop(request)
             except BaseException:
-                self._abandoned.add(request)
+                answer = self._replies.pop(request, None)
+                if answer is None:
+                    self._abandoned.add(request)
+                elif type(answer) is m.StoreLeased:
+                    self._give_back(answer.segment, answer.offset, answer.length)
                 raise
 
     def poll(self) -> None:
         """Take what the node has said of itself."""
         if self._ask_lock.acquire(blocking=False):
             try:
-                while True:
-                    self._receive(wire.DONTWAIT)
-            except BlockingIOError:
-                pass
+                while self._take():
+                    pass
             finally:
                 self._ask_lock.release()
 
-    def _receive(self, flags: int) -> None:
+    def _take(self) -> bool:
+        """Deal with one message; False if there is none."""
+        try:
+            self._receive()
+        except (BlockingIOError, InterruptedError):
+            return False
+        return True
+
+    def _receive(self) -> None:
         receiver = self._receiver
         receiver.fds = []
         try:
-            message = m.decode(bytes(receiver.receive(flags)))
+            message = m.decode(bytes(receiver.receive(wire.DONTWAIT)))
         except (BlockingIOError, InterruptedError):
-            if flags:
-                raise
-            return
+            raise
+        except IndexError as error:  # a signal handler, which asked too, has dealt with it
+            raise BlockingIOError from error
         except (OSError, wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
             raise StoreGone(f"the node closed the store ({type(error).__name__} {error})") from error
         fds, receiver.fds = receiver.fds, []
@@ -660,7 +697,7 @@ def _lost(obj: bytes, why: str) -> BaseException:
     return ObjectLost(f"the object {obj.hex()} is lost: {why}")
 
 
-def _wait(sock: socket.socket, events: int) -> None:
+def _wait(sock: socket.socket, events: int, timeout_ms: int | None = None) -> bool:
     waiter = select.poll()
     waiter.register(sock, events)
-    waiter.poll()
+    return bool(waiter.poll(timeout_ms))

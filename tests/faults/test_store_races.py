@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import dpool
@@ -223,3 +225,87 @@ def fork_and_end_the_node() -> None:
 
 def test_a_forked_child_outlives_the_node() -> None:
     alone(fork_and_end_the_node)
+
+
+# --- Who has much to say, or is interrupted ---
+
+
+def drop_more_than_a_socket_holds() -> None:
+    """The node does not read; when it does again, what was dropped is free, although nobody here says anything more."""
+    with dpool.Executor(1) as executor:
+        executor.submit(figures).result(DEADLINE_S)
+        refs = [dpool.put(bytes(150_000)) for _ in range(1500)]
+        node = one_of_role("dpool-node")
+        os.kill(node, signal.SIGSTOP)
+        try:
+            refs.clear()
+        finally:
+            os.kill(node, signal.SIGCONT)
+        wait_until(lambda: not executor.submit(figures).result(DEADLINE_S)["objects"], DEADLINE_S, "they are free")
+
+
+def test_more_is_dropped_than_a_socket_holds() -> None:
+    alone(drop_more_than_a_socket_holds)
+
+
+def ask_while_asking() -> None:
+    """A signal handler stores a value, and reads the answer that the interrupted one waits for."""
+    with dpool.Executor(1) as executor:
+        executor.submit(tasks.double, 1).result(DEADLINE_S)
+        first = dpool.put(work.pattern(0, SIZE))
+        node = one_of_role("dpool-node")
+        refs = []
+
+        def handle(*_: object) -> None:
+            refs.append(dpool.put(work.pattern(1, SIZE)))
+
+        signal.signal(signal.SIGALRM, handle)
+        os.kill(node, signal.SIGSTOP)
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def interrupt(main: int = main) -> None:
+            wait_until(lambda: "_ask" in [f.name for f in traceback.extract_stack(sys._current_frames()[main])])
+            signal.pthread_kill(main, signal.SIGALRM)
+            wait_until(lambda: "handle" in [f.name for f in traceback.extract_stack(sys._current_frames()[main])])
+            os.kill(node, signal.SIGCONT)
+
+        with ThreadPoolExecutor(1) as threads:
+            interrupting = threads.submit(interrupt)
+            assert figures()["objects"] >= 1
+            interrupting.result(DEADLINE_S)
+        wait_until(lambda: refs)
+        assert work.is_pattern(dpool.get(refs[0]), 1, SIZE)
+        assert work.is_pattern(dpool.get(first), 0, SIZE)
+
+
+def test_a_signal_handler_asks_while_its_thread_asks() -> None:
+    alone(ask_while_asking)
+
+
+def store_in_signal_handlers() -> None:
+    """Wherever the signal hits."""
+    with dpool.Executor(1) as executor:
+        executor.submit(tasks.double, 1).result(DEADLINE_S)
+        dpool.put(work.pattern(0, MIB))
+        handled = []
+        busy = []
+
+        def handle(*_: object) -> None:
+            if not busy:
+                busy.append(1)
+                ref = dpool.put(work.pattern(1, MIB))
+                handled.append(work.is_pattern(dpool.get(ref), 1, MIB))
+                busy.clear()
+
+        signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0037)
+        while len(handled) < 300:
+            assert work.is_pattern(dpool.get(dpool.put(work.pattern(2, MIB))), 2, MIB)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        assert all(handled)
+        drained(CHUNKS)
+
+
+def test_signal_handlers_store_values() -> None:
+    alone(store_in_signal_handlers)
