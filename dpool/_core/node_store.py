@@ -331,7 +331,11 @@ class NodeStore:
     def _adopt(self, side: Side, message: m.StoreAdopt, fds: list[int]) -> None:
         if len(fds) != 1 or os.fstat(fds[0]).st_size < message.size:
             raise m.ProtocolError("StoreAdopt comes with the segment's descriptor")
-        if message.segment in self._segments:
+        known = self._segments.get(message.segment)
+        if known is not None and os.path.sameopenfile(known.fd, fds[0]):
+            side.segments.add(message.segment)  # it had lost its connection: what it holds and maps is known
+            return
+        if known is not None:
             raise m.ProtocolError(f"segment {message.segment} is known")
         fd = os.dup(fds[0])
         self._segments[message.segment] = Segment(fd, message.size)

@@ -78,24 +78,21 @@ class Handle:
 
 
 class _Segment:
-    """A memory file of the node's, as far as this process needs it."""
+    """A memory file of the node's, as far as this process needs it. What it gives is mapped for as long as it lives."""
 
-    __slots__ = ("_window", "_writable", "fd", "filled", "size")
+    __slots__ = ("_windows", "fd", "filled", "size")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self._writable: memory.Window | None = None
-        self._window: memory.Window | None = None
-        self.filled = bytearray()
+        self._windows: dict[bool, memory.Window] = {}
+        """The lasting mappings: writable or not → the only one."""
+        self.filled = bytearray(-(-size // UNIT))
         """One byte for each UNIT: whether its page tables have been filled."""
 
     def for_writing(self, offset: int, length: int) -> memoryview:
         """The range in the lasting writable mapping, its page tables filled."""
-        writable = self._writable
-        if writable is None:
-            writable = self._writable = memory.Window(self.fd, self.size, writable=True)
-            self.filled = bytearray(-(-self.size // UNIT))
+        writable = self._mapped(True)
         first, last = offset // UNIT, -(-(offset + length) // UNIT)
         if self.filled.find(0, first, last) >= 0:
             writable.populate(offset, length)
@@ -105,9 +102,12 @@ class _Segment:
     @property
     def window(self) -> memory.Window:
         """The lasting read-only mapping."""
-        window = self._window
-        if window is None:
-            window = self._window = memory.Window(self.fd, self.size)
+        return self._mapped(False)
+
+    def _mapped(self, writable: bool) -> memory.Window:
+        window = self._windows.get(writable)
+        if window is None:  # of several threads' that of the first is taken, and none is unmapped that is used
+            window = self._windows.setdefault(writable, memory.Window(self.fd, self.size, writable))
         return window
 
     def __del__(self) -> None:
@@ -280,7 +280,7 @@ class StoreClient:
         receiver = self._receiver
         receiver.fds = []
         try:
-            message = m.decode(bytes(receiver.receive(wire.DONTWAIT)))
+            message = _decoded(bytes(receiver.receive(wire.DONTWAIT)))
         except (BlockingIOError, InterruptedError):
             raise
         except IndexError as error:  # a signal handler, which asked too, has dealt with it
@@ -356,18 +356,24 @@ class StoreClient:
             place = self._write_file(obj, parts, room.path, contains, holder)
         else:
             segment, offset, length = self._writing[obj] = room
+            place = [obj, segment, offset, length, size]
+            sealed: list[int] = []
             try:
-                target = self._segments[segment].for_writing(offset, length)
+                known = self._segments[segment]  # kept until the value is written, whatever becomes of the node
+                target = known.for_writing(offset, length)
                 parts.write_into(target[memory.HEADER : need])
                 memory.write_header(target, obj, size)
-                self._send(m.StoreSeal(obj, segment, offset, length, size, holder, contains))
+                self._send_now(m.encode(m.StoreSeal(*place, holder, contains)), (), sealed)
             except BaseException:
-                if not self.closed:
+                if not sealed:
                     self._give_back(segment, offset, length)
+                elif holder == self.pid:
+                    self.let_go(obj, 1)
                 raise
             finally:
                 del self._writing[obj]
-            place = [obj, segment, offset, length, size]
+        if self._dead:
+            self.flush_dead()
         if holder != self.pid:
             return place
         return self._handle(place, 1)
@@ -398,6 +404,8 @@ class StoreClient:
         return self._ask(lambda request: m.StoreWant(request, length))
 
     def _give_back(self, segment: int, offset: int, length: int) -> None:
+        if self.closed:
+            return
         try:
             self._send(m.StoreReturn(segment, offset, length))
         except StoreGone:
@@ -689,6 +697,17 @@ def _unpin(view: _View) -> None:
     if os.getpid() == client.pid and client._views.get(slot) is view:
         del client._views[slot]
         client._page.unpin(slot)
+
+
+def _decoded(data: bytes) -> Any:
+    """The message. What a signal handler raises meanwhile is not taken for a malformed one, which then waits to be read
+    again.
+    """
+    try:
+        return m.decode(data)
+    except m.ProtocolError as error:
+        m.decode(data)
+        raise (error.__cause__ or error) from None
 
 
 def _lost(obj: bytes, why: str) -> BaseException:

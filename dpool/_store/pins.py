@@ -173,4 +173,7 @@ class PinPage:
     def close(self) -> None:
         """Unmap it."""
         self._words.release()
-        self._map.close()
+        try:
+            self._map.close()
+        except BufferError:  # garbage that has not been collected looks at it: it is unmapped with that
+            return

@@ -289,7 +289,7 @@ def store_in_signal_handlers() -> None:
         executor.submit(tasks.double, 1).result(DEADLINE_S)
         dpool.put(work.pattern(0, MIB))
         handled = []
-        busy = []
+        busy: list[int] = []
 
         def handle(*_: object) -> None:
             if not busy:
@@ -309,3 +309,69 @@ def store_in_signal_handlers() -> None:
 
 def test_signal_handlers_store_values() -> None:
     alone(store_in_signal_handlers)
+
+
+def lose_the_connection() -> None:
+    """The node refuses what a process says, and lives on: the next connection has what this one had."""
+    with dpool.Executor(1) as executor:
+        executor.submit(tasks.double, 1).result(DEADLINE_S)
+        ref = dpool.put(work.pattern(0, SIZE))
+        view = dpool.get(ref)
+        node = one_of_role("dpool-node")
+        for turn in range(3):
+            lost = storage.client()
+            lost._send(m.StoreReturn(1 << 20, 0, 4096))
+            other = dpool.put(work.pattern(turn + 1, SIZE))
+            assert storage.client() is not lost
+            assert figures()["objects"] == 2
+            assert work.is_pattern(dpool.get(other), turn + 1, SIZE)
+            assert work.is_pattern(dpool.get(ref), 0, SIZE)
+            del other
+        del ref
+        more = [dpool.put(work.pattern(seed, SIZE)) for seed in range(10, 14)]
+        assert work.is_pattern(view, 0, SIZE)
+        assert all(work.is_pattern(dpool.get(one), seed, SIZE) for seed, one in enumerate(more, 10))
+        assert one_of_role("dpool-node") == node
+
+
+def test_a_connection_is_lost_and_the_node_lives() -> None:
+    alone(lose_the_connection)
+
+
+def raise_while_an_answer_is_read() -> None:
+    """It is not the node's mistake, and the answer is still there."""
+
+    class Interrupted(Exception):
+        pass
+
+    with dpool.Executor(1) as executor:
+        executor.submit(tasks.double, 1).result(DEADLINE_S)
+        ref = dpool.put(work.pattern(0, SIZE))
+        client = storage.client()
+        decode = m.decode
+        turns = iter([True])
+
+        def decode_and_raise(data: bytes) -> object:
+            if next(turns, False):
+                try:
+                    raise Interrupted
+                except Interrupted as error:
+                    raise m.ProtocolError("malformed") from error
+            return decode(data)
+
+        m.decode = decode_and_raise
+        try:
+            dpool.put(work.pattern(1, SIZE))
+        except Interrupted:
+            pass
+        else:
+            raise AssertionError("not raised")
+        assert dpool.get(ref) is not None
+        figures()
+        assert storage.client() is client
+        del ref
+        drained(CHUNKS)
+
+
+def test_something_is_raised_while_an_answer_is_read() -> None:
+    alone(raise_while_an_answer_is_read)
