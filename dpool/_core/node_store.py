@@ -25,8 +25,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from dpool._core import ids, wire
 from dpool._core import messages as m
-from dpool._core import wire
 from dpool._core.logic import IllegalMove
 from dpool._core.logic import references as r
 from dpool._core.machine import available_memory
@@ -51,6 +51,7 @@ MAX_DRAIN = 1000
 """Messages read from one process before others have their turn."""
 NODE = 0
 """The node as a client of its own store: it makes memory warm."""
+OBJECT_BYTES = ids.ID_BYTES + ids.INDEX_BYTES
 LOST = 0
 """kind of what became of a promised future: nothing, its owner is gone."""
 
@@ -228,6 +229,9 @@ class NodeStore:
         handler = self._MESSAGES.get(type(message))
         if handler is None:
             raise m.ProtocolError(f"{type(message).__name__} is not for a store")
+        named = [getattr(message, "obj", None), *getattr(message, "contains", ())]
+        if any(obj is not None and (type(obj) is not bytes or len(obj) != OBJECT_BYTES) for obj in named):
+            raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
         if isinstance(message, m.StoreAdopt):
             self._adopt(side, message, fds)
         else:
@@ -571,8 +575,8 @@ class NodeStore:
         try:
             self._files.ensure()
             file = spill.write(self._files.new_path(obj), segment.window.peek(begin, size), obj)
-        except OSError as error:
-            full = spill.is_full(error)
+        except Exception as error:  # whatever it is, somebody waits for the end of this
+            full = isinstance(error, OSError) and spill.is_full(error)
             event: Any = e.SpillFailed(obj, f"{type(error).__name__}: {error}", full, monotonic())
         else:
             event = e.SpillDone(obj, file.path, file.crc, monotonic())

@@ -375,3 +375,19 @@ def raise_while_an_answer_is_read() -> None:
 
 def test_something_is_raised_while_an_answer_is_read() -> None:
     alone(raise_while_an_answer_is_read)
+
+
+def seal_under_a_name_that_cannot_be() -> None:
+    """Who waits for memory does not wait for an object that no file can be written for."""
+    with dpool.Executor(1) as executor:
+        executor.submit(tasks.double, 1).result(DEADLINE_S)
+        first = dpool.put(work.pattern(0, SIZE))
+        client = storage.client()
+        segment, offset, length = client._room(SIZE + 64)  # type: ignore[misc]
+        client._send(m.StoreSeal(b"short", segment, offset, length, SIZE, client.pid, []))
+        refs = [first, *(dpool.put(work.pattern(seed, SIZE)) for seed in range(1, 8))]
+        assert all(work.is_pattern(dpool.get(ref), seed, SIZE) for seed, ref in enumerate(refs))
+
+
+def test_an_object_has_a_name_that_cannot_be() -> None:
+    alone(seal_under_a_name_that_cannot_be, store=32 * MIB)
