@@ -45,7 +45,8 @@ CHUNKED = 4 << 20
 """Values up to this size are written into a chunk that is leased for many."""
 UNIT = 256 << 10
 """Page tables are filled in steps of this size."""
-MAX_TRIES = 3
+MAX_TRIES = 100
+"""How often an object is looked for that leaves memory again each time before it is mapped, because others want room."""
 LOOK_AGAIN_MS = 200
 """After so long without a message it is looked whether a signal handler, which asked too, has read the answer."""
 MANY = 1000
