@@ -46,7 +46,7 @@ CHUNKED = 4 << 20
 UNIT = 256 << 10
 """Page tables are filled in steps of this size."""
 MAX_TRIES = 100
-"""How often an object is looked for that leaves memory again each time before it is mapped, because others want room."""
+"""How often an object is looked for that leaves memory again before it is mapped, because others want room."""
 LOOK_AGAIN_MS = 200
 """After so long without a message it is looked whether a signal handler, which asked too, has read the answer."""
 MANY = 1000
