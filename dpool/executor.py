@@ -118,7 +118,8 @@ class Executor(_base.Executor):
         An error, or dropping the iterator, cancels what has not begun. ValueError if `chunksize` or `buffersize` is
         below 1.
         """
-        iterables = self._pool.share(iterables)
+        if buffersize is None:  # else the caller runs in between, and may change what comes again
+            iterables = self._pool.share(iterables)
         return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -239,7 +240,8 @@ class View:
         progress: bool = False,
     ) -> Iterator[_T]:
         """See `Executor.map`."""
-        iterables = self._executor._pool.share(iterables)
+        if buffersize is None:
+            iterables = self._executor._pool.share(iterables)
         return _map(self._executor._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
 

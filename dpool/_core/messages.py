@@ -260,6 +260,9 @@ class StoreWant(NamedTuple):
 
     request: int
     length: int
+    complete: bool
+    """Of its leases the sender has only `leases` (segment, offset, length)."""
+    leases: list[tuple[int, int, int]]
 
 
 class StoreMissed(NamedTuple):

@@ -117,7 +117,8 @@ class NodeStore:
         config = node.config
         capacity = int(config.object_store_memory) or available_memory() // 3
         self.references = r.References()
-        self.store = Store(capacity, self._pinned, first_segment=int.from_bytes(node.node_id[:2], "big") << 12 | 1)
+        first = (int.from_bytes(node.node_id[:2], "big") & 0x7FFF) << 12 | 1  # other numbers than an earlier node's
+        self.store = Store(capacity, self._pinned, first_segment=(int.from_bytes(node.node_id[:2], "big") & 0x7FFF) << 12 | 1)
         self._sides: dict[int, Side] = {}
         self._segments: dict[int, Segment] = {}
         self._unclaimed: dict[int, dict[bytes, int]] = {}
@@ -239,6 +240,8 @@ class NodeStore:
 
     def _want(self, side: Side, message: m.StoreWant) -> None:
         self._see_uses()
+        if message.complete:
+            self._do(e.Keep(side.number, [e.Range(*lease) for lease in message.leases]))
         self._do(e.Rescan(monotonic()))  # what readers have let go is warm: better than new memory
         self._do(e.Want(side.number, message.request, message.length, monotonic()))
 

@@ -56,13 +56,15 @@ MANY = 1000
 class Handle:
     """This process holds an object; see the module."""
 
-    __slots__ = ("__weakref__", "_client", "held", "length", "obj", "offset", "segment", "size")
+    __slots__ = ("__weakref__", "_client", "held", "length", "obj", "offset", "said", "segment", "size")
 
-    def __init__(self, client: StoreClient, place: Place, held: int) -> None:
+    def __init__(self, client: StoreClient, place: Place, held: int, said: list[int]) -> None:
         self._client = client
         self.obj, self.segment, self.offset, self.length, self.size = place
         self.held = held
-        """How often the node counts us."""
+        """How often the node counts us, …"""
+        self.said = said
+        """… once it has been told: empty until then."""
 
     @property
     def pid(self) -> int:
@@ -75,7 +77,8 @@ class Handle:
         return [self.obj, self.segment, self.offset, self.length, self.size]
 
     def __del__(self) -> None:
-        self._client.let_go(self.obj, self.held)
+        if getattr(self, "said", None):  # a signal handler may have cut its making short
+            self._client.let_go(self.obj, self.held)
 
 
 class _Segment:
@@ -115,6 +118,18 @@ class _Segment:
         os.close(self.fd)  # not before the last thread that is at work on it; the mappings go with their last views
 
 
+class _Lease:
+    """A range that this process may write to, for as long as this lives: the node is told with each question for room
+    which leases there are, so none is lost for good, wherever a signal handler may raise.
+    """
+
+    __slots__ = ("__weakref__", "range")
+
+    def __init__(self, segment: int, offset: int, length: int) -> None:
+        self.range = (segment, offset, length)
+        """Replaced as a whole."""
+
+
 class _View:
     """A range that this process maps, and where its pin is."""
 
@@ -150,7 +165,11 @@ class StoreClient:
         self._prefix = os.urandom(ids.ID_BYTES)
         self._made = itertools.count()
         self._segments: dict[int, _Segment] = {}
-        self._chunk: list[int] = [0, 0, 0]
+        self._leases: WeakValueDictionary[int, _Lease] = WeakValueDictionary()
+        self._lease_numbers = itertools.count()
+        self._asking = 0
+        """Questions that wait for their answers: more than one only in a signal handler."""
+        self._chunk = _Lease(0, 0, 0)
         """Segment, offset and length of what is left of the chunk."""
         self.handles: WeakValueDictionary[bytes, Handle] = WeakValueDictionary()
         self._handles_lock = threading.RLock()
@@ -160,6 +179,8 @@ class StoreClient:
         """A thread is there to tell it, because the node had not read what was told before."""
         self.escaped: dict[bytes, Handle] = {}
         """What was pickled by somebody else than us, who may unpickle it at any time: held for good."""
+        self._resolved: deque[m.StoreResolved] = deque()
+        """What became of futures: told with no lock held, since their callbacks are the user's code."""
         self.on_resolved: Callable[[m.StoreResolved], None] | None = None
         try:
             self._send(m.StoreHello(PROTOCOL, *m.versions(), self.pid), (fd,))
@@ -244,8 +265,27 @@ class StoreClient:
 
     def _ask(self, make: Callable[[int], Any]) -> Any:
         """Send a request and wait for its answer."""
+        try:
+            return self._ask_now(make)
+        finally:
+            if self._resolved:
+                self._tell_resolved()
+
+    def _tell_resolved(self) -> None:
+        if self._ask_lock._is_owned():  # type: ignore[attr-defined]
+            return  # whoever has it will do it
+        while self._resolved:
+            try:
+                message = self._resolved.popleft()
+            except IndexError:  # another thread was faster
+                return
+            if self.on_resolved is not None:
+                self.on_resolved(message)
+
+    def _ask_now(self, make: Callable[[int], Any]) -> Any:
         with self._ask_lock:
             request = next(self._requests)
+            self._asking += 1
             try:
                 self._send(make(request))
                 while request not in self._replies:
@@ -253,12 +293,11 @@ class StoreClient:
                         self._take()
                 return self._replies.pop(request)
             except BaseException:
-                answer = self._replies.pop(request, None)
-                if answer is None:
-                    self._abandoned.add(request)
-                elif type(answer) is m.StoreLeased:
-                    self._give_back(answer.segment, answer.offset, answer.length)
+                self._abandoned.add(request)
+                self._replies.pop(request, None)
                 raise
+            finally:
+                self._asking -= 1
 
     def poll(self) -> None:
         """Take what the node has said of itself."""
@@ -268,6 +307,7 @@ class StoreClient:
                     pass
             finally:
                 self._ask_lock.release()
+            self._tell_resolved()
 
     def _take(self) -> bool:
         """Deal with one message; False if there is none."""
@@ -294,30 +334,38 @@ class StoreClient:
         if kind is m.StoreLeased or kind is m.StoreLocated:
             self._know(message.segment, message.segment_size, fds)
             missed = message.segment not in self._segments
+        if kind is m.Refused:
+            raise StoreGone(f"the node refused: {message.reason}")
+        if kind is not m.StoreDropped and kind is not m.StoreResolved:
+            self._answered(message, missed)
         receiver.consumed()
         if missed:
             self._send(m.StoreMissed(message.segment))
-        if kind is m.Refused:
-            raise StoreGone(f"the node refused: {message.reason}")
         if kind is m.StoreDropped:
             self._forget(message.segment)
         elif kind is m.StoreResolved:
-            if self.on_resolved is not None:
-                self.on_resolved(message)
-        elif message.request in self._abandoned:
-            self._abandoned.discard(message.request)
-            if kind is m.StoreLeased:
-                self._give_back(message.segment, message.offset, message.length)
+            self._resolved.append(message)
+
+    def _answered(self, message: Any, missed: bool) -> None:
+        """An answer has come; cut short by a signal handler, it comes once more."""
+        request = message.request
+        if request in self._abandoned:
+            self._replies.pop(request, None)
         elif missed:
-            if kind is m.StoreLeased:
-                self._give_back(message.segment, message.offset, message.length)
-            self._replies[message.request] = OSError(
+            self._replies[request] = OSError(
                 errno.EMFILE,
                 "this process has no file descriptors left for the object store (see `ulimit -n`); close files, or "
                 "raise the limit",
             )
+        elif type(message) is m.StoreLeased:
+            self._replies[request] = self._leased(message.segment, message.offset, message.length)
         else:
-            self._replies[message.request] = message
+            self._replies[request] = message
+
+    def _leased(self, segment: int, offset: int, length: int) -> _Lease:
+        lease = _Lease(segment, offset, length)
+        self._leases[next(self._lease_numbers)] = lease
+        return lease
 
     def _know(self, number: int, size: int, fds: list[int]) -> None:
         if not fds:
@@ -354,65 +402,69 @@ class StoreClient:
         need = memory.HEADER + size
         room = self._room(need)
         if isinstance(room, m.StoreOnDisk):
-            place = self._write_file(obj, parts, room.path, contains, holder)
-        else:
-            segment, offset, length = self._writing[obj] = room
-            place = [obj, segment, offset, length, size]
-            sealed: list[int] = []
-            try:
-                known = self._segments[segment]  # kept until the value is written, whatever becomes of the node
-                target = known.for_writing(offset, length)
-                parts.write_into(target[memory.HEADER : need])
-                memory.write_header(target, obj, size)
-                self._send_now(m.encode(m.StoreSeal(*place, holder, contains)), (), sealed)
-            except BaseException:
-                if not sealed:
-                    self._give_back(segment, offset, length)
-                elif holder == self.pid:
-                    self.let_go(obj, 1)
-                raise
-            finally:
-                del self._writing[obj]
+            return self._write_file(obj, parts, room.path, contains, holder)
+        segment, offset, length = self._writing[obj] = room.range
+        place: Place = [obj, segment, offset, length, size]
+        sealed: list[int] = []
+        handle = Handle(self, place, 1, sealed) if holder == self.pid else None
+        try:
+            known = self._segments[segment]  # kept until the value is written, whatever becomes of the node
+            target = known.for_writing(offset, length)
+            parts.write_into(target[memory.HEADER : need])
+            memory.write_header(target, obj, size)
+            if handle is not None:
+                self.handles[obj] = handle
+            message = m.StoreSeal(obj, segment, offset, length, size, holder, contains)
+            self._send_now(m.encode(message), (), sealed)
+        except Exception:
+            if not sealed:
+                self._give_back(room)
+            raise
+        finally:
+            self._writing.pop(obj, None)
         if self._dead:
             self.flush_dead()
-        if holder != self.pid:
-            return place
-        return self._handle(place, 1)
+        return place if handle is None else handle
 
-    def _room(self, need: int) -> tuple[int, int, int] | m.StoreOnDisk:
+    def _room(self, need: int) -> _Lease | m.StoreOnDisk:
         """A range of our own to write into."""
         length = -(-need // memory.PAGE) * memory.PAGE
         if length > CHUNKED:
-            answer = self._lease(length)
-            return answer if isinstance(answer, m.StoreOnDisk) else (answer.segment, answer.offset, answer.length)
+            return self._lease(length)
         with self._ask_lock:
             while True:
-                segment, offset, left = self._chunk
+                segment, offset, left = self._chunk.range
                 if left >= length:
-                    self._chunk = [segment, offset + length, left - length]
-                    return segment, offset, length
+                    part = self._leased(segment, offset, length)
+                    self._chunk.range = (segment, offset + length, left - length)
+                    return part
                 answer = self._lease(max(length, self._page.chunk()))
                 if isinstance(answer, m.StoreOnDisk):  # then just what is needed
-                    answer = self._lease(length)
-                    if isinstance(answer, m.StoreOnDisk):
-                        return answer
-                    return answer.segment, answer.offset, answer.length
-                rest, self._chunk = self._chunk, [answer.segment, answer.offset, answer.length]
-                if rest[2]:
-                    self._give_back(*rest)
+                    return self._lease(length)
+                rest, self._chunk = self._chunk, answer
+                if rest.range[2]:
+                    self._give_back(rest)
 
-    def _lease(self, length: int) -> Any:
-        return self._ask(lambda request: m.StoreWant(request, length))
+    def _lease(self, length: int) -> _Lease | m.StoreOnDisk:
+        def want(request: int) -> m.StoreWant:
+            leases = [lease.range for lease in list(self._leases.values()) if lease.range[2]]
+            return m.StoreWant(request, length, self._asking == 1, leases)
 
-    def _give_back(self, segment: int, offset: int, length: int) -> None:
+        answer: _Lease | m.StoreOnDisk = self._ask(want)
+        return answer
+
+    def _give_back(self, lease: _Lease) -> None:
+        """Nothing will be written there; said once, as it may be somebody else's right afterwards."""
         if self.closed:
             return
         try:
-            self._send(m.StoreReturn(segment, offset, length))
+            self._send(m.StoreReturn(*lease.range))
         except StoreGone:
             return
 
-    def _write_file(self, obj: bytes, parts: serde.Parts, path: str, contains: list[bytes], holder: int) -> Place:
+    def _write_file(
+        self, obj: bytes, parts: serde.Parts, path: str, contains: list[bytes], holder: int
+    ) -> Handle | Place:
         from dpool._store import spill
 
         if path.startswith("\0"):
@@ -427,8 +479,14 @@ class StoreClient:
         finally:
             view.release()
             scratch.close()
-        self._send(m.StoreSealFile(obj, parts.nbytes, file.path, file.crc, holder, contains))
-        return [obj, 0, 0, 0, parts.nbytes]
+        place = [obj, 0, 0, 0, parts.nbytes]
+        sealed: list[int] = []
+        handle = Handle(self, place, 1, sealed) if holder == self.pid else None
+        if handle is not None:
+            self.handles[obj] = handle
+        message = m.StoreSealFile(obj, parts.nbytes, file.path, file.crc, holder, contains)
+        self._send_now(m.encode(message), (), sealed)
+        return place if handle is None else handle
 
     def _full(self, size: int, disk: str) -> BaseException:
         from dpool.errors import ObjectStoreFull
@@ -456,7 +514,7 @@ class StoreClient:
         with self._handles_lock:
             handle = self.handles.get(place[0])
             if handle is None:
-                handle = self.handles[place[0]] = Handle(self, place, held)
+                handle = self.handles[place[0]] = Handle(self, place, held, [1])
             else:
                 handle.held += held
             return handle
@@ -471,8 +529,9 @@ class StoreClient:
             handle = self.handles.get(place[0])
             if handle is not None:
                 return handle
-            self._send(m.StoreHold([place[0]], self.pid))
-            return self._handle(place, 1)
+            handle = self.handles[place[0]] = Handle(self, place, 1, [])
+            self._send_now(m.encode(m.StoreHold([place[0]], self.pid)), (), handle.said)
+            return handle
 
     def hold_for(self, objs: list[bytes], pid: int) -> None:
         """Let another process hold these, before it knows."""
@@ -514,15 +573,14 @@ class StoreClient:
         if segment is None:
             return None
         page = self._page
-        slot = 0
-        if not copy and not page.pressed():
-            slot = page.pin(number, offset)
+        slot = page.reserve() if not copy and not page.pressed() else 0
         if not slot:
             copied = self._copied(place, segment)
             return copied.toreadonly() if readonly and copied is not None else copied
         view = self._views[slot] = _View(self, slot, number, offset, length)
         unpin = partial(_unpin, view)
         try:
+            page.pin(slot, number, offset)
             window = segment.window
             head = window.peek(offset, min(length, 2 * memory.HEADER))
             there = memory.is_sealed(head, obj)
@@ -543,9 +601,10 @@ class StoreClient:
         """A private copy; the pin is needed only meanwhile."""
         obj, number, offset, length, size = place
         page = self._page
-        while not (slot := page.pin(number, offset, spare=True)):
+        while not (slot := page.reserve(spare=True)):
             os.sched_yield()  # more threads than spare slots copy at this moment
         try:
+            page.pin(slot, number, offset)
             shared = segment.window.peek(offset, length)
             if not memory.is_sealed(shared, obj):
                 return None
@@ -655,9 +714,10 @@ class StoreClient:
     def _take_over(self, view: _View) -> bool:
         """Pin here what was mapped of an earlier node's; False if there is no slot left for it."""
         client, slot = view.at
-        mine = self._page.pin(view.segment, view.offset)
+        mine = self._page.reserve()
         if not mine:
             return False
+        self._page.pin(mine, view.segment, view.offset)
         self._views[mine] = view
         view.at = self, mine
         if client._views.pop(slot, None) is None:

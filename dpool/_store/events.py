@@ -67,6 +67,13 @@ class Return(NamedTuple):
     range: Range
 
 
+class Keep(NamedTuple):
+    """Of its leases the client knows only these: the others are free. A signal handler may have made it lose one."""
+
+    client: int
+    ranges: list[Range]
+
+
 class Seal(NamedTuple):
     """`range`, in a lease of `client`, now holds this object: made by process `pid`."""
 
@@ -194,6 +201,7 @@ Event = (
     | Want
     | MemoryRefused
     | Return
+    | Keep
     | Seal
     | SealFile
     | Adopt

@@ -44,6 +44,10 @@ PRESSURE_ON, PRESSURE_OFF = 0.5, 0.4
 PRESSURE_EVERY_S = 0.05
 
 
+LOCATED_S = 0.02
+"""An object stays in memory for so long after somebody was told that it is there, so that he can map it."""
+
+
 class Store:
     """The books of one node's store; see the module.
 
@@ -172,6 +176,11 @@ class Store:
         self._room.take(event.client, event.range)
         self._arena.free(event.range)
 
+    def _keep(self, event: e.Keep, out: list[Instruction]) -> None:
+        for r in self._room.unknown_to(event.client, event.ranges):
+            self._room.take(event.client, r)
+            self._arena.free(r)
+
     def _check_client(self, client: int, event: str) -> None:
         if client not in self._room.clients:
             raise IllegalMove("unknown", event, f"client {client}")
@@ -251,6 +260,7 @@ class Store:
         if entry.state == e.LOST:
             self._books.tell_nothing(obj, entry.reason, out)
         elif entry.state in (e.SEALED, e.SPILLING):
+            entry.retry_at = max(entry.retry_at, self._now + LOCATED_S)
             self._books.use(obj, self._now)
             self._books.tell(obj, out)
         elif entry.state == e.SPILLED and obj not in self._queue:
@@ -325,6 +335,7 @@ class Store:
         if entry.freed:
             self._books.forget(event.obj, out)
             return
+        entry.retry_at = max(entry.retry_at, self._now + LOCATED_S)
         self._books.settle(event.obj, entry)
         out.append(e.MarkSealed(event.obj, entry.memory))
         self._books.tell(event.obj, out)
@@ -399,6 +410,7 @@ _HANDLERS: dict[type[Any], Callable[[Store, Any, list[Instruction]], None]] = {
     e.Want: Store._want,
     e.MemoryRefused: Store._memory_refused,
     e.Return: Store._return,
+    e.Keep: Store._keep,
     e.Seal: Store._seal,
     e.SealFile: Store._seal_file,
     e.Adopt: Store._adopt,

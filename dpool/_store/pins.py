@@ -76,22 +76,24 @@ class PinPage:
 
     # -- the process that reads
 
-    def pin(self, segment: int, offset: int, spare: bool = False) -> int:
-        """Store a pin; returns its slot, or 0 when all are taken (`spare`: the last few, for a moment)."""
+    def reserve(self, spare: bool = False) -> int:
+        """A slot for a pin, or 0 when all are taken (`spare`: the last few, for a moment)."""
         try:
-            slot = self._free.pop()
+            return self._free.pop()
         except IndexError:
             if self._next < SPARE_AT:
                 self._more()
-                return self.pin(segment, offset, spare)
+                return self.reserve(spare)
             if not (spare and self._spare):
                 return 0
             try:
-                slot = self._spare.pop()
+                return self._spare.pop()
             except IndexError:
                 return 0
+
+    def pin(self, slot: int, segment: int, offset: int) -> None:
+        """Store a pin in a slot that was reserved."""
         self._words[slot] = key_of(segment, offset)
-        return slot
 
     def _more(self) -> None:
         """Slots that nobody has used yet; the node sees them before anybody can have one."""

@@ -83,6 +83,23 @@ class Room:
         if not segments:
             del self.leases[client]
 
+    def unknown_to(self, client: int, live: list[Range]) -> list[Range]:
+        """What is leased to the client and not in `live`."""
+        found = []
+        for segment, held in self.leases.get(client, {}).items():
+            spans = sorted((r.offset, r.end) for r in live if r.segment == segment)
+            for start, end in held:
+                at = start
+                for first, behind in spans:
+                    if first > at:
+                        found.append(Range(segment, at, min(first, end) - at))
+                    at = min(max(at, behind), end)
+                    if at == end:
+                        break
+                if at < end:
+                    found.append(Range(segment, at, end - at))
+        return [r for r in found if r.length > 0]
+
     def left(self, client: int) -> list[Range]:
         """The client has ended: its leases are free, its segments nobody's. The ranges to punch.
 

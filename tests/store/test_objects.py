@@ -7,6 +7,7 @@ import pytest
 from dpool._store import events as e
 from dpool._store.arena import PAGE
 from dpool._store.eviction import Candidate, choose_victims
+from dpool._store.objects import LOCATED_S
 from tests.store.glue import Glue
 
 A, B, C, D = (letter * 20 for letter in (b"a", b"b", b"c", b"d"))
@@ -34,7 +35,9 @@ class World(Glue):
     def locate(self, obj, client=1):
         self.requests += 1
         self.asked[client, self.requests] = 0
-        return self.tell(e.Locate(client, self.requests, obj, self.now))
+        orders = self.tell(e.Locate(client, self.requests, obj, self.now))
+        self.now += 2 * LOCATED_S
+        return orders
 
     def put(self, obj, length, client=1):
         """Lease and seal; the object's range."""
@@ -483,3 +486,27 @@ def test_a_search_among_many_mapped_objects_is_not_repeated_at_once():
     w.pins.clear()
     assert e.OnDisk in kinds(w.store.handle(e.Want(1, 1001, PAGE, 0.1)))
     assert e.StartSpill in kinds(w.store.handle(e.Want(1, 1002, PAGE, 0.3)))
+
+
+def test_what_was_just_located_stays_for_a_moment():
+    w = World()
+    w.put(A, 4)
+    w.put(B, 4)
+    w.now = 1.0
+    w.locate(A)
+    w.now = 1.0 + LOCATED_S / 2
+    assert [one.obj for one in w.want(3)] == [B]
+
+
+def test_leases_that_the_client_does_not_know_are_free():
+    w = World()
+    [first], [second] = w.want(2), w.want(2)
+    w.tell(e.Keep(1, [second.range]))
+    assert w.store.stats().leased_bytes == 2 * PAGE
+    part = e.Range(second.range.segment, second.range.offset + PAGE, PAGE)
+    w.tell(e.Keep(1, [part, part]))
+    assert w.store.stats().leased_bytes == PAGE
+    with pytest.raises(e.IllegalMove):
+        w.seal(A, first.range)
+    w.tell(e.Keep(1, []))
+    assert w.store.stats().used == 0
