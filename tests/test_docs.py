@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 import pytest
 
 from benchmarks import readme_table
-from dpool._core.config import JOURNAL_BYTES, WORKER_POLL_S, Config
+from dpool._core.config import JOURNAL_BYTES, MIN_STORE, WORKER_POLL_S, Config
 from dpool._core.executor_pool import MAX_FAILED_STARTS, PUMP_EVERY
 from dpool._core.node_store import CHUNK, MOST_PREFAULT
 from dpool._core.store_client import CHUNKED
 from dpool._core.wire import INLINE_LIMIT
 from dpool._store import memory, objects, pins, room, serde, waiting
-from dpool.remote import MIN_STORE
 from tests.helpers import REPOSITORY, run_script
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

@@ -260,9 +260,9 @@ class StoreWant(NamedTuple):
 
     request: int
     length: int
-    complete: bool
+    complete: bool = False
     """Of its leases the sender has only `leases` (segment, offset, length)."""
-    leases: list[tuple[int, int, int]]
+    leases: list[tuple[int, int, int]] = []  # noqa: RUF012
 
 
 class StoreMissed(NamedTuple):

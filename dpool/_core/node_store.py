@@ -118,7 +118,7 @@ class NodeStore:
         capacity = int(config.object_store_memory) or available_memory() // 3
         self.references = r.References()
         first = (int.from_bytes(node.node_id[:2], "big") & 0x7FFF) << 12 | 1  # other numbers than an earlier node's
-        self.store = Store(capacity, self._pinned, first_segment=(int.from_bytes(node.node_id[:2], "big") & 0x7FFF) << 12 | 1)
+        self.store = Store(capacity, self._pinned, first_segment=first)
         self._sides: dict[int, Side] = {}
         self._segments: dict[int, Segment] = {}
         self._unclaimed: dict[int, dict[bytes, int]] = {}

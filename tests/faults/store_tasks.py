@@ -24,7 +24,8 @@ KEPT: list[Any] = []
 
 def pattern(seed: int, size: int) -> np.ndarray[Any, Any]:
     """`size` bytes (a multiple of 8) of which no eight are alike, nor are those of another seed."""
-    return np.arange(size // 8, dtype=np.uint64) + np.uint64(seed << 40)
+    numbers: np.ndarray[Any, Any] = np.arange(size // 8, dtype=np.uint64) + np.uint64(seed << 40)
+    return numbers
 
 
 def is_pattern(array: Any, seed: int, size: int) -> bool:
@@ -103,7 +104,7 @@ def _die_in_the_middle_of_writing() -> None:
         target[: len(target) // 2] = b"\xee" * (len(target) // 2)
         kill_me()
 
-    serde.Parts.write_into = write_half  # type: ignore[method-assign]
+    serde.Parts.write_into = write_half  # type: ignore[assignment,method-assign]
 
 
 def die_while_returning(seed: int, size: int) -> Any:
