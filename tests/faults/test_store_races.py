@@ -383,7 +383,7 @@ def seal_under_a_name_that_cannot_be() -> None:
         executor.submit(tasks.double, 1).result(DEADLINE_S)
         first = dpool.put(work.pattern(0, SIZE))
         client = storage.client()
-        segment, offset, length = client._room(SIZE + 64)  # type: ignore[misc]
+        segment, offset, length = client._room(SIZE + 64).range  # type: ignore[union-attr]
         client._send(m.StoreSeal(b"short", segment, offset, length, SIZE, client.pid, []))
         refs = [first, *(dpool.put(work.pattern(seed, SIZE)) for seed in range(1, 8))]
         assert all(work.is_pattern(dpool.get(ref), seed, SIZE) for seed, ref in enumerate(refs))
