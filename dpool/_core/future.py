@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpool._core import storage
 from dpool._core.context import here
-from dpool._core.serialize_results import load_value
 
 if TYPE_CHECKING:
     from dpool._core.lane import Route
@@ -81,6 +80,8 @@ class InStore:
 
     def load(self) -> Any:
         """The value; each call another copy of it."""
+        from dpool._core.serialize_results import load_value  # imported by now, but not before a node is started
+
         return load_value(lambda: storage.load(self.place), self.label)
 
 
