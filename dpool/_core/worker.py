@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from itertools import starmap
 from pickle import dumps
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
@@ -37,12 +38,14 @@ from dpool._core.frames import (
     INIT,
     JOURNAL_AT,
     LIMIT,
+    MAP,
     NO_LIMIT,
     PAGE_BYTES,
     PID,
     POLL,
     RAISED,
     RESULT,
+    SHOW,
     STARTED,
     STORED,
     WITH_REFS,
@@ -80,6 +83,8 @@ class Worker:
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
         self._interrupts = Interrupts()
+        self._show = False
+        """An error of pickling a result shall show the result."""
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
         os.register_at_fork(after_in_child=self._forked)
@@ -105,6 +110,7 @@ class Worker:
                 if not self._initialize(numbers, calls[0]):
                     return
             else:
+                self._show = bool(flags & SHOW)
                 self._run_frame(base, numbers, calls)
             _flush_streams()
             if flags & EXIT:
@@ -190,13 +196,15 @@ class Worker:
             return result
         self._interrupts.armed = False
         try:
-            return _result(result, _label(function))
+            return _result(result, _label(function), self._show)
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
     @staticmethod
-    def _apply(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return function(*args, **kwargs)
+    def _apply(function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int) -> Any:
+        if type(kwargs) is int:  # a chunk
+            return list(map(function, args) if kwargs == MAP else starmap(function, args))
+        return function(*args, **kwargs)  # type: ignore[arg-type]
 
     def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         if self._child:
@@ -252,9 +260,9 @@ class Worker:
         return not failed
 
 
-def _result(result: Any, label: str) -> tuple[int, Any]:
+def _result(result: Any, label: str, show: bool) -> tuple[int, Any]:
     """A task's result as it travels: pickled, or where in the object store it lies."""
-    parts, keep = pickle_result(result, label)
+    parts, keep = pickle_result(result, label, show)
     if type(parts) is bytes:
         return (RESULT, parts)
     assert here.worker is not None
