@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpool import errors as errors
+    from dpool._core.context import current_worker as current_worker
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
     from dpool.executor import Executor as Executor
-    from dpool._core.context import current_worker as current_worker
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.pool import Pool as Pool
     from dpool.remote import get as get

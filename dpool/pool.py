@@ -5,8 +5,8 @@
  imap, imap_unordered   ─► Feed: a window of tasks ─► IMapIterator, IMapUnorderedIterator
 ```
 
-The interface is the standard library's, and its tests of Pool run against this one (`compat_tests`); `docs/semantics.md`
-lists the differences. Nothing here knows which runtime serves it.
+The interface is the standard library's, and its tests of Pool run against this one (`compat_tests`);
+`docs/semantics.md` lists the differences. Nothing here knows which runtime serves it.
 """
 
 from __future__ import annotations
@@ -79,14 +79,7 @@ class Pool:
         self._state = INIT
         if processes is None:
             processes = _cpu_count()
-        if processes < 1:
-            raise ValueError("Number of processes must be at least 1")
-        if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
-            raise ValueError("maxtasksperchild must be a positive int or None")
-        if initializer is not None and not callable(initializer):
-            raise TypeError("initializer must be a callable")
-        if not isinstance(max_retries, int) or max_retries < 0:
-            raise ValueError(f"max_retries must be an integer, not negative, and not {max_retries!r}")
+        _check_arguments(processes, initializer, maxtasksperchild, max_retries)
         self._processes = processes
         self._initializer = initializer
         self._initargs = tuple(initargs)
@@ -117,7 +110,7 @@ class Pool:
 
     # -- one call
 
-    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:  # noqa: B006
+    def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
         """`func(*args, **kwds)` in a worker: its value, or what it raised."""
         self._check_running()
         future = self._submit(self._route, func, args if type(args) is tuple else tuple(args), kwds)
@@ -137,7 +130,7 @@ class Pool:
         self,
         func: Callable[..., Any],
         args: Iterable[Any] = (),
-        kwds: Mapping[str, Any] = {},  # noqa: B006
+        kwds: Mapping[str, Any] = {},
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> AsyncResult:
@@ -260,7 +253,8 @@ class Pool:
         A call that raised raises in its turn, and the iterator goes on; an error of the iterable itself comes last.
         ValueError if `chunksize` or `buffersize` is below 1.
         """
-        return self._imap(IMapIterator, func, iterable, chunksize, buffersize, progress)
+        found: IMapIterator = self._imap(IMapIterator, func, iterable, chunksize, buffersize, progress)
+        return found
 
     def imap_unordered(
         self,
@@ -292,9 +286,7 @@ class Pool:
         in_memory = type(iterable) in IN_MEMORY or is_array(iterable)
         items = self._inner.share(iterable)
         chunked = chunksize > 1
-        futures = submitting(
-            self._submit, self._route, func, _calls(items, chunksize), MAP if chunked else {}
-        )
+        futures = submitting(self._submit, self._route, func, _calls(items, chunksize), MAP if chunked else {})
         feed = Feed(self, self._inner, futures, chunked, buffersize)
         self._feeds.add(feed)
         results = kind(feed)
@@ -390,6 +382,17 @@ def _collected(inner: Inner) -> None:
 def _cpu_count() -> int:
     count: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
     return count() or 1
+
+
+def _check_arguments(processes: Any, initializer: Any, maxtasksperchild: Any, max_retries: Any) -> None:
+    if processes < 1:
+        raise ValueError("Number of processes must be at least 1")
+    if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
+        raise ValueError("maxtasksperchild must be a positive int or None")
+    if initializer is not None and not callable(initializer):
+        raise TypeError("initializer must be a callable")
+    if not isinstance(max_retries, int) or max_retries < 0:
+        raise ValueError(f"max_retries must be an integer, not negative, and not {max_retries!r}")
 
 
 def _check_chunksize(chunksize: int) -> None:

@@ -20,7 +20,7 @@ class WorkerContext(NamedTuple):
     depth: int
     submitter_pid: int = 0
     """The process whose tasks it runs."""
-    index: int = 0
+    place: int = 0
     """The lowest number, from 0, that no other living worker of its executor had when it was started."""
 
 
@@ -51,7 +51,7 @@ class CurrentWorker:
     def __init__(self, context: WorkerContext) -> None:
         self.id = context.worker
         self.pid = os.getpid()
-        self.index = context.index
+        self.index = context.place
         self.state: dict[Any, Any] = {}
 
     def __repr__(self) -> str:

@@ -197,7 +197,7 @@ class Spawn(NamedTuple):
     worker: int
     ordinal: int
     """Numbers the workers of a pool: 1, 2, …"""
-    index: int
+    place: int
     """The lowest number, from 0, that no other living worker of the pool has."""
     node_pid: int
     session: str

@@ -459,7 +459,7 @@ class Node:
     def _start_worker(self, order: s.StartWorker) -> None:
         pool = self._pools[order.pool]
         pool.started += 1
-        proc = Proc(order.worker, order.pool, pool.started, self._free_index(order.pool), self.session)
+        proc = Proc(order.worker, order.pool, pool.started, self._free_place(order.pool), self.session)
         self._procs[order.worker] = proc
         try:
             proc.make_channels(make_page)
@@ -468,7 +468,7 @@ class Node:
             return
         for fd in proc.pipes:
             self._on(fd, partial(self._pipe_event, proc, fd))
-        proc.order = m.Spawn(order.worker, pool.started, proc.index, os.getpid(), self.session, pool.setup)
+        proc.order = m.Spawn(order.worker, pool.started, proc.place, os.getpid(), self.session, pool.setup)
         self._have_forked(proc)
         if self._records is None and self.config.gcs == "on":
             try:
@@ -476,11 +476,11 @@ class Node:
             except (OSError, ImportError) as error:  # no descriptors left; the next worker is another occasion
                 _log("recorder.failed", error=error)
 
-    def _free_index(self, pool: int) -> int:
-        """The lowest index that no worker of the pool has; one that has ended is still being looked after."""
+    def _free_place(self, pool: int) -> int:
+        """The lowest place that no worker of the pool has; one that has ended is still being looked after."""
         living = (proc for proc in self._procs.values() if proc.pool == pool)
-        taken = {proc.index for proc in living if not proc.pid or proc.pid in self._pids}
-        return next(index for index in range(len(taken) + 1) if index not in taken)
+        taken = {proc.place for proc in living if not proc.pid or proc.pid in self._pids}
+        return next(place for place in range(len(taken) + 1) if place not in taken)
 
     def _have_forked(self, proc: Proc) -> None:
         proc.tries += 1

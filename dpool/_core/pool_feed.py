@@ -109,6 +109,7 @@ class Feed:
         self._futures = futures
         self._window = window
         self._unlimited = False
+        self._stopped = False
         self._feeding = threading.Lock()
         self._changed = threading.Condition()
         self._starved = 0
@@ -150,7 +151,7 @@ class Feed:
                 outstanding.append(future)
                 count += 1
                 self._tell_of()
-                if self.exhausted:  # stopped meanwhile
+                if self._stopped:
                     return
             if count < room:
                 self._end()
@@ -211,6 +212,7 @@ class Feed:
 
     def stop(self) -> None:
         """Submit nothing more."""
+        self._stopped = True
         if not self.exhausted:
             self._end()
 

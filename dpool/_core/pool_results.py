@@ -60,16 +60,17 @@ def as_multiprocessing(error: BaseException) -> BaseException:
     """
     shown = getattr(error, SHOWN, None)
     if shown is not None:
-        from multiprocessing.pool import MaybeEncodingError
+        from multiprocessing import pool
 
-        made = MaybeEncodingError(*shown)
+        made: Any = pool.MaybeEncodingError(*shown)  # type: ignore[attr-defined]
         made.exc, made.value = shown  # its constructor takes the `repr` of what it is given
-        return made
+        encoding_error: BaseException = made
+        return encoding_error
     cause = error.__cause__
     if type(cause).__name__ == "_RemoteTraceback":
-        from multiprocessing.pool import RemoteTraceback
+        from multiprocessing import pool
 
-        error.__cause__ = RemoteTraceback(cause.tb)  # type: ignore[union-attr]
+        error.__cause__ = pool.RemoteTraceback(cause.tb)  # type: ignore[attr-defined,union-attr]
     return error
 
 
@@ -108,7 +109,7 @@ class AsyncResult:
         self._told: threading.Event | None = None
         """Set when the callback has been called, if there is one."""
 
-    __class_getitem__ = classmethod(GenericAlias)
+    __class_getitem__: Any = classmethod(GenericAlias)
 
     def call_back(self) -> None:
         """Have the callbacks called, when all futures have ended."""

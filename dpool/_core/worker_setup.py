@@ -50,7 +50,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
         setup.job,
         setup.depth,
         setup.driver_pid,
-        message.index,
+        message.place,
     )
     here.worker = context
     importer = Importer()
