@@ -118,7 +118,7 @@ class Executor(_base.Executor):
         An error, or dropping the iterator, cancels what has not begun. ValueError if `chunksize` or `buffersize` is
         below 1.
         """
-        iterables = tuple(map(self._pool.share, iterables))
+        iterables = self._pool.share(iterables)
         return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -239,7 +239,7 @@ class View:
         progress: bool = False,
     ) -> Iterator[_T]:
         """See `Executor.map`."""
-        iterables = tuple(map(self._executor._pool.share, iterables))
+        iterables = self._executor._pool.share(iterables)
         return _map(self._executor._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
 
@@ -281,8 +281,42 @@ def _collected(pool: Pool) -> None:
 # -- map
 
 
-def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
+class _At:
+    """In a chunk: the place of one of the chunk's values."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]], *values: Any) -> list[Any]:
+    if values:
+        chunk = [tuple(values[arg.number] if type(arg) is _At else arg for arg in args) for args in chunk]
     return [fn(*args) for args in chunk]
+
+
+def _chunk_call(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> tuple[Any, tuple[Any, ...]]:
+    """The task that runs a chunk; it gets the values of futures and references among the items."""
+    if not any(
+        kind is _ref_type() or issubclass(kind, _base.Future)
+        for kind in set(map(type, itertools.chain.from_iterable(chunk)))
+    ):
+        return _run_chunk, (fn, chunk)
+    values: dict[int, tuple[int, Any]] = {}
+
+    def placed(arg: Any) -> Any:
+        if type(arg) is not _ref_type() and not isinstance(arg, _base.Future):
+            return arg
+        return _At(values.setdefault(id(arg), (len(values), arg))[0])
+
+    placed_chunk = [tuple(map(placed, args)) for args in chunk]
+    return _run_chunk, (fn, placed_chunk, *(value for _, value in values.values()))
+
+
+def _ref_type() -> Any:
+    """ObjectRef, if there can be one."""
+    return getattr(sys.modules.get("dpool._core.objectref"), "ObjectRef", _At)
 
 
 def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tuple[Any, ...]]]:
@@ -313,7 +347,7 @@ def _map(
     if chunksize == 1:
         calls: Iterator[tuple[Any, tuple[Any, ...]]] = ((fn, args) for args in zip(*iterables, strict=False))
     else:
-        calls = ((_run_chunk, (fn, chunk)) for chunk in _chunks(iterables, chunksize))
+        calls = (_chunk_call(fn, chunk) for chunk in _chunks(iterables, chunksize))
     first = itertools.islice(calls, buffersize) if buffersize is not None else calls
     futures = deque(submit(route, call, args, {}) for call, args in first)
     results = _results(submit, route, futures, calls if buffersize is not None else iter(()), until)

@@ -400,7 +400,8 @@ class NativeRuntime:
         self._barren += 1
         worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
         tail = "" if worth_it else launch.log_tail(log_file)
-        self._drop_node()
+        with self._start_lock:  # a thread that starts the next one meanwhile has another session
+            self._drop_node()
         pools = list(self.pools.values())
         if worth_it and not self.exiting:
             for pool in pools:

@@ -214,13 +214,15 @@ class ExecutorPool:
         return future
 
     @staticmethod
-    def share(items: Iterable[Any]) -> Iterable[Any]:
+    def share(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
         """Arguments for many tasks; see `sharing`."""
-        if type(items) is not itertools.repeat and (type(items) not in (list, tuple) or _atomic(items)):
-            return items
+        if all(
+            type(one) is not itertools.repeat and (type(one) not in (list, tuple) or _atomic(one)) for one in iterables
+        ):
+            return iterables
         from dpool._core.sharing import share
 
-        return share(items)
+        return share(iterables)
 
     def _refuse(self) -> None:
         if self.broken is not None:

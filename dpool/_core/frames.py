@@ -58,6 +58,8 @@ STORED = 4
 """kind: a result in the object store, sealed in the submitter's name; the data is its place"""
 WITH_REFS = 5
 """kind: (pickled result, places of the objects it refers to, each held in the submitter's name)"""
+RAISED_WITH_REFS = 6
+"""kind: the same with a pickled exception, raised by the task"""
 
 STARTED, LIMIT, FIRST, COUNT, GENERATION, PID = range(6)
 SLOTS = 8

@@ -71,7 +71,7 @@ def store_lost(error: BaseException, label: str) -> BaseException:
 
 def _let_go(value: Any) -> None:
     """Nobody will ever ask for this result: what it has in the object store is not held in our name any more."""
-    if value.__class__ is not tuple or value[0] not in (frames.STORED, frames.WITH_REFS):
+    if value.__class__ is not tuple or value[0] not in (frames.STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS):
         return
     places = [value[1]] if value[0] == frames.STORED else value[1][1]
     try:
@@ -480,16 +480,16 @@ class Lane:
                 self._settle_pickled(future, data, label)
             elif kind == frames.STORED:
                 finish(future, InStore(data, label))
-            elif kind == frames.WITH_REFS:
-                self._settle_with_refs(future, data, label)
+            elif kind == frames.WITH_REFS or kind == frames.RAISED_WITH_REFS:
+                self._settle_with_refs(future, kind, data, label)
             else:
                 finish(future, None, load_exception(data, label))
         self.pool.runtime.settled()
         if self.pool.closing:
             self.pool.check_drained()
 
-    def _settle_with_refs(self, future: Future[Any], data: tuple[bytes, list[Place]], label: str) -> None:
-        """The result refers to objects, which the worker has had held in our name."""
+    def _settle_with_refs(self, future: Future[Any], kind: int, data: tuple[bytes, list[Place]], label: str) -> None:
+        """The result or exception refers to objects, which the worker has had held in our name."""
         pickled, places = data
         keep = []
         try:
@@ -498,8 +498,11 @@ class Lane:
         except storage.StoreGone as error:
             finish(future, None, store_lost(error, label))
             return
-        self._settle_pickled(future, pickled, label)
-        del keep  # by now the references in the result hold them
+        if kind == frames.WITH_REFS:
+            self._settle_pickled(future, pickled, label)
+        else:
+            finish(future, None, load_exception(pickled, label))
+        del keep  # by now the references in it hold them
 
     def _settle_pickled(self, future: Future[Any], data: bytes, label: str) -> None:
         try:

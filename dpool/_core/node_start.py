@@ -44,7 +44,23 @@ def _node(session: str) -> None:
 
     from dpool._core.node import Node
 
-    Node(session, driver, node_end).run()
+    try:
+        node = Node(session, driver, node_end)
+    except OSError as error:
+        _say_why(driver, error)
+        raise
+    node.run()
+
+
+def _say_why(driver: socket.socket, error: OSError) -> None:
+    """The log file says so too, but the zygote may have removed that before the driver reads it."""
+    from dpool._core import wire
+    from dpool._core.messages import Refused, encode
+
+    try:
+        wire.send(driver, encode(Refused(f"it could not start: {error}")))
+    except OSError:  # the driver is gone: nobody wants to know
+        return
 
 
 def zygote(session: str) -> None:

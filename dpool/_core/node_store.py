@@ -4,10 +4,10 @@
  clients (one socket and one pin page per process) ──Store…──► NodeStore ──events──► Store (room, eviction) ─┐
         ▲                                                        │ └────events──► References (who holds)    │
         └──── answers, descriptors ──────────────────────────────┘◄──────────── instructions ───────────────┘
- memory thread: fallocate, punch, in order          spill thread: files, one after the other
+ memory thread: fallocate, punch, in order      spill thread, restore thread: files, one after the other
 ```
 
-Runs in the node's loop; both threads answer through `call_soon`. Made when the first process says StoreHello.
+Runs in the node's loop; the threads answer through `call_soon`. Made when the first process says StoreHello.
 
 Order matters twice. A release counts only when everything that any process has said before it has been read, for
 whoever passes a reference on keeps its own until the receiver has said that it holds it (`_settle_releases`). And what
@@ -111,6 +111,7 @@ class NodeStore:
         root = config.tmpdir or os.path.dirname(node.session)
         self._files = spill.SpillDirectory(spill.choose_directory(config.spill_dir, node.session, root), node.session)
         self._spill_thread = spill.SpillThread(self._told)
+        self._restore_thread = spill.SpillThread(self._told)
         self._memory_thread = spill.SpillThread(self._told)
         self._memory_jobs = 0
         self._lists: deque[Any] = deque()
@@ -390,6 +391,8 @@ class NodeStore:
             if self._promises.pop(order.obj, False) is not False:
                 self._watchers.pop(order.obj, None)
             else:
+                for where in self.store.places(order.obj):  # whoever reads it without holding it must notice
+                    self._mark(memory.LEAVING, where)
                 self._do(e.Free(order.obj))
         if freed and not len(self.references):
             self._node.store_idle()
@@ -545,7 +548,7 @@ class NodeStore:
         where, obj = order.range, order.obj
         target = self._segments[where.segment].view[where.offset : where.offset + where.length]
         file = spill.SpillFile(order.path, order.size, order.crc)
-        self._spill_thread.submit(partial(self._restore_job, obj, file, where, target))
+        self._restore_thread.submit(partial(self._restore_job, obj, file, where, target))
 
     def _restore_job(self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview) -> Callable[[], None]:
         """In the spill thread."""
@@ -563,13 +566,16 @@ class NodeStore:
             target.release()
         return partial(self._do, event)
 
-    def _mark(self, state: int, order: Any) -> None:
-        where = order.range
+    def _mark(self, state: int, where: e.Range) -> None:
         memory.write_state(self._segments[where.segment].fd, where.offset, state)
 
     def _mark_leaving(self, order: e.MarkLeaving) -> None:
-        self._mark(memory.LEAVING, order)
+        self._mark(memory.LEAVING, order.range)
         self._node._at(monotonic() + LOOK_AFTER_S, lambda: self._do(e.Looked(order.obj, monotonic())))
+
+    def _mark_sealed(self, order: e.MarkSealed) -> None:
+        if self.store.places(order.obj):  # else it has been freed by now
+            self._mark(memory.SEALED, order.range)
 
     def _drop_segment(self, order: e.DropSegment) -> None:
         segment = self._segments.pop(order.segment, None)
@@ -611,7 +617,7 @@ class NodeStore:
         e.Adopted: lambda self, order: None,
         e.StartSpill: _start_spill,
         e.MarkLeaving: _mark_leaving,
-        e.MarkSealed: lambda self, order: self._mark(memory.SEALED, order),
+        e.MarkSealed: _mark_sealed,
         e.DeleteFile: _delete_file,
         e.Pressure: _pressure,
         e.WakeAt: lambda self, order: self._node._at(order.at_s, lambda: self._do(e.Tick(monotonic()))),
@@ -634,6 +640,7 @@ class NodeStore:
     def close(self) -> None:
         """The node ends: the files go, the memory goes with the last mapping."""
         self._spill_thread.close()
+        self._restore_thread.close()
         self._memory_thread.close()
         self._files.remove_all()
         mapped = {segment for side in self._sides.values() for segment, _ in side.page.live()}

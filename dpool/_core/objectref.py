@@ -7,6 +7,8 @@ a file, to another program) is held until this process ends, for nobody knows wh
 
 from __future__ import annotations
 
+import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import storage
@@ -18,6 +20,24 @@ if TYPE_CHECKING:
     from dpool._core.store_client import Handle
 
 
+class _Names:
+    """Names for references that lie in no store."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._prefix = b""
+        self._count = itertools.count()
+
+    def new(self) -> bytes:
+        """One that no process has given before."""
+        if self._pid != os.getpid():
+            self._prefix, self._pid = os.urandom(12), os.getpid()
+        return self._prefix + next(self._count).to_bytes(8, "big")
+
+
+_names = _Names()
+
+
 class ObjectRef:
     """A reference to a stored value: immutable, shared by all who have it.
 
@@ -25,17 +45,23 @@ class ObjectRef:
     a reference, for `dpool.get`. The value lives as long as anybody has a reference to it. Source: Ray's object ids.
     """
 
-    __slots__ = ("__weakref__", "_data", "_handle", "_inner", "_needs")
+    __slots__ = ("__weakref__", "_data", "_handle", "_inner", "_name", "_needs")
 
     def __init__(
-        self, handle: Handle | None, data: bytes | None, inner: tuple[Any, ...], needs: tuple[str, ...]
+        self,
+        handle: Handle | None,
+        data: bytes | None,
+        inner: tuple[Handle, ...],
+        needs: tuple[str, ...],
+        name: bytes = b"",
     ) -> None:
         self._handle = handle
         self._data = data
         self._inner = inner
-        """What must live because the data refer to it."""
+        """Handles of what must live because the data refer to it."""
         self._needs = needs
         """Names of `__main__` that the value needs to load."""
+        self._name = name or (_names.new() if handle is None else handle.obj)
 
     @property
     def size(self) -> int:
@@ -45,22 +71,20 @@ class ObjectRef:
         assert self._data is not None
         return len(self._data)
 
-    def _key(self) -> Any:
-        return self._handle.obj if self._handle is not None else id(self._data)
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectRef) and self._key() == other._key()
+        return isinstance(other, ObjectRef) and self._name == other._name
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(self._name)
 
     def __repr__(self) -> str:
         where = self._handle.obj.hex() if self._handle is not None else "inline"
         return f"<dpool.ObjectRef {where}, {self.size:,} bytes>"
 
     def __reduce__(self) -> Any:
-        if self._handle is not None:
-            storage.client().escaped[self._handle.obj] = self._handle
+        for handle in (self._handle, *self._inner):
+            if handle is not None:
+                storage.client().escaped[handle.obj] = handle
         return _rebuilt(self)
 
     def _load(self, readonly: bool = False, copy: bool = False) -> Any:
@@ -74,7 +98,7 @@ class ObjectRef:
 def _rebuilt(ref: ObjectRef) -> Any:
     if ref._handle is not None:
         return make_ref, (ref._handle.place, ref._needs)
-    return make_inline_ref, (ref._data, ref._needs)
+    return make_inline_ref, (ref._data, ref._needs, ref._name, [handle.place for handle in ref._inner])
 
 
 def make_ref(place: Place, needs: tuple[str, ...]) -> ObjectRef:
@@ -82,16 +106,9 @@ def make_ref(place: Place, needs: tuple[str, ...]) -> ObjectRef:
     return ObjectRef(storage.client().hold(place), None, (), needs)
 
 
-def make_inline_ref(data: bytes, needs: tuple[str, ...]) -> ObjectRef:
-    """The same for one whose value it carries; whatever that refers to is held by a copy made for that."""
-    return ObjectRef(None, data, _references_in(data), needs)
-
-
-def _references_in(data: bytes) -> tuple[Any, ...]:
-    """Small values seldom contain references; those that do are loaded once, to hold them."""
-    if b"make_ref" not in data and b"make_future" not in data:
-        return ()
-    return (storage.unpack(data),)
+def make_inline_ref(data: bytes, needs: tuple[str, ...], name: bytes, inner: list[Place]) -> ObjectRef:
+    """The same for one whose value it carries; what that refers to is held too."""
+    return ObjectRef(None, data, tuple(storage.client().hold(place) for place in inner), needs, name)
 
 
 class ByValue:

@@ -92,7 +92,9 @@ def _outcome(future: Future[Any]) -> tuple[int, bytes, list[bytes], Any]:
         return STORED, pickle.dumps(stored.place, 5), [stored.place[0]], stored
     error = future.exception()
     if error is not None:
-        return RAISED, dump_exception(error, LABEL), [], None
+        keep: list[Any] = []
+        data = dump_exception(error, LABEL, keep)
+        return RAISED, data, [handle.obj for handle in keep], keep
     try:
         parts, keep = pickle_result(future.result(), LABEL)
         packed: Any = parts if type(parts) is bytes else storage.pack(parts, keep)  # type: ignore[arg-type]
@@ -185,3 +187,6 @@ def _lost(why: str) -> BaseException:
 def register() -> None:
     """From now on dpool's own pickles may contain futures."""
     BY_TYPE[Future] = _reduce
+
+
+register()

@@ -47,7 +47,7 @@ class Pool(Protocol):
         is then whatever collection of items pickles best.
         """
 
-    def share(self, items: Iterable[Any]) -> Iterable[Any]:
+    def share(self, iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
         """Arguments for many tasks: the same, or with large ones that occur again stored once."""
 
     def resize(self, max_workers: int) -> None:

@@ -114,15 +114,21 @@ def load_value(load: Callable[[], Any], label: str) -> Any:
 # ---------------------------------------------------------------------------------------- exceptions
 
 
-def dump_exception(exc: BaseException, label: str) -> bytes:
-    """A task's exception with its traceback as text; frames and tracebacks are let go."""
+def dump_exception(exc: BaseException, label: str, keep: list[Any] | None = None) -> bytes:
+    """A task's exception with its traceback as text; frames and tracebacks are let go.
+
+    `keep` gets the Handles of what it refers to in the object store.
+    """
     text = _format(exc)
     _drop_tracebacks(exc)
     facts = _facts(exc)
     blob = None
     for make in (_pickle_whole, _pickle_without_init):
         try:
-            blob = make(exc)
+            pickler = home_pickler()
+            blob = make(exc, pickler)
+            if keep is not None:
+                keep += pickler.keep
             break
         except KeyboardInterrupt:
             raise
@@ -185,9 +191,9 @@ def _drop_tracebacks(exc: BaseException) -> None:
             waiting += members if isinstance(members, tuple) else ()
 
 
-def _pickle_whole(exc: BaseException) -> bytes:
+def _pickle_whole(exc: BaseException, pickler: Pickler) -> bytes:
     """The exception's own pickle, if loading it gives the same type and arguments."""
-    blob = dumps(exc, home_pickler())
+    blob = dumps(exc, pickler)
     again = pickle.loads(blob)
     if type(again) is not type(exc) or not _same_args(again.args, exc.args):
         raise pickle.PicklingError("it comes back as something else")
@@ -201,7 +207,7 @@ def _same_args(one: Any, other: Any) -> bool:
     )
 
 
-def _pickle_without_init(exc: BaseException) -> bytes:
+def _pickle_without_init(exc: BaseException, pickler: Pickler) -> bytes:
     """For classes whose `__init__` does not take what is in `args`: type, args and attributes, without calling it."""
     cls = type(exc)
     if cls.__reduce__ is not BaseException.__reduce__ or cls.__reduce_ex__ is not BaseException.__reduce_ex__:
@@ -210,7 +216,7 @@ def _pickle_without_init(exc: BaseException) -> bytes:
         vars(one).get("__slots__") for one in cls.__mro__
     ):
         raise pickle.PicklingError("it has fields that only its own constructor fills")
-    blob = dumps(_Bare(exc), home_pickler())
+    blob = dumps(_Bare(exc), pickler)
     pickle.loads(blob)
     return blob
 

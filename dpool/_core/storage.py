@@ -76,11 +76,14 @@ def client() -> StoreClient:
         return client
     from dpool._core.store_client import StoreClient  # not before something large passes: it brings ctypes along
 
+    sock = _connect()  # takes the runtime's lock, under which others wait for ours: never the other way round
     with _Current.lock:
         client = _Current.client
-        if client is None or client.pid != os.getpid() or client.closed:
+        if client is not None and client.pid == os.getpid() and not client.closed:
+            sock.close()  # another thread was faster
+        else:
             earlier = client if client is not None and client.pid == os.getpid() else None
-            client = StoreClient(_connect())
+            client = StoreClient(sock)
             if earlier is not None:
                 try:
                     earlier.adopt_into(client)
@@ -118,7 +121,10 @@ def again(action: Callable[[StoreClient], Any]) -> Any:
         try:
             current = client()
             return action(current)
-        except StoreGone as error:
+        except Exception as error:
+            gone = isinstance(error, StoreGone)
+            if not gone and (current is None or not current.closed):
+                raise  # else another thread has closed it: whatever followed from that
             if here.worker is not None or isinstance(error, NoStore) or monotonic() >= until:
                 raise
             if current is not None:

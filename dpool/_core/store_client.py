@@ -98,8 +98,20 @@ class _Segment:
             window = self._window = memory.Window(self.fd, self.size)
         return window
 
-    def close(self) -> None:
-        os.close(self.fd)  # the mappings go with the last views of them
+    def __del__(self) -> None:
+        os.close(self.fd)  # not before the last thread that is at work on it; the mappings go with their last views
+
+
+class _View:
+    """A range that this process maps, and where its pin is."""
+
+    __slots__ = ("at", "length", "offset", "segment")
+
+    def __init__(self, client: StoreClient, slot: int, segment: int, offset: int, length: int) -> None:
+        self.at = client, slot
+        self.segment = segment
+        self.offset = offset
+        self.length = length
 
 
 class StoreClient:
@@ -112,8 +124,10 @@ class StoreClient:
         self._receiver = wire.Receiver(sock)
         fd = make_page()
         self._page = PinPage(fd)
-        self._views: dict[int, tuple[int, int, int]] = {}
-        """What this process maps: slot of the pin → segment, offset, length."""
+        self._views: dict[int, _View] = {}
+        """What this process maps, by the slot of its pin."""
+        self._writing: dict[bytes, tuple[int, int, int]] = {}
+        """What threads write at this moment: the object → segment, offset, length."""
         self._ask_lock = threading.RLock()
         self._send_lock = threading.Lock()
         self._requests = itertools.count(1)
@@ -256,9 +270,7 @@ class StoreClient:
             self._segments[number] = _Segment(fds[0], size)
 
     def _forget(self, number: int) -> None:
-        segment = self._segments.pop(number, None)
-        if segment is not None:
-            segment.close()
+        self._segments.pop(number, None)
 
     # -- writing
 
@@ -283,7 +295,7 @@ class StoreClient:
         if isinstance(room, m.StoreOnDisk):
             place = self._write_file(obj, parts, room.path, contains, holder)
         else:
-            segment, offset, length = room
+            segment, offset, length = self._writing[obj] = room
             try:
                 target = self._segments[segment].for_writing(offset, length)
                 parts.write_into(target[memory.HEADER : need])
@@ -293,6 +305,8 @@ class StoreClient:
                 if not self.closed:
                     self._give_back(segment, offset, length)
                 raise
+            finally:
+                del self._writing[obj]
             place = [obj, segment, offset, length, size]
         if holder != self.pid:
             return place
@@ -437,9 +451,10 @@ class StoreClient:
         if not copy and not page.pressed():
             slot = page.pin(number, offset)
         if not slot:
-            return self._copied(place, segment)
-        self._views[slot] = (number, offset, length)
-        unpin = partial(_unpin, page, self._views, slot, self.pid)
+            copied = self._copied(place, segment)
+            return copied.toreadonly() if readonly and copied is not None else copied
+        view = self._views[slot] = _View(self, slot, number, offset, length)
+        unpin = partial(_unpin, view)
         try:
             window = segment.window
             head = window.peek(offset, min(length, 2 * memory.HEADER))
@@ -447,10 +462,10 @@ class StoreClient:
             if there:
                 page.note_read(number, offset)
             if there and (readonly or serde.flat_readonly(head[memory.HEADER :])):
-                return window.slice(offset, length, unpin)[memory.HEADER : memory.HEADER + size]
+                return self._valid(window.slice(offset, length, unpin)[memory.HEADER : memory.HEADER + size])
             if there:
                 mapped = memory.map_private(segment.fd, offset, length, unpin)
-                return mapped[memory.HEADER : memory.HEADER + size]
+                return self._valid(mapped[memory.HEADER : memory.HEADER + size])
         except BaseException:
             unpin()
             raise
@@ -468,9 +483,15 @@ class StoreClient:
             if not memory.is_sealed(shared, obj):
                 return None
             page.note_read(number, offset)
-            return memory.private_copy(shared[memory.HEADER : memory.HEADER + size])
+            return self._valid(memory.private_copy(shared[memory.HEADER : memory.HEADER + size]))
         finally:
             page.unpin(slot)
+
+    def _valid(self, value: memoryview) -> memoryview:
+        """The same, unless our pins have gone to the client of the next node meanwhile, which knows nothing of it."""
+        if self.closed:
+            raise StoreGone("the node has ended")
+        return value
 
     def _from_file(self, answer: Any, readonly: bool) -> memoryview:
         from dpool._store import spill
@@ -517,23 +538,31 @@ class StoreClient:
     def adopt_into(self, other: StoreClient) -> None:
         """The node died: hand what we hold, and have the memory of, to the store of the next one.
 
-        What we only map goes along under another name, so that it is never written over.
+        What we only map, or another thread is writing at this moment, goes along under another name, so that it is
+        not written over.
         """
-        by_segment: dict[int, list[tuple[bytes, int, int, int]]] = {}
-        places = set()
         with self._handles_lock:
             held = list(self.handles.values())
+        by_segment: dict[int, dict[int, tuple[bytes, int, int, int]]] = {}
         for handle in held:
-            if handle.segment in self._segments:
+            if self._is_there(handle):
                 entry = (handle.obj, handle.offset, handle.length, handle.size)
-                by_segment.setdefault(handle.segment, []).append(entry)
-                places.add((handle.segment, handle.offset))
-        for number, offset, length in list(self._views.values()):
-            if number in by_segment and (number, offset) not in places:
-                by_segment[number].append((other.new_id(), offset, length, length - memory.HEADER))
+                by_segment.setdefault(handle.segment, {})[handle.offset] = entry
+        ranges = [(*where, False) for where in list(self._writing.values())]
+        for view in list(self._views.values()):
+            if view.segment in by_segment:
+                ranges.append((view.segment, view.offset, view.length, other._take_over(view)))
+        only_mapped = []
+        for number, offset, length, pinned in ranges:
+            if number in by_segment and offset not in by_segment[number]:
+                obj = other.new_id()
+                by_segment[number][offset] = (obj, offset, length, length - memory.HEADER)
+                if pinned:
+                    only_mapped.append(obj)
         for number, objs in by_segment.items():
             segment = self._segments[number]
-            other._send(m.StoreAdopt(number, segment.size, objs), (segment.fd,))
+            other._send(m.StoreAdopt(number, segment.size, list(objs.values())), (segment.fd,))
+        other._send(m.StoreRelease(only_mapped))  # the pins keep their memory
         for number in by_segment:
             other._segments[number] = self._segments.pop(number)
         with other._handles_lock:
@@ -541,6 +570,25 @@ class StoreClient:
                 handle._client = other
                 handle.held = 1
                 other.handles[handle.obj] = handle
+
+    def _is_there(self, handle: Handle) -> bool:
+        """Whether an object is where it was seen last: it may have been moved since, and something else be there."""
+        segment = self._segments.get(handle.segment)
+        if segment is None:
+            return False
+        return memory.is_sealed(segment.window.peek(handle.offset, memory.HEADER), handle.obj)
+
+    def _take_over(self, view: _View) -> bool:
+        """Pin here what was mapped of an earlier node's; False if there is no slot left for it."""
+        client, slot = view.at
+        mine = self._page.pin(view.segment, view.offset)
+        if not mine:
+            return False
+        self._views[mine] = view
+        view.at = self, mine
+        if client._views.pop(slot, None) is None:
+            _unpin(view)  # collected before it was told that its pin is here
+        return True
 
     # -- forks, and the end
 
@@ -567,16 +615,15 @@ class StoreClient:
         self.closed = True
         self._sock.close()
         self._page.close()
-        for segment in self._segments.values():
-            segment.close()
         self._segments.clear()
 
 
-def _unpin(page: PinPage, views: dict[int, tuple[int, int, int]], slot: int, pid: int) -> None:
-    """The last view of a mapping is gone; called by the garbage collector."""
-    if os.getpid() == pid:
-        del views[slot]
-        page.unpin(slot)
+def _unpin(view: _View) -> None:
+    """The last view of a mapping is gone; called by the garbage collector, and perhaps twice."""
+    client, slot = view.at
+    if os.getpid() == client.pid and client._views.get(slot) is view:
+        del client._views[slot]
+        client._page.unpin(slot)
 
 
 def _lost(obj: bytes, why: str) -> BaseException:

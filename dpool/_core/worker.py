@@ -44,6 +44,7 @@ from dpool._core.frames import (
     PID,
     POLL,
     RAISED,
+    RAISED_WITH_REFS,
     RESULT,
     SHOW,
     STARTED,
@@ -190,7 +191,7 @@ class Worker:
                 result = self._apply(function, args, kwargs)
         except BaseException as error:
             self._interrupts.armed = False
-            return (RAISED, dump_exception(error, _label(function)))
+            return _raised(error, _label(function))
         kind = type(result)
         if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
             return result
@@ -253,6 +254,8 @@ class Worker:
         value = self._call(number, call)
         self._interrupts.armed = False
         self._receiver.close_fds()
+        if type(value) is tuple and value[0] == RAISED_WITH_REFS:
+            value = (RAISED, value[1][0])
         failed = type(value) is tuple and value[0] in (RAISED, FAILED)
         if failed:
             _log_failed_initializer(value[1])
@@ -274,6 +277,20 @@ def _result(result: Any, label: str, show: bool) -> tuple[int, Any]:
         return (STORED, packed.wire)  # type: ignore[union-attr]
     storage.client().hold_for([handle.obj for handle in keep], submitter)
     return (WITH_REFS, (packed.wire, [handle.place for handle in keep]))  # type: ignore[union-attr]
+
+
+def _raised(error: BaseException, label: str) -> tuple[int, Any]:
+    """A task's exception as it travels."""
+    keep: list[Any] = []
+    data = dump_exception(error, label, keep)
+    if not keep:
+        return (RAISED, data)
+    assert here.worker is not None
+    try:
+        storage.client().hold_for([handle.obj for handle in keep], here.worker.submitter_pid)
+    except storage.StoreGone:  # then what it refers to is lost, and it says so when somebody asks
+        return (RAISED, data)
+    return (RAISED_WITH_REFS, (data, [handle.place for handle in keep]))
 
 
 def _log_failed_initializer(data: bytes) -> None:

@@ -83,6 +83,8 @@ class Store:
         _HANDLERS[type(event)](self, event, out)
         if self._queue:
             self._queue.serve(self._now, out)
+        if not self._queue:
+            self._queue.ahead(self._now, out)
         if isinstance(event, (e.Want, e.Free, e.Rescan, e.Tick)):
             self._measure_pressure(out)
         out.extend(e.Punch(r) for r in self._room.excess())
@@ -100,6 +102,13 @@ class Store:
     def resident(self) -> int:
         """Bytes of memory that the store has from the system."""
         return self._arena.resident
+
+    def places(self, obj: bytes) -> list[Range]:
+        """Where in memory an object lies."""
+        entry = self._books.objects.get(obj)
+        if entry is None:
+            return []
+        return [r for r in (entry.range, *(copy for copy, _ in entry.copies)) if r is not None]
 
     def short_of_room(self) -> bool:
         """Whether something may soon have to leave memory, so that it matters what was used lately."""

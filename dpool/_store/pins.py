@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections import deque
 from time import monotonic_ns
 
@@ -26,7 +27,10 @@ RING_AT, RING = 16, 64
 PINS_AT, PINS = 256, 4096
 PAGE_BYTES = (PINS_AT + PINS) * 8
 SPARE = 16
-"""Slots that are kept for readers that copy, and need a pin only while they do."""
+"""Slots that are kept for readers that copy, and need a pin only while they do: the last ones."""
+SPARE_AT = PINS_AT + PINS - SPARE
+BLOCK = 64
+"""Slots that come into use at a time."""
 PRESSURE = 1
 """Flag: readers hold much of the store; copy instead of mapping."""
 LOOK_AFTER_S = 0.001
@@ -58,14 +62,17 @@ def make_page() -> int:
 class PinPage:
     """One page, mapped from the descriptor that `make_page` gave; that remains the caller's."""
 
-    __slots__ = ("_free", "_map", "_next", "_words")
+    __slots__ = ("_free", "_lock", "_map", "_next", "_spare", "_words")
 
     def __init__(self, fd: int) -> None:
         self._map = mmap.mmap(fd, PAGE_BYTES)
         self._words = memoryview(self._map).cast("Q")
         self._free: deque[int] = deque()
-        """Slots that were used and are free again."""
+        """Slots that anybody may take."""
+        self._spare: deque[int] = deque(range(SPARE_AT, PINS_AT + PINS))
         self._next = PINS_AT
+        """The slots from here on have not been used yet."""
+        self._lock = threading.RLock()
 
     # -- the process that reads
 
@@ -74,13 +81,27 @@ class PinPage:
         try:
             slot = self._free.pop()
         except IndexError:
-            if self._next >= PINS_AT + PINS - (0 if spare else SPARE):
+            if self._next < SPARE_AT:
+                self._more()
+                return self.pin(segment, offset, spare)
+            if not (spare and self._spare):
                 return 0
-            slot = self._next
-            self._next += 1
-            self._words[TOP] = self._next
+            try:
+                slot = self._spare.pop()
+            except IndexError:
+                return 0
         self._words[slot] = key_of(segment, offset)
         return slot
+
+    def _more(self) -> None:
+        """Slots that nobody has used yet; the node sees them before anybody can have one."""
+        with self._lock:
+            if self._free or self._next >= SPARE_AT:  # another thread was faster
+                return
+            start = self._next
+            self._next = end = min(start + BLOCK, SPARE_AT)
+            self._words[TOP] = end if end < SPARE_AT else PINS_AT + PINS
+            self._free.extend(range(end - 1, start - 1, -1))
 
     def unpin(self, slot: int) -> None:
         """Clear a pin. Takes no lock: it may be called by the garbage collector."""
@@ -88,7 +109,7 @@ class PinPage:
             self._words[slot] = 0
         except ValueError:  # the page is closed: its node is gone
             return
-        self._free.append(slot)
+        (self._free if slot < SPARE_AT else self._spare).append(slot)
 
     def live(self) -> list[tuple[int, int]]:
         """The ranges (segment, offset) that are pinned."""

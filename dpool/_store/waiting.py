@@ -6,6 +6,8 @@
                                       refuse the oldest: OnDisk / InFile
 ```
 
+While room is short, some is made ahead, so that the next ones need not wait for a file to be written (`ahead`).
+
 Freed bytes are the oldest's: nobody overtakes. Spills are started for all who wait, in their order, and no more than
 they need. If the spills under way and what else can be spilled do not suffice for the oldest, it is refused at once.
 """
@@ -24,6 +26,12 @@ from dpool._store.eviction import Candidate, choose_victims
 Ticket = tuple[int, int] | bytes
 """Who waits: (client, request) of a Want, or the object to restore."""
 
+AHEAD_S = 1.0
+"""Room is made ahead for so long after somebody had to wait for it, …"""
+AHEAD = 16
+"""… a 16th of the store, or as much as was waited for, …"""
+MOST_AHEAD = 4
+"""… up to a quarter of the store."""
 LONG_SEARCH = 1000
 """A vain search that passed over so many mapped objects is not repeated for `LOOK_S` each."""
 LOOK_S = 0.0002
@@ -41,6 +49,9 @@ class Queue:
         self.disk_full_until = 0.0
         """No spill is started before; what has a file may leave."""
         self._search_again_at = 0.0
+        self._short_until = 0.0
+        self._waited_for = 0
+        """Bytes that were lately waited for at once."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -72,6 +83,17 @@ class Queue:
             if not self._refused_oldest(now_s, out):
                 return
 
+    def ahead(self, now_s: float, out: list[Instruction]) -> None:
+        """Nobody waits: see to it that nobody will have to, if lately somebody did."""
+        if now_s >= self._short_until:
+            return
+        capacity = self._arena.capacity
+        wanted = min(max(capacity // AHEAD, self._waited_for), capacity // MOST_AHEAD)
+        missing = wanted - (capacity - self._arena.used + self._books.on_its_way)
+        if missing > 0:
+            for obj in self._victims(missing, now_s):
+                self._books.start_leaving(obj, out)
+
     def _grant(self, out: list[Instruction]) -> None:
         while self._waiting:
             ticket, length = next(iter(self._waiting.items()))
@@ -95,6 +117,7 @@ class Queue:
             missing = need - coming
             if missing <= 0:
                 continue
+            self._short_until, self._waited_for = now_s + AHEAD_S, length
             victims = self._victims(missing, now_s)
             if sum(self._books.objects[obj].length for obj in victims) >= missing:
                 coming += sum(self._books.start_leaving(obj, out) for obj in victims)

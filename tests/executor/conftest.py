@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dpool
+from tests.executor.storing import becomes_empty
 from tests.executor.support import Gate
 
 
@@ -36,3 +37,11 @@ def one() -> Iterator[dpool.Executor]:
     """One worker."""
     with dpool.Executor(1) as executor:
         yield executor
+
+
+@pytest.fixture
+def nothing_stays() -> Iterator[None]:
+    """After the test, which may have dropped references when its executor was closed, the object store is empty."""
+    yield
+    with dpool.Executor(1):
+        becomes_empty()

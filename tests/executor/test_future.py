@@ -303,11 +303,16 @@ def test_a_bare_future(one: dpool.Executor) -> None:
     timer.join()
 
 
-def test_a_future_does_not_travel_in_a_container(one: dpool.Executor) -> None:
+def test_a_future_in_a_container_travels_as_a_future(one: dpool.Executor) -> None:
     future = one.submit(square, 2)
-    with pytest.raises(TypeError, match="argument of its own"):
+    with pytest.raises(TypeError, match="only by dpool itself"):
         pickle.dumps(future)
-    assert isinstance(one.submit(same, [future]).exception(LONG_S), TypeError)
+    assert one.submit(same, [future]).result(LONG_S) == [future]  # at home it is the very one
+    assert one.submit(result_of, [future]).result(LONG_S) == 4
+
+
+def result_of(futures: list[dpool.Future[int]]) -> int:
+    return futures[0].result(LONG_S)
 
 
 class Thing:

@@ -14,6 +14,7 @@ import dpool
 from tests.executor.storing import LARGE, MB, becomes_empty, equal, objects
 from tests.executor.support import LONG_S, fail
 
+pytestmark = pytest.mark.usefixtures("nothing_stays")
 DTYPES = ["?", "i1", "u2", "i4", "u8", "f2", "f4", "f8", "g", "F", "D", "S7", "U5", "m8[ms]", "M8[ns]", ">i4", ">f8"]
 SIZES = (0, 1, 7, 1000, 16 * 1024, 64 * 1024, 128 * 1024 - 1, 128 * 1024, 128 * 1024 + 1, MB, 5 * MB)
 

@@ -152,3 +152,10 @@ def stop_me() -> None:
 
 def put_list(seed: int, size: int) -> list[dpool.ObjectRef]:
     return [dpool.put(pattern(seed, size))]
+
+
+def fork_and_look_later(array: Any, seed: int, size: int, path: str, gate: str) -> None:
+    if not os.fork():
+        wait_for_file(gate)
+        note(path, "right" if is_pattern(array, seed, size) else "wrong")
+        os._exit(0)

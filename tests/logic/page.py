@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from dpool._core.logic import dependency, lineage, references, scheduler
+from dpool._store import events
 
 PAGE = Path(__file__).parents[2] / "docs" / "state_machines.md"
 TABLES = {
@@ -15,6 +16,7 @@ TABLES = {
     "waiting task": dependency.MOVES,
     "object": references.MOVES,
     "lineage record": lineage.MOVES,
+    "stored object": events.MOVES,
 }
 BLOCK = re.compile(r"(<!-- moves: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
