@@ -212,7 +212,7 @@ class Pool:
         if not hasattr(iterable, "__len__"):
             iterable = list(iterable)
         count = len(iterable)
-        items = self._inner.share(iterable)
+        (items,) = self._inner.share((iterable,))
         each = bulk_of(items)
         if chunksize is None:
             chunksize = -(-count // (4 * self._processes)) or 1
@@ -284,7 +284,7 @@ class Pool:
         _check_chunksize(chunksize)
         _check_buffersize(buffersize)
         in_memory = type(iterable) in IN_MEMORY or is_array(iterable)
-        items = self._inner.share(iterable)
+        (items,) = self._inner.share((iterable,))
         chunked = chunksize > 1
         futures = submitting(self._submit, self._route, func, _calls(items, chunksize), MAP if chunked else {})
         feed = Feed(self, self._inner, futures, chunked, buffersize)

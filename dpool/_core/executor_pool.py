@@ -539,6 +539,8 @@ class ExecutorPool:
         if value is None:
             self._failed_starts = self._failed_inits = 0
             lane.initialized(slot)
+            if self.closing:
+                self.check_drained()
             return
         from dpool._core.serialize import load_exception
 
@@ -895,6 +897,8 @@ class ExecutorPool:
         with self.lock:
             if self.drained.is_set() or not self.closing or self._waiting or self._recovering:
                 return
+            if self.standing and self._initializer is not None and self.state is CLOSING and self._initializing():
+                return  # who closes the pool at once still finds that it has run
             for lane in self._lanes.values():
                 with lane.lock:
                     while lane.queue and lane.queue[0]._state is not PENDING:
@@ -905,6 +909,11 @@ class ExecutorPool:
             if self.state is CLOSING:
                 self.state = CLOSED
         self._leave()
+
+    def _initializing(self) -> bool:
+        return any(lane.requested for lane in self._lanes.values()) or any(
+            slot.held and not slot.retiring for slot, _ in self._slots.values()
+        )
 
     def _leave(self) -> None:
         for slot, _ in list(self._slots.values()):
