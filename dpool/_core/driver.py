@@ -515,13 +515,14 @@ class NativeRuntime:
         self.poke_reader()
 
     def in_io_thread(self, action: Callable[[], Any]) -> None:
-        """Run `action` in the io thread; if there is none any more, here."""
+        """Run `action` in the io thread, with the reading role free; if there is no such thread any more, here."""
         io = self._io()
-        if io is not None and io is not threading.current_thread() and not self._io_left:
-            self._callbacks.append(action)
-            self.wake()
-        else:
+        if io is None or self._io_left:
             action()
+            return
+        self._callbacks.append(action)
+        if io is not threading.current_thread():  # else it is on its way there
+            self.wake()
 
     def settled(self) -> None:
         """Tasks have ended: who waits for any of several, and does not read, shall look."""
@@ -803,6 +804,7 @@ class NativeRuntime:
         elif self._reader == 0 and touched == self._touched:
             self._arm()
         self._housekeeping()
+        self._run_callbacks()
 
     def _io_read(self) -> None:
         reading = self._reading
