@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import pickle
@@ -126,9 +125,13 @@ def test_terminate_sends_sigterm_and_then_kills(gate: Gate) -> None:
 
 
 def test_an_exception_in_the_block_is_not_hidden(gate: Gate) -> None:
-    with pytest.raises(ZeroDivisionError), dpool.Pool(1) as pool:
-        pool.apply_async(gate.enter)
-        raise ZeroDivisionError
+    def block() -> None:
+        with dpool.Pool(1) as pool:
+            pool.apply_async(gate.enter)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
 
 
 def test_waiting_for_a_result_while_another_thread_terminates(gate: Gate) -> None:
@@ -151,12 +154,11 @@ def test_a_pool_is_not_picklable(pool: dpool.Pool) -> None:
 
 
 def test_a_pool_that_nobody_closed_warns_and_goes() -> None:
-    pool: Any = dpool.Pool(1)
-    pids = [worker.pid for worker in pool._pool]
-    gone = weakref.ref(pool)
+    pools = [dpool.Pool(1)]
+    pids = [worker.pid for worker in pools[0]._pool]
+    gone = weakref.ref(pools[0])
     with pytest.warns(ResourceWarning, match=r"unclosed running multiprocessing pool <dpool.pool.Pool state=RUN"):
-        del pool
-        gc.collect()
+        pools.clear()
     assert gone() is None
     wait_until(lambda: not any(map(is_running, pids)), LONG_S)
 

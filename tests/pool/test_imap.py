@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ class Counter:
         while self.stop is None or self.taken < self.stop:
             self.taken += 1
             yield self.taken - 1
+
+
+def reached(items: Counter, taken: int) -> bool:
+    return items.taken == taken
 
 
 @CHUNKS
@@ -176,7 +181,7 @@ def test_an_endless_iterable_is_taken_a_window_at_a_time(pool: dpool.Pool, name:
     wait_until(lambda: items.taken == 5, LONG_S)
     for i in range(1, 20):
         next(results)
-        wait_until(lambda i=i: items.taken == 5 + i, LONG_S)
+        wait_until(partial(reached, items, 5 + i), LONG_S)
     pool.terminate()
     wait_until(lambda: not [one for one in threading.enumerate() if one.name == "dpool-imap"], LONG_S)
     assert items.taken <= 26
@@ -314,12 +319,13 @@ def test_a_terminated_pool_ends_its_iterators(pool: dpool.Pool, gate: Gate, name
     gate.entered("never")
     pool.terminate()
     errors = 0
-    with pytest.raises(StopIteration):
-        while True:
-            try:
-                next(results)
-            except dpool.errors.ExecutorBroken:
-                errors += 1
+    while True:
+        try:
+            next(results)
+        except dpool.errors.ExecutorBroken:
+            errors += 1
+        except StopIteration:
+            break
     assert errors > 0
 
 

@@ -39,8 +39,11 @@ def test_odd_ranges_strings_and_bytes(pool: dpool.Pool) -> None:
 
 
 def test_lambdas_and_closures(pool: dpool.Pool) -> None:
+    def times(factor: int) -> list[int]:
+        return pool.map(lambda x: factor * x, range(20))
+
     for factor in (2, 3):
-        assert pool.map(lambda x: factor * x, range(20)) == [factor * i for i in range(20)]
+        assert times(factor) == [factor * i for i in range(20)]
 
 
 def test_starmap(pool: dpool.Pool) -> None:
@@ -51,7 +54,7 @@ def test_starmap(pool: dpool.Pool) -> None:
     assert pool.starmap_async(add, iter(pairs), 7).get(LONG_S) == [1] * 30
     assert pool.starmap(noop, [()] * 3) == [None] * 3
     with pytest.raises(TypeError):
-        pool.starmap(add, [1, 2])
+        pool.starmap(add, [1, 2])  # type: ignore[list-item]
 
 
 class Sized:
@@ -85,9 +88,10 @@ def test_the_default_chunk_is_a_fourth_of_a_workers_share() -> None:
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_chunk_sizes_that_cannot_be(pool: dpool.Pool, size: int) -> None:
+    items: list[Any] = [1, 2]
     for method in (pool.map, pool.map_async, pool.starmap, pool.imap, pool.imap_unordered):
         with pytest.raises(ValueError, match=f"Chunksize must be 1\\+, not {size}"):
-            method(square, [1, 2], chunksize=size)  # type: ignore[operator]
+            method(square, items, chunksize=size)
 
 
 def failing_at(*where: int) -> Any:
