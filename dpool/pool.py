@@ -11,8 +11,8 @@ The interface is the standard library's, and its tests of Pool run against this 
 
 from __future__ import annotations
 
+import operator
 import os
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -77,18 +77,15 @@ class Pool:
         max_retries: int = 0,
     ) -> None:
         self._state = INIT
-        if processes is None:
-            processes = _cpu_count()
+        processes = _cpu_count() if processes is None else operator.index(processes)
         _check_arguments(processes, initializer, maxtasksperchild, max_retries)
         self._processes = processes
         self._initializer = initializer
         self._initargs = tuple(initargs)
         self._maxtasksperchild = maxtasksperchild
         self._ctx = context
-        self._feeds: set[Feed] = set()
-        """Iterables of which something is left to submit."""
-        self._slow: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-        """Threads that submit tasks with large arguments."""
+        self._feeds: set[Feed | MapResult] = set()
+        """Those of whose iterables something is left to submit."""
         self._inner: Inner = open_runtime(address).open_pool(
             max_workers=processes,
             initializer=initializer,
@@ -225,7 +222,8 @@ class Pool:
         result = MapResult(self, self._inner, callback, error_callback, chunked)
         most = UNDER_WAY * self._processes
         if each * min(chunksize, count) * most > BULK and count > chunksize * most:
-            self._slow.add(result.fill_slowly(futures, most))
+            self._feeds.add(result)
+            result.fill_slowly(futures, most, self._fed)
         else:
             result.fill(futures)
             result.call_back()
@@ -297,7 +295,7 @@ class Pool:
             return with_progress(results, _length(iterable))
         return results
 
-    def _fed(self, feed: Feed) -> None:
+    def _fed(self, feed: Feed | MapResult) -> None:
         """All of an iterable has been submitted."""
         self._feeds.discard(feed)
         self._close_inner()
@@ -311,7 +309,7 @@ class Pool:
             self._close_inner()
 
     def _close_inner(self) -> None:
-        if self._state == CLOSE and not self._feeds and not any(thread.is_alive() for thread in list(self._slow)):
+        if self._state == CLOSE and not self._feeds:
             self._inner.close()
 
     def terminate(self) -> None:
@@ -323,7 +321,8 @@ class Pool:
             feed.stop()
         self._finalizer.detach()
         self._inner.terminate()
-        self._inner.wait_gone()
+        if self._inner.may_wait():  # else a signal handler calls, in the middle of something
+            self._inner.wait_gone()
 
     def join(self) -> None:
         """Wait until all calls have ended and the workers are gone; ValueError before `close` or `terminate`."""
@@ -333,8 +332,6 @@ class Pool:
             raise ValueError("In unknown state")
         for feed in list(self._feeds):
             feed.finish()
-        for thread in list(self._slow):
-            thread.join()
         self._close_inner()
         self._inner.wait_gone()
 

@@ -539,11 +539,15 @@ class NativeRuntime:
         """Something has changed that the thread with the reading role, or one that watches it, may be waiting for."""
         self.settled()
         reader = self._reader
-        if reader and reader != threading.get_ident():
-            try:
-                os.write(self._poke_fd, b"\1\0\0\0\0\0\0\0")
-            except OSError:  # it has been poked often enough, or the runtime is gone
-                return
+        # this very thread, too, if a signal handler runs in it while it waits
+        if reader and (reader != threading.get_ident() or not self._dispatching):
+            self._poke()
+
+    def _poke(self) -> None:
+        try:
+            os.write(self._poke_fd, b"\1\0\0\0\0\0\0\0")
+        except OSError:  # it has been poked often enough, or the runtime is gone
+            return
 
     def _poked(self) -> None:
         try:
@@ -628,7 +632,10 @@ class NativeRuntime:
                         "a signal handler cannot wait for a task here: it interrupted this thread while it was reading "
                         "results; let it set a flag or an event, and wait outside"
                     )
-                self._read_until(done, until)
+                try:
+                    self._read_until(done, until)
+                finally:
+                    self._poke()  # whoever was interrupted, and waits for something else, has perhaps missed it
                 return
             took = False
             try:
@@ -644,6 +651,10 @@ class NativeRuntime:
                 self.attend()
             if until is not None and monotonic() >= until:
                 return
+
+    def dispatching_here(self) -> bool:
+        """Whether this thread is dealing with a message, and what it does now has interrupted that."""
+        return self._dispatching and self._reader == threading.get_ident()
 
     def _sleep_until(self, done: Callable[[], bool], until: float | None, future: Future[Any] | None) -> None:
         """Another thread reads: it will end our future, or leave the reading role to us."""

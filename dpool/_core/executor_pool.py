@@ -975,6 +975,9 @@ class ExecutorPool:
         """End at once: what is pending fails, the workers get SIGTERM and, if that does not end them, SIGKILL."""
         from dpool.errors import ExecutorBroken
 
+        if not self.may_wait():
+            self.later(self.terminate)
+            return
         with self.lock:
             if self.state in (BROKEN, CLOSED) or self._terminated:
                 return
@@ -1013,6 +1016,10 @@ class ExecutorPool:
         for slot, _ in self._slots.values():
             slot.link.close()
         self._slots.clear()
+
+    def may_wait(self) -> bool:
+        """Whether this thread can wait: it is not a signal handler or finalizer in the middle of our own work."""
+        return not self.lock._is_owned() and not self.runtime.dispatching_here()  # type: ignore[attr-defined]
 
     def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
         """Wait until `done()`, which is asked whenever tasks have ended, or the time is over."""

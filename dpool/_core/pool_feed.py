@@ -108,6 +108,8 @@ class Feed:
         """Yields after which it is worth feeding."""
         self._futures = futures
         self._window = window
+        self._cautious = LEAST * inner.max_workers
+        """The window at first: tasks so far may have been much shorter than these will be."""
         self._unlimited = False
         self._stopped = False
         self._feeding = threading.Lock()
@@ -132,7 +134,7 @@ class Feed:
         if window is None:
             task_s = self.inner.task_s()
             each = LEAST if task_s <= 0 else min(max(LEAST, int(WINDOW_S / task_s)), MOST)
-            window = each * self.inner.max_workers
+            window = min(each * self.inner.max_workers, self._cautious)
         self.batch = max(1, window // 8)
         held = bool(self.ready) if self.chunked else len(self.ready)
         return window - len(self.outstanding) - held
@@ -145,6 +147,7 @@ class Feed:
             room = self.room()
             if room <= 0:
                 return
+            self._cautious *= 2
             count = 0
             outstanding = self.outstanding
             for future in islice(self._futures, room):

@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
+from functools import partial
 from time import monotonic
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any
@@ -252,16 +253,18 @@ class MapResult(AsyncResult):
         """These are all the futures."""
         self._futures.extend(futures)
 
-    def fill_slowly(self, futures: Iterator[Future[Any]], most: int) -> threading.Thread:
-        """Submit in a thread, so that no more than `most` tasks are under way: their arguments are large."""
+    def fill_slowly(self, futures: Iterator[Future[Any]], most: int, filled: Callable[[MapResult], None]) -> None:
+        """Submit in a thread, so that no more than `most` tasks are under way: their arguments are large.
+
+        `filled` is called when all have been submitted.
+        """
         self._complete = False
         if self._callback is not None or self._error_callback is not None:
             self._told = threading.Event()
-        thread = threading.Thread(target=self._fill_slowly, args=(futures, most), name="dpool-map", daemon=True)
-        thread.start()
-        return thread
+        target = partial(self._fill_slowly, futures, most, filled)
+        threading.Thread(target=target, name="dpool-map", daemon=True).start()
 
-    def _fill_slowly(self, futures: Iterator[Future[Any]], most: int) -> None:
+    def _fill_slowly(self, futures: Iterator[Future[Any]], most: int, filled: Callable[[MapResult], None]) -> None:
         under_way: deque[Future[Any]] = deque()
         try:
             for future in futures:
@@ -272,12 +275,21 @@ class MapResult(AsyncResult):
                 if len(under_way) >= most:
                     wait_for(under_way.popleft(), None)
         finally:
+            filled(self)
             with self._fed:
                 self._complete = True
                 self._fed.notify_all()
         if self._told is not None:
             self._advance(None)
             self.tell_soon()
+
+    def finish(self) -> None:
+        """Wait until all has been submitted."""
+        with self._fed:
+            self._fed.wait_for(lambda: self._complete)
+
+    def stop(self) -> None:
+        """The pool is about to end: what is not submitted yet will be refused, and that is what is raised."""
 
     def _more(self, until: float | None) -> bool:
         with self._fed:

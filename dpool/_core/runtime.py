@@ -86,6 +86,9 @@ class Pool(Protocol):
     def terminate(self) -> None:
         """End at once: what is pending fails, workers are killed; does not wait."""
 
+    def may_wait(self) -> bool:
+        """Whether this thread can wait; not in a signal handler that has interrupted dpool's own work."""
+
     def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
         """Wait until `done()`, which is asked whenever tasks have ended, or the time is over."""
 

@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +219,75 @@ def test_a_forked_child_makes_a_pool_of_its_own(pool: dpool.Pool) -> None:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     assert pool.map(square, range(3)) == [0, 1, 4]
+
+
+SIGNALLED = """
+import itertools, os, signal, sys, threading, time
+import dpool
+
+def wait(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+def stop(number, frame):
+    pool.terminate()
+    print("terminated")
+
+directory = sys.argv[1]
+
+def started(_):
+    open(os.path.join(directory, "started"), "w").close()
+    time.sleep(1000)
+
+def send():
+    wait(os.path.join(directory, "started"))
+    os.kill(os.getpid(), NUMBER)
+
+signal.signal(signal.SIGUSR1, stop)
+threading.Thread(target=send).start()
+with dpool.Pool(2) as pool:
+    try:
+        CALL
+    except BaseException as error:
+        print(type(error).__name__)
+print("end")
+"""
+CALLS = {
+    "apply": "pool.apply(started, (1,))",
+    "map": "pool.map(started, range(10), 1)",
+    "get": "pool.map_async(started, range(10)).get()",
+    "imap": "next(pool.imap(started, itertools.count()))",
+    "imap_unordered": "next(pool.imap_unordered(started, range(10)))",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_signal_handler_may_terminate(tmp_path: Path, call: str) -> None:
+    script = SIGNALLED.replace("NUMBER", "signal.SIGUSR1").replace("CALL", CALLS[call])
+    done = run_script(script, str(tmp_path)).check()
+    assert done.stdout.split() == ["terminated", "ExecutorBroken", "end"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_ctrl_c_ends_the_wait_and_the_pool(tmp_path: Path, call: str) -> None:
+    script = SIGNALLED.replace("NUMBER", "signal.SIGINT").replace("CALL", CALLS[call])
+    done = run_script(script, str(tmp_path)).check()
+    assert done.stdout.split() == ["KeyboardInterrupt", "end"]
+
+
+def test_the_pool_outlives_its_node(pool: dpool.Pool, gate: Gate) -> None:
+    from dpool._core import driver
+
+    running = [pool.apply_async(gate.enter, (name,)) for name in "ab"]
+    gate.entered("a")
+    gate.entered("b")
+    queued = pool.map_async(square, range(100), 1)
+    welcome = driver.runtime().welcome
+    assert welcome is not None
+    os.kill(welcome.pid, signal.SIGKILL)
+    for result in running:
+        with pytest.raises(dpool.errors.NodeLost):
+            result.get(LONG_S)
+    assert queued.get(LONG_S) == [i * i for i in range(100)]
+    assert list(pool.imap(square, range(50))) == [i * i for i in range(50)]
+    assert len(pool._pool) == 2
