@@ -12,12 +12,10 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from dpool._core import storage
+from dpool._core.config import MIN_STORE
 from dpool._core.future import Future
 from dpool._core.objectref import ObjectRef
 from dpool._core.serialize import store_value
-
-MIN_STORE = 1 << 20
-"""Bytes: the smallest object store."""
 
 
 def init(*, object_store_memory: int | None = None, spill_dir: str | None = None) -> None:
@@ -72,8 +70,8 @@ def get(
             (a page is copied when it is first written to), and the store's memory stays in use while they live.
         readonly: give arrays that raise an error when they are written to.
 
-    Every call gives a value of its own. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is
-    gone. Source: Ray's `get`.
+    Every call gives a value of its own, but that of a future, which has one value for all: `copy` and `readonly` do not
+    change it. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is gone. Source: Ray's `get`.
     """
     until = None if timeout is None else monotonic() + timeout
     if isinstance(refs, (list, tuple)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -18,7 +19,11 @@ import pytest
 from benchmarks import readme_table
 from dpool._core.config import JOURNAL_BYTES, WORKER_POLL_S, Config
 from dpool._core.executor_pool import MAX_FAILED_STARTS, PUMP_EVERY
+from dpool._core.node_store import CHUNK, MOST_PREFAULT
+from dpool._core.store_client import CHUNKED
 from dpool._core.wire import INLINE_LIMIT
+from dpool._store import memory, objects, pins, room, serde, waiting
+from dpool.remote import MIN_STORE
 from tests.helpers import REPOSITORY, run_script
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -104,6 +109,7 @@ def test_decisions_are_numbered_in_order() -> None:
 def test_numbers_in_the_pages_are_those_of_the_code() -> None:
     """Each number that the pages repeat, and where it comes from; one that changes must be changed there too."""
     config = Config()
+    segment_bytes = inspect.signature(objects.Store).parameters["segment_bytes"].default
     facts = {
         "README.md": {
             f"for {config.stopped_worker_s:.0f} s": "a stopped worker",
@@ -118,6 +124,24 @@ def test_numbers_in_the_pages_are_those_of_the_code() -> None:
             f"{JOURNAL_BYTES // 1024} KiB": "the journal",
             f"{config.tick_s * 1e3:.0f} ms": "a tick",
         },
+        "docs/store.md": {
+            f"more than {INLINE_LIMIT // 1024} KiB": "messages",
+            f"at least {serde.BUFFER_LIMIT // 1024} KiB": "buffers out of band",
+            f"memory files of {segment_bytes >> 20} MiB": "segments",
+            f"a header of {memory.HEADER} bytes": "objects",
+            f"not used for {room.UNUSED_S:.0f} s": "warm memory",
+            f"({MOST_PREFAULT >> 20} MiB at most)": "memory made ahead",
+            f"aligned to {serde.ALIGNMENT} bytes": "the flat form",
+            f"up to {CHUNKED >> 20} MiB a process leases {CHUNK >> 20} MiB": "chunks",
+            f"at most {pins.PINS - pins.SPARE:,} ranges": "pins",
+            f"{pins.LOOK_AFTER_S * 1e3:.0f} ms later": "looking for pins",
+            f"a {waiting.AHEAD}th of the store": "room made ahead",
+            f"at least {MIN_STORE >> 20} MiB": "the smallest store",
+        },
+        "docs/decisions/0009-readers-pin-and-say-nothing.md": {
+            f"{pins.PINS:,} slots, of which {pins.SPARE}": "pins",
+            f"waits {pins.LOOK_AFTER_S * 1e3:.0f} ms": "looking for pins",
+        },
         "docs/decisions/0004-polling-windows.md": {
             f"{config.poll_s * 1e6:.0f} µs": "the submitter's window",
             f"{WORKER_POLL_S * 1e6:.0f} µs": "the worker's",
@@ -125,6 +149,8 @@ def test_numbers_in_the_pages_are_those_of_the_code() -> None:
         "docs/decisions/0007-lineage-by-looking.md": {f"{config.lineage_flush_s * 1e3:.0f} ms": "lineage"},
     }
     assert (config.linger_s, MAX_FAILED_STARTS) == (2.0, 5)
+    assert (objects.PRESSURE_ON, objects.PRESSURE_OFF, objects.RETRY_S) == (0.5, 0.4, 1.0)
+    assert (waiting.AHEAD_S, waiting.MOST_AHEAD) == (1.0, 4)
     for page, texts in facts.items():
         text = (REPOSITORY / page).read_text()
         assert not [f"{page}: {number} ({what})" for number, what in texts.items() if number not in text]

@@ -68,14 +68,20 @@ class Config(NamedTuple):
                 raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
         if self.linger_s < 0:
             raise ValueError(f"DPOOL_LINGER_S must not be negative, it is {self.linger_s}")
-        if self.object_store_memory < 0:
-            raise ValueError(f"DPOOL_OBJECT_STORE_MEMORY must not be negative, it is {self.object_store_memory}")
+        if self.object_store_memory and self.object_store_memory < MIN_STORE:
+            raise ValueError(
+                f"the object store's memory (DPOOL_OBJECT_STORE_MEMORY) must be at least {MIN_STORE:,} bytes, "
+                f"not {self.object_store_memory:,}"
+            )
         if not self.stall_s > 2 * self.frame_s:
             raise ValueError("stall_s must be above 2 × frame_s, else healthy frames are taken apart")
         return self
 
 
 VERSION = "0.1.0"
+
+MIN_STORE = 1 << 20
+"""Bytes: the smallest object store."""
 
 WORKER_POLL_S = 120e-6
 """How long a worker that was told to polls for its next frame: longer than it takes a sleeping submitter to wake

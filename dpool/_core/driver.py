@@ -425,10 +425,11 @@ class NativeRuntime:
                 self._give_up(error)
                 return
             pools = list(self.pools.values())
-            if storage.connected() is not None:
-                self._open_store_again()
         for pool in pools:
-            pool.announce()
+            pool.announce()  # first of all: a node that knows of nobody ends when its store is empty
+        if storage.connected() is not None:
+            self._open_store_again()
+        for pool in pools:
             for lane in list(pool._lanes.values()):
                 lane.push()
 

@@ -982,8 +982,8 @@ class ExecutorPool:
             if self.state in (BROKEN, CLOSED) or self._terminated:
                 return
             self._terminated = True
-        self.signal_workers(int(signal.SIGTERM))
         self.break_all(ExecutorBroken("the pool was terminated before the task had ended"))
+        self.signal_workers(int(signal.SIGTERM))  # afterwards: nothing shall look as if a worker had crashed
         self.runtime.at(monotonic() + TERMINATE_S, self._insist)
 
     def _insist(self) -> None:

@@ -217,7 +217,7 @@ class Future(_base.Future[_T]):
         value = failure = None
         try:
             value = stored.load()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):  # of this moment, not of the result: it can be asked for again
             raise
         except BaseException as error:
             failure = error.with_traceback(None)

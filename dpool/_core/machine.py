@@ -49,7 +49,7 @@ def available_memory() -> int:
         for line in file:
             if line.startswith("MemTotal:"):
                 limits.append(int(line.split()[1]) * 1024)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in _limit_files():
         try:
             with open(path) as file:
                 text = file.read().strip()
@@ -58,3 +58,23 @@ def available_memory() -> int:
         if text.isdigit():
             limits.append(int(text))
     return min(limits)
+
+
+def _limit_files() -> list[str]:
+    """Where a memory limit may stand: in this process's cgroup and in those above it, of either version."""
+    groups = {("/sys/fs/cgroup", "memory.max", "/"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "/")}
+    try:
+        with open("/proc/self/cgroup") as file:
+            for line in file:
+                _, controllers, group = line.rstrip("\n").split(":", 2)
+                if not controllers:
+                    groups.add(("/sys/fs/cgroup", "memory.max", group))
+                elif "memory" in controllers.split(","):
+                    groups.add(("/sys/fs/cgroup/memory", "memory.limit_in_bytes", group))
+    except OSError:  # no /proc
+        pass
+    files = []
+    for root, name, group in groups:
+        parts = [part for part in group.split("/") if part]
+        files += ["/".join((root, *parts[:n], name)) for n in range(len(parts) + 1)]
+    return files

@@ -266,6 +266,12 @@ class StoreWant(NamedTuple):
     length: int
 
 
+class StoreMissed(NamedTuple):
+    """The segment's descriptor has not arrived: this process may not open any more. Send it again the next time."""
+
+    segment: int
+
+
 class StoreReturn(NamedTuple):
     """A part of a lease that will not be used."""
 
@@ -462,6 +468,7 @@ CONTROL: tuple[type[Any], ...] = (
     SpawnFailed,
     StoreHello,
     StoreWant,
+    StoreMissed,
     StoreReturn,
     StoreSeal,
     StoreSealFile,

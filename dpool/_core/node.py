@@ -11,7 +11,8 @@
 The loop must never block: sockets are non-blocking with outboxes, and all that waits for Redis happens in the
 writer's thread, which speaks to the loop through `call_soon` alone.
 
-The node ends when its last driver leaves, or when no executor has been open for `linger_s`; its workers, the control
+The node ends when its last driver leaves, or when no executor has been open for `linger_s` and nobody holds anything
+in the object store; its workers, the control
 store and the session directory go with it. If it is killed, the kernel kills the workers and the store, and the
 zygote removes the directory.
 """
@@ -248,12 +249,15 @@ class Node:
             else:
                 self._client_said(client, message)
         except Exception as error:  # whatever a peer says, it must not take the others along
-            _log("client.illegal", client=client.number, message=type(message).__name__, error=repr(error))
-            self._send(client, m.Refused(f"{type(message).__name__}: {error}"))
-            self._client_left(client)
+            self._refuse(client, message, error)
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _refuse(self, client: Client, message: Any, error: Exception) -> None:
+        _log("client.illegal", client=client.number, message=type(message).__name__, error=repr(error))
+        self._send(client, m.Refused(f"{type(message).__name__}: {error}"))
+        self._client_left(client)
 
     def _client_said(self, client: Client, message: Any) -> None:
         if client.hello is None:
@@ -346,6 +350,23 @@ class Node:
             return False
         self._client_event(client, select.EPOLLIN)
         return number in self._clients
+
+    def read_newcomers(self) -> None:
+        """Let in who has connected meanwhile, and read the first words of whoever has said nothing yet."""
+        listener = self._listener.fileno()
+        waiter = select.poll()
+        waiter.register(listener, select.POLLIN)
+        while listener in self._handlers and waiter.poll(0):
+            self._accept(select.EPOLLIN)
+        for client in list(self._clients.values()):
+            if client.hello is None and client.side is None:
+                self.read_store_side(client.number)
+
+    def refuse_store_side(self, number: int, message: Any, error: Exception) -> None:
+        """A message that was read before cannot be: the node goes on without that peer."""
+        client = self._clients.get(number)
+        if client is not None:
+            self._refuse(client, message, error)
 
     def send_store_side(self, number: int, message: Any, fds: tuple[int, ...]) -> None:
         """Send on a process's store socket."""

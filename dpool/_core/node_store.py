@@ -5,6 +5,7 @@
         ▲                                                        │ └────events──► References (who holds)    │
         └──── answers, descriptors ──────────────────────────────┘◄──────────── instructions ───────────────┘
  memory thread: fallocate, punch, in order      spill thread, restore thread: files, one after the other
+ huge thread: what has been sealed is made to lie in huge pages
 ```
 
 Runs in the node's loop; the threads answer through `call_soon`. Made when the first process says StoreHello.
@@ -16,7 +17,6 @@ needs memory is answered when the memory is there, in the order of the instructi
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 from collections import deque
@@ -25,8 +25,8 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from dpool._core import ids, wire
 from dpool._core import messages as m
-from dpool._core import wire
 from dpool._core.logic import IllegalMove
 from dpool._core.logic import references as r
 from dpool._core.machine import available_memory
@@ -45,10 +45,13 @@ INLINE_ALLOCATION = 1 << 20
 MOST_PREFAULT = 128 << 20
 """Bytes that are made warm ahead, at most."""
 PREFAULT_PRIORITY = 10
+HUGE_AT_ONCE = 8
+"""Huge pages that are made in one system call."""
 MAX_DRAIN = 1000
 """Messages read from one process before others have their turn."""
 NODE = 0
 """The node as a client of its own store: it makes memory warm."""
+OBJECT_BYTES = ids.ID_BYTES + ids.INDEX_BYTES
 LOST = 0
 """kind of what became of a promised future: nothing, its owner is gone."""
 
@@ -69,19 +72,39 @@ class Side:
 
 
 class Segment:
-    """One memory file, mapped by the node."""
+    """One memory file, mapped by the node as long as anybody refers to this."""
 
-    __slots__ = ("fd", "map", "size", "view")
+    __slots__ = ("fd", "huge", "size", "window")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self.map = mmap.mmap(fd, size)
-        self.view = memoryview(self.map)
+        self.window = memory.Window(fd, size, writable=True)
+        self.huge = bytearray(-(-size // memory.HUGE))
+        """One byte for each huge page: whether there has been one."""
+
+    def allocate(self, where: e.Range) -> None:
+        """Get memory for a range. OSError if there is none."""
+        os.posix_fallocate(self.fd, where.offset, where.length)
+
+    def punch(self, where: e.Range) -> None:
+        """Give the memory of a range back."""
+        memory.punch(self.fd, where.offset, where.length)
+        first, end = where.offset // memory.HUGE, -(-where.end // memory.HUGE)
+        self.huge[first:end] = bytes(end - first)
+
+    def is_huge(self, where: e.Range) -> bool:
+        """Whether all of a range that can lie in huge pages does."""
+        return self.huge.find(0, -(-where.offset // memory.HUGE), where.end // memory.HUGE) < 0
+
+    def make_huge(self, where: e.Range) -> None:
+        """Have a range that has memory lie in huge pages, where the kernel makes such; takes a while."""
+        first, end = -(-where.offset // memory.HUGE), where.end // memory.HUGE
+        self.huge[first:end] = b"\1" * (end - first)
+        for at in range(first, end, HUGE_AT_ONCE):
+            self.window.collapse(at * memory.HUGE, (min(end, at + HUGE_AT_ONCE) - at) * memory.HUGE)
 
     def close(self) -> None:
-        self.view.release()
-        self.map.close()
         os.close(self.fd)
 
 
@@ -113,6 +136,7 @@ class NodeStore:
         self._spill_thread = spill.SpillThread(self._told)
         self._restore_thread = spill.SpillThread(self._told)
         self._memory_thread = spill.SpillThread(self._told)
+        self._huge_thread = spill.SpillThread(self._told)
         self._memory_jobs = 0
         self._lists: deque[Any] = deque()
         self._prefaults = 0
@@ -205,6 +229,9 @@ class NodeStore:
         handler = self._MESSAGES.get(type(message))
         if handler is None:
             raise m.ProtocolError(f"{type(message).__name__} is not for a store")
+        named = [getattr(message, "obj", None), *getattr(message, "contains", ())]
+        if any(obj is not None and (type(obj) is not bytes or len(obj) != OBJECT_BYTES) for obj in named):
+            raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
         if isinstance(message, m.StoreAdopt):
             self._adopt(side, message, fds)
         else:
@@ -221,6 +248,9 @@ class NodeStore:
     def _seal(self, side: Side, message: m.StoreSeal) -> None:
         where = e.Range(message.segment, message.offset, message.length)
         self._do(e.Seal(side.number, message.obj, where, message.size, side.pid, monotonic()))
+        segment = self._segments[where.segment]
+        if not segment.is_huge(where):  # for all who read it, and those who write there afterwards
+            self._huge_thread.submit(partial(_make_huge, segment, where))
         self._made(side, message.obj, message.holder, message.contains)
 
     def _seal_file(self, side: Side, message: m.StoreSealFile) -> None:
@@ -263,6 +293,7 @@ class NodeStore:
         try:
             while True:
                 releases, self._releases = self._releases, []
+                self._node.read_newcomers()
                 for side in list(self._sides.values()):
                     self._drain(side)
                 for pid, objs in releases:
@@ -275,7 +306,10 @@ class NodeStore:
         questions, self._questions = self._questions, []
         for side, message in questions:
             if side.number in self._sides:
-                self._QUESTIONS[type(message)](self, side, message)
+                try:
+                    self._QUESTIONS[type(message)](self, side, message)
+                except ValueError as error:  # it may be another peer's message, or nobody's, in which it is noticed
+                    self._node.refuse_store_side(side.number, message, error)
 
     def _question(self, side: Side, message: Any) -> None:
         """What is answered when all that has been said is known: memory may just have come free."""
@@ -301,7 +335,11 @@ class NodeStore:
     def _adopt(self, side: Side, message: m.StoreAdopt, fds: list[int]) -> None:
         if len(fds) != 1 or os.fstat(fds[0]).st_size < message.size:
             raise m.ProtocolError("StoreAdopt comes with the segment's descriptor")
-        if message.segment in self._segments:
+        known = self._segments.get(message.segment)
+        if known is not None and os.path.sameopenfile(known.fd, fds[0]):
+            side.segments.add(message.segment)  # it had lost its connection: what it holds and maps is known
+            return
+        if known is not None:
             raise m.ProtocolError(f"segment {message.segment} is known")
         fd = os.dup(fds[0])
         self._segments[message.segment] = Segment(fd, message.size)
@@ -355,6 +393,7 @@ class NodeStore:
 
     _MESSAGES: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
         m.StoreWant: _question,
+        m.StoreMissed: lambda self, side, message: side.segments.discard(message.segment),
         m.StoreReturn: _return,
         m.StoreSeal: _seal,
         m.StoreSealFile: _seal_file,
@@ -367,13 +406,14 @@ class NodeStore:
         m.StoreAsk: _question,
         m.StorePromise: _promise,
         m.StoreFulfil: _fulfil,
-        m.StoreWatch: _watch,
+        m.StoreWatch: _question,
     }
 
     _QUESTIONS: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
         m.StoreWant: _want,
         m.StoreLocate: _locate,
         m.StoreAsk: _ask,
+        m.StoreWatch: _watch,
     }
 
     # -- who holds
@@ -382,7 +422,7 @@ class NodeStore:
         try:
             freed = self.references.handle(event)
         except (IllegalMove, ValueError) as error:  # a peer's mistake costs that peer its object, and nobody else
-            self._log("store.illegal", event=event, error=error)
+            self._log("store.illegal", said=event, error=error)
             return
         for order in freed:
             maker = self._maker.pop(order.obj, None)
@@ -437,10 +477,10 @@ class NodeStore:
                 if type(one) is e.MakeSegment:
                     self._make_segment(one)
                 elif type(one) is e.Punch:
-                    memory.punch(self._segments[one.range.segment].fd, one.range.offset, one.range.length)
+                    self._segments[one.range.segment].punch(one.range)
                 elif type(one) is e.Allocate:
-                    os.posix_fallocate(self._segments[one.range.segment].fd, one.range.offset, one.range.length)
-            except (OSError, KeyError) as error:
+                    self._segments[one.range.segment].allocate(one.range)
+            except Exception as error:  # whatever it is: who waits for this memory must get an answer
                 refused = refused or f"{type(error).__name__}: {error}"
         return refused
 
@@ -527,34 +567,31 @@ class NodeStore:
     def _start_spill(self, order: e.StartSpill) -> None:
         where, obj = order.range, order.obj
         begin = where.offset + memory.HEADER
-        data = self._segments[where.segment].view[begin : begin + order.size]
-        self._spill_thread.submit(partial(self._spill_job, obj, data))
+        segment = self._segments[where.segment]
+        self._spill_thread.submit(partial(self._spill_job, obj, segment, begin, order.size))
 
-    def _spill_job(self, obj: bytes, data: memoryview) -> Callable[[], None]:
+    def _spill_job(self, obj: bytes, segment: Segment, begin: int, size: int) -> Callable[[], None]:
         """In the spill thread."""
         try:
             self._files.ensure()
-            file = spill.write(self._files.new_path(obj), data, obj)
-        except OSError as error:
-            full = spill.is_full(error)
+            file = spill.write(self._files.new_path(obj), segment.window.peek(begin, size), obj)
+        except Exception as error:  # whatever it is, somebody waits for the end of this
+            full = isinstance(error, OSError) and spill.is_full(error)
             event: Any = e.SpillFailed(obj, f"{type(error).__name__}: {error}", full, monotonic())
         else:
             event = e.SpillDone(obj, file.path, file.crc, monotonic())
-        finally:
-            data.release()
         return partial(self._do, event)
 
     def _start_restore(self, order: e.StartRestore) -> None:
-        where, obj = order.range, order.obj
-        target = self._segments[where.segment].view[where.offset : where.offset + where.length]
         file = spill.SpillFile(order.path, order.size, order.crc)
-        self._restore_thread.submit(partial(self._restore_job, obj, file, where, target))
+        segment = self._segments[order.range.segment]
+        self._restore_thread.submit(partial(self._restore_job, order.obj, file, segment, order.range))
 
-    def _restore_job(self, obj: bytes, file: spill.SpillFile, where: e.Range, target: memoryview) -> Callable[[], None]:
-        """In the spill thread."""
+    def _restore_job(self, obj: bytes, file: spill.SpillFile, segment: Segment, where: e.Range) -> Callable[[], None]:
+        """In the restore thread."""
+        target = segment.window.peek(where.offset, where.length)
         try:
-            with target[memory.HEADER : memory.HEADER + file.size] as value:
-                spill.read_into(file, value, obj)
+            spill.read_into(file, target[memory.HEADER : memory.HEADER + file.size], obj)
             memory.write_header(target, obj, file.size)
             event: Any = e.RestoreDone(obj, monotonic())
         except spill.SpillLost as error:
@@ -562,8 +599,6 @@ class NodeStore:
         except OSError as error:  # of this process, not of the file: let the reader try
             self._log("restore.failed", path=file.path, error=error)
             event = e.MemoryRefused(NODE, 0, where)
-        finally:
-            target.release()
         return partial(self._do, event)
 
     def _mark(self, state: int, where: e.Range) -> None:
@@ -582,10 +617,7 @@ class NodeStore:
         if segment is None:
             return  # it could not be made
         memory.punch(segment.fd, 0, segment.size)  # whoever still has its descriptor does not keep the pages
-        try:
-            segment.close()
-        except BufferError:  # the spill thread is about to finish with it
-            self._log("segment.busy", segment=order.segment)
+        segment.close()
         for side in self._sides.values():
             if order.segment in side.segments:
                 side.segments.discard(order.segment)
@@ -639,11 +671,13 @@ class NodeStore:
 
     def close(self) -> None:
         """The node ends: the files go, the memory goes with the last mapping."""
+        self._huge_thread.close()
         self._spill_thread.close()
         self._restore_thread.close()
         self._memory_thread.close()
         self._files.remove_all()
         mapped = {segment for side in self._sides.values() for segment, _ in side.page.live()}
+        mapped |= self.store.retired_segments()  # children that were forked may live on
         for number, segment in self._segments.items():
             if number not in mapped:  # whoever has its descriptor, and lives on, does not keep the pages
                 memory.punch(segment.fd, 0, segment.size)
@@ -654,5 +688,11 @@ def _delete(path: str) -> Callable[[], None]:
     return _nothing
 
 
+def _make_huge(segment: Segment, where: e.Range) -> Callable[[], None]:
+    """In a thread of its own, as nobody waits for it."""
+    segment.make_huge(where)
+    return _nothing
+
+
 def _nothing() -> None:
-    """A file has been deleted: nothing follows."""
+    """Nothing follows from the job that is done."""

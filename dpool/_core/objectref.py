@@ -1,5 +1,10 @@
 """`ObjectRef`: a reference to a value that `dpool.put` stored.
 
+```
+ put(value) ─► ObjectRef ─┬ argument of its own ─► ByValue ─► the task gets the value
+                          └ inside something ────► make_ref, StoreHold ─► ObjectRef in that process ─ get ─► the value
+```
+
 A small value lies in the reference itself and travels with it; a large one lies in the store, and the reference holds
 it. A reference that is pickled into a task or a result is held by whoever gets it; one that somebody else pickles (to
 a file, to another program) is held until this process ends, for nobody knows when it will be read.
@@ -89,6 +94,7 @@ class ObjectRef:
 
     def _load(self, readonly: bool = False, copy: bool = False) -> Any:
         if self._handle is not None:
+            storage.check_process(self._handle)
             return storage.load(self._handle.place, readonly, copy)
         assert self._data is not None
         value = storage.unpack(self._data)
@@ -109,6 +115,11 @@ def make_ref(place: Place, needs: tuple[str, ...]) -> ObjectRef:
 def make_inline_ref(data: bytes, needs: tuple[str, ...], name: bytes, inner: list[Place]) -> ObjectRef:
     """The same for one whose value it carries; what that refers to is held too."""
     return ObjectRef(None, data, tuple(storage.client().hold(place) for place in inner), needs, name)
+
+
+def name_only(ref: ObjectRef) -> Any:
+    """Reduces a reference to what tells it from others; it cannot be made again from that."""
+    return bytes, (ref._name,)
 
 
 class ByValue:

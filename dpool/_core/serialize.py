@@ -86,6 +86,8 @@ VARIANTS_LIMIT = 256
 
 _PLAIN_LIMIT = 1000
 _LONG = 64 * 1024
+_DATA = frozenset(("builtins", "numpy", "pandas", "pyarrow", "scipy", "torch"))
+"""Packages whose large objects are stored once where they are shared: nothing of theirs refers to `__main__`."""
 _SMALL = ATOMIC - {str, bytes}
 _SIZED = (str, bytes)
 _IMPORTED, _PICKLED = True, False
@@ -212,7 +214,7 @@ class Exporter:
         self._entries: dict[int, _Entry] = {}
         self._nameless: dict[int, None] = {}
         self._inline: dict[frozenset[int], Export] = {}
-        self._globals = Globals()
+        self._globals = Globals(stored_global)
         self._lock = RLock()
 
     def prepare(self, fn: Callable[..., Any], args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes | Stored]:
@@ -498,6 +500,36 @@ def store_value(value: Any) -> ObjectRef:
     if type(packed.wire) is bytes:
         return ObjectRef(None, packed.wire, packed.keep, needs)
     return ObjectRef(packed.keep[0], None, (), needs)
+
+
+def stored_global(value: Any) -> tuple[bytes, tuple[Any, ...]] | None:
+    """A large array, table, … that functions refer to as a global: stored once, and each worker maps it."""
+    if type(value) in ATOMIC or size_of(value) <= INLINE_LIMIT:
+        return None
+    from dpool._core.objectref import ByValue
+
+    try:
+        ref = store_value(value)
+    except Exception:  # the usual way will say what is wrong with it
+        return None
+    if ref._needs:
+        return None  # the usual way sees to it that what its objects need travels first
+    return dumps(ByValue(ref), Pickler()), (ref,)
+
+
+def size_of(value: Any) -> int:
+    """Bytes that a value of data is known to have without looking inside; 0 if it does not say."""
+    if isinstance(value, (bytes, bytearray, str)):
+        return len(value)
+    if type(value).__module__.partition(".")[0] not in _DATA:
+        return 0
+    for name in ("nbytes", "size"):  # arrays, tensors, Arrow; DataFrames
+        found = getattr(value, name, None)
+        if isinstance(found, int):
+            return found if name == "nbytes" else 8 * found
+    data = getattr(value, "data", None)  # sparse matrices
+    found = getattr(data, "nbytes", 0)
+    return found if isinstance(found, int) else 0
 
 
 class FutureInside(Exception):

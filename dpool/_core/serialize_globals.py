@@ -20,7 +20,7 @@ from dpool._core.serialize_pickler import CapturePickler
 from dpool._core.serialize_watch import Plan, Watcher
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 numbers = count(1)
 """Numbers of definitions and exports: unique in this process, increasing."""
@@ -91,9 +91,15 @@ class Needs:
 
 
 class Globals:
-    """The nodes of one submitter."""
+    """The nodes of one submitter.
 
-    def __init__(self) -> None:
+    Args:
+        stored: puts a large value into the object store; the pickle that stands for it, and what must live as long as
+            that. None for what travels as it is.
+    """
+
+    def __init__(self, stored: Callable[[Any], tuple[bytes, tuple[Any, ...]] | None]) -> None:
+        self._stored = stored
         self.main: dict[str, Any] = {}
         self.outdated: list[Any] = []
         """Functions and classes that a name of `__main__` no longer means; the owner drains it."""
@@ -176,8 +182,12 @@ class Globals:
     def _pickle(self, node: Node, value: Any, index: dict[int, str]) -> bytes:
         name = node.name
         pickler = CapturePickler(index)
-        blob = pickler.define(name, value)
-        node.keep = tuple(pickler.keep)
+        stored = self._stored(value)
+        if stored is not None:
+            blob, node.keep = stored
+        else:
+            blob = pickler.define(name, value)
+            node.keep = tuple(pickler.keep)
         self.note_writes(pickler.writes)
         node.loads = tuple(pickler.loads)
         node.needs = (*pickler.loads, *pickler.uses)

@@ -9,6 +9,7 @@ travels, an exception of a class of the same name that carries the text. The tra
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import pickle
 import sys
@@ -97,10 +98,14 @@ def load_result(data: bytes, label: str) -> Any:
 
 
 def load_value(load: Callable[[], Any], label: str) -> Any:
-    """A result, by `load`; raises like `load_result`. What is lost is said as it is."""
+    """A result, by `load`; raises like `load_result`. What is lost is said as it is, and that descriptors are short."""
     try:
         return load()
     except KeyboardInterrupt:
+        raise
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise deserialization_error(f"the result of {label!r} does not unpickle: {explain(error)}") from error
         raise
     except BaseException as error:
         if type(error).__module__ == "dpool.errors":

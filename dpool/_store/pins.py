@@ -1,11 +1,11 @@
 """Pin pages: which ranges of the store a process maps, told without a message.
 
 ```
- word 0      1       2     3        4       16 … 143            256 … 4351
- ┌────────┬───────┬──────┬────────┬───────┬───────────────────┬──────────────┐
- │ flags  │ reads │ top  │ recent │ chunk │ ring of (key, ns) │ pins (keys)  │   8 bytes each
- └────────┴───────┴──────┴────────┴───────┴───────────────────┴──────────────┘
-   node     process ───────────────  node   process ──────────────────────────►
+ word 0      1       2     3        4       5            16 … 143            256 … 4351
+ ┌────────┬───────┬──────┬────────┬───────┬────────────┬───────────────────┬──────────────┐
+ │ flags  │ reads │ top  │ recent │ chunk │ file reads │ ring of (key, ns) │ pins (keys)  │   8 bytes each
+ └────────┴───────┴──────┴────────┴───────┴────────────┴───────────────────┴──────────────┘
+   node     process ───────────────  node   process ───────────────────────────────────────►
 ```
 
 Each process that uses the store has a page of its own, mapped by it and by the node; every word has one writer. A
@@ -173,4 +173,7 @@ class PinPage:
     def close(self) -> None:
         """Unmap it."""
         self._words.release()
-        self._map.close()
+        try:
+            self._map.close()
+        except BufferError:  # garbage that has not been collected looks at it: it is unmapped with that
+            return

@@ -8,8 +8,8 @@
 
 Whoever removes the session directory finds the spill directory through the link, which is there before it is.
 
-Threads: `write` and `read_*` may run in any thread; long data have a second one (`dpool-crc`) for their checksum,
-which is over when they return. `SpillThread` runs the node's jobs one after the other.
+Threads: `write` and `read_*` may run in any thread; of long data a second one (`dpool-crc`) writes or reads, and sums,
+every other piece or so; it is over when they return. `SpillThread` runs the node's jobs one after the other.
 
 Invariants: a file whose writing failed does not stay; its header is written last. A reader takes the size, the id and
 the checksum from the `SpillFile` and believes nothing that the file says of itself. Nothing is flushed to the disk
@@ -59,7 +59,7 @@ class SpillFile(NamedTuple):
     size: int
     """Bytes of the object; the file is `HEADER_BYTES` longer."""
     crc: int
-    """crc32 of the object's bytes."""
+    """crc32 of the crc32 of the object's pieces of `PIECE_BYTES`."""
 
 
 class SpillLost(Exception):

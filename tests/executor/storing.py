@@ -41,14 +41,21 @@ def becomes_empty() -> None:
         return None if (stats.objects, stats.pinned, stats.spilled_objects) == (0, 0, 0) else stats
 
     try:
-        wait_until(lambda: left() is None, 20.0)
+        wait_until(lambda: left() is None, 8.0)
     except AssertionError:
         raise AssertionError(f"something is left in the store: {left()}") from None
 
 
+def forget_plain_pickles() -> None:
+    """As if this process had ended: what it pickled by itself is held no longer."""
+    from dpool._core import storage
+
+    storage.client().escaped.clear()
+
+
 def holds(count: int) -> None:
     """Wait until the store holds so many objects."""
-    wait_until(lambda: objects() == count, 20.0, f"the store holds {count} objects")
+    wait_until(lambda: objects() == count, 8.0, f"the store holds {count} objects")
 
 
 # --- Memory ---

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dpool._core import storage
-from tests.faults.support import DEADLINE_S
 from tests.helpers import ScriptResult, run_script, wait_until
 
 MIB = 1 << 20
+EMPTY_S = 20.0
+"""Until then what nobody holds any more has gone."""
 
 
 def figures() -> dict[str, Any]:
@@ -31,7 +32,7 @@ def drained(chunks: int = 0) -> None:
         return not kept and now["used"] == now["leased_bytes"] <= chunks
 
     try:
-        wait_until(empty, DEADLINE_S, "the store is empty")
+        wait_until(empty, EMPTY_S, "the store is empty")
     except AssertionError as error:
         raise AssertionError(f"{error}: {figures()}") from None
 
@@ -42,7 +43,7 @@ def alone(
     store: int = 0,
     spill_dir: Path | None = None,
     env: Mapping[str, str] | None = None,
-    timeout: float = 60.0,
+    timeout: float = 40.0,
 ) -> ScriptResult:
     """Run a function of a test module in a program of its own, whose store has `store` bytes.
 

@@ -70,6 +70,14 @@ def kept_is(seed: int, size: int) -> bool:
     return all(is_pattern(one, seed, size) for one in KEPT)
 
 
+def kept_refs_are(seed: int, size: int) -> bool:
+    return all(is_pattern(dpool.get(ref), seed, size) for one in KEPT for ref in one)
+
+
+def keep_nothing() -> None:
+    KEPT.clear()
+
+
 def wait_and_check(array: Any, seed: int, size: int, path: str, gate: str) -> bool:
     """Hold an argument mapped, and look at it again once the gate is open."""
     before = is_pattern(array, seed, size)
@@ -133,7 +141,7 @@ def die_instead_of_answering(path: str) -> None:
 
 def put_when_all_are_there(path: str, n: int, seed: int, size: int, arg: Any) -> Any:
     """Answer at the same moment as `n - 1` others, while an argument is pinned."""
-    right = is_pattern(arg, 0, size)
+    right = is_pattern(arg, 0, 8 * MIB)
     note(path, seed)
     wait_until(lambda: len(Path(path).read_text().splitlines()) >= n, 60, "the others")
     return pattern(seed, size) if right else None
