@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core.future import DONE, FINISHED, Future, InStore, finish
 from dpool._core.pool_results import error_of, left_until, time_over, wait_for
-from dpool._core.sharing import size_of
+from dpool._core.serialize import size_of
 
 if TYPE_CHECKING:
     from dpool._core.runtime import Pool as Inner
