@@ -110,7 +110,7 @@ class Pool:
     def apply(self, func: Callable[..., Any], args: Iterable[Any] = (), kwds: Mapping[str, Any] = {}) -> Any:
         """`func(*args, **kwds)` in a worker: its value, or what it raised."""
         self._check_running()
-        future = self._submit(self._route, func, args if type(args) is tuple else tuple(args), kwds)
+        future = self._submit(self._route, func, *_arguments(args, kwds))
         try:
             return future._take()
         except BaseException as error:
@@ -137,7 +137,7 @@ class Pool:
         result is `ready`. What a callback raises is logged.
         """
         self._check_running()
-        future = self._submit(self._route, func, args if type(args) is tuple else tuple(args), kwds)
+        future = self._submit(self._route, func, *_arguments(args, kwds))
         result = AsyncResult(self, self._inner, (future,), callback, error_callback)
         result.call_back()
         return result
@@ -369,6 +369,10 @@ class Pool:
         inner = getattr(self, "_inner", None)
         size = 0 if inner is None else len(inner.processes)
         return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={size}>"
+
+
+def _arguments(args: Any, kwds: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args if type(args) is tuple else tuple(args), kwds if type(kwds) is dict else dict(kwds)
 
 
 def _collected(inner: Inner) -> None:
