@@ -25,9 +25,10 @@ def test_a_call_returns_its_value(pool: dpool.Pool) -> None:
     assert pool.apply(arguments, [1, "two"], {"three": [3]}) == ((1, "two"), {"three": [3]})  # any iterable will do
     assert pool.apply(lambda x, y: x + y, (1,), {"y": 2}) == 3
     assert pool.apply(os.getpid) != os.getpid()
+    wrong: Any
     for wrong in ((5, {}), ((1,), 1)):
         with pytest.raises(TypeError):
-            pool.apply(square, *wrong)  # type: ignore[arg-type]
+            pool.apply(square, *wrong)
 
 
 def test_a_call_raises_what_it_raised(pool: dpool.Pool) -> None:
