@@ -28,4 +28,8 @@ QUESTIONS = (
     "store_small",
     "store_arrow",
     "store_spill",
+    "pool_apply",
+    "pool_map",
+    "pool_imap",
+    "pool_arrays",
 )

@@ -59,6 +59,12 @@ class Peer(ABC):
         """The peer's own `map`; only where `maps` is true."""
         raise NotImplementedError(f"{self.title} has no map with a chunk size")
 
+    def pool(self, workers: int) -> Any:
+        """An object with the interface of multiprocessing.Pool, warm; the caller terminates it. Only where the peer has
+        one.
+        """
+        raise NotImplementedError(f"{self.title} has no Pool")
+
     def put(self, value: Any) -> Any:
         """Store a value; return what stands for it as an argument of a task. Only where the peer has a store."""
         raise NotImplementedError(f"{self.title} has no object store")
@@ -140,6 +146,9 @@ class Dpool(_ExecutorPeer):
         self._dpool: Any = importlib.import_module("dpool")
         return self._dpool.Executor(max_workers=workers)
 
+    def pool(self, workers: int) -> Any:
+        return _warm(self._dpool.Pool(workers), workers)
+
     def put(self, value: Any) -> Any:
         return self._dpool.put(value)
 
@@ -176,6 +185,9 @@ class MpPool(Peer):
 
     def start(self, workers: int) -> None:
         self._pool = multiprocessing.get_context("fork").Pool(workers)
+
+    def pool(self, workers: int) -> Any:
+        return _warm(multiprocessing.get_context("fork").Pool(workers), workers)
 
     def apply(self, fn: Function, *args: Any) -> Any:
         return self._pool.apply(fn, args)
@@ -240,6 +252,9 @@ class Ray(Peer):
         values: list[Any] = self._ray.get(handles)
         return values
 
+    def pool(self, workers: int) -> Any:
+        return _warm(importlib.import_module("ray.util.multiprocessing").Pool(workers), workers)
+
     def put(self, value: Any) -> Any:
         return self._ray.put(value)
 
@@ -299,6 +314,13 @@ class Dask(Peer):
     def close(self) -> None:
         self._client.close()
         self._cluster.close()
+
+
+def _warm(pool: Any, workers: int) -> Any:
+    """The pool, when every worker of it has run tasks."""
+    for _ in range(3):
+        pool.map(work.identity, range(100 * workers), 10)
+    return pool
 
 
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Dpool, MpPool, Ppe, Loky, Ray, Dask)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from compat_tests import exclusions, substitute, suite
+from compat_tests import exclusions, pool_suite, substitute, suite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     future = os.environ.get(substitute.FUTURE_VARIABLE, substitute.DEFAULT_FUTURE)
     group.addoption("--executor", default=executor, metavar="MODULE:CLASS", help="what to test (default %(default)s)")
     group.addoption("--future", default=future, metavar="MODULE:CLASS", help="its Future (default %(default)s)")
+    pool = os.environ.get(substitute.POOL_VARIABLE, substitute.DEFAULT_POOL)
+    group.addoption("--pool", default=pool, metavar="MODULE:CLASS", help="what to test (default %(default)s)")
     group.addoption("--suite", default=os.environ.get(suite.SUITE_VARIABLE), metavar="DIR", help="a `test` package")
     group.addoption("--strict-executor", action="store_true", help="give strict=True in every test")
 
@@ -32,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[substitute.EXECUTOR_VARIABLE] = config.getoption("executor")
     os.environ[substitute.FUTURE_VARIABLE] = config.getoption("future")
+    os.environ[substitute.POOL_VARIABLE] = config.getoption("pool")
     if config.getoption("suite"):
         os.environ[suite.SUITE_VARIABLE] = config.getoption("suite")
         scratch = tempfile.mkdtemp(prefix="compat-suite-")
@@ -44,7 +47,7 @@ def _short_id(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if substitute.is_standard(substitute.base()):
+    if substitute.is_standard(substitute.base()) or pool_suite.is_standard():
         return
     left_out = [item for item in items if exclusions.find(exclusions.EXCLUDED, _short_id(item), VERSION)]
     config.hook.pytest_deselected(items=left_out)

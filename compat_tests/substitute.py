@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 EXECUTOR_VARIABLE = "DPOOL_COMPAT_EXECUTOR"
 FUTURE_VARIABLE = "DPOOL_COMPAT_FUTURE"
+POOL_VARIABLE = "DPOOL_COMPAT_POOL"
 DEFAULT_EXECUTOR = "dpool:Executor"
+DEFAULT_POOL = "dpool:Pool"
 DEFAULT_FUTURE = "dpool:Future"
 
 
@@ -105,6 +107,12 @@ def future() -> type:
     """The class that the tests build by hand as `Future()`."""
     chosen: type = load(os.environ.get(FUTURE_VARIABLE, DEFAULT_FUTURE))
     return chosen
+
+
+@functools.cache
+def pool() -> Any:
+    """What the tests of multiprocessing's Pool are run with."""
+    return load(os.environ.get(POOL_VARIABLE, DEFAULT_POOL))
 
 
 def __getattr__(name: str) -> Any:

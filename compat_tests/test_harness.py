@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import concurrent.futures
+import multiprocessing
 import sys
 import unittest
 
 import pytest
 from test.support import script_helper  # type: ignore[import-not-found,unused-ignore]
 
-from compat_tests import exclusions, substitute, suite
+from compat_tests import exclusions, pool_suite, substitute, suite
 
 VERSION = sys.version_info[:2]
 CLASSES = suite.process_pool_classes(suite.import_suite())
+POOLS = pool_suite.pool_classes()
 
 
 def test_every_process_pool_class_uses_the_substitute() -> None:
@@ -34,7 +36,11 @@ def test_no_class_of_the_suite_is_missed() -> None:
 @pytest.mark.parametrize("row", [*exclusions.EXCLUDED, *exclusions.STRICT], ids=lambda row: row.pattern)
 def test_every_row_names_a_test(row: exclusions.Row) -> None:
     everywhere = row._replace(since=VERSION, before=None)
-    matched = [test for test in suite.test_ids(CLASSES) if exclusions.find((everywhere,), test, VERSION)]
+    matched = [
+        test
+        for test in suite.test_ids(CLASSES) | suite.test_ids(POOLS)
+        if exclusions.find((everywhere,), test, VERSION)
+    ]
     assert bool(matched) == row.holds(VERSION), matched
 
 
@@ -67,4 +73,48 @@ def test_a_failing_test_of_the_suite_fails() -> None:
     broken = type(case.__name__, (case,), {"executor_type": Broken})
     result = unittest.TestResult()
     broken("test_submit").run(result)
+    assert len(result.failures) == 1
+
+
+# --- Pool ---
+
+
+def test_the_tests_of_pool_use_the_substitute() -> None:
+    module = pool_suite.import_suite()
+    assert module.multiprocessing.Pool is substitute.pool()
+    assert module.multiprocessing.TimeoutError is multiprocessing.TimeoutError
+    assert POOLS["WithProcessesTestPool"].Pool is substitute.pool()  # type: ignore[attr-defined]
+
+
+def test_no_test_of_pool_is_missed() -> None:
+    found = suite.test_ids(POOLS)
+    module = pool_suite.import_suite()
+    for name in pool_suite.KINDS:
+        tests = [test for test in dir(getattr(module, name)) if test.startswith("test_")]
+        assert {f"WithProcesses{name[1:]}::{test}" for test in tests} <= found
+    assert {f"{name}::{test}" for name, test in pool_suite.ALONE.items()} <= found
+    assert len(found) > 30
+
+
+def test_the_script_of_a_test_of_pool_imports_the_substitute() -> None:
+    run = pool_suite._with_substitute(script_helper.assert_python_ok)
+    _rc, out, _err = run("-c", pool_suite.IMPORT_LINE + "\nprint(Pool.__module__)")
+    assert out.decode().strip() == substitute.pool().__module__
+    with pytest.raises(AssertionError, match="unknown form"):
+        run("-c", "import multiprocessing.pool")
+
+
+def test_a_failing_test_of_pool_fails() -> None:
+    class Broken(substitute.pool()):  # type: ignore[misc]
+        def apply(self, func, args=(), kwds={}):  # type: ignore[no-untyped-def]  # noqa: B006
+            return None
+
+    case = POOLS["WithProcessesTestPool"]
+    broken = type(case.__name__, (case,), {"Pool": staticmethod(Broken)})
+    broken.setUpClass()
+    try:
+        result = unittest.TestResult()
+        broken("test_apply").run(result)
+    finally:
+        broken.tearDownClass()
     assert len(result.failures) == 1

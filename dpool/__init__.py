@@ -1,8 +1,8 @@
-"""dpool: the executors you know, on a distributed runtime.
+"""dpool: the pools you know, on a distributed runtime.
 
 ```
  Executor ─┐                     ┌─ driver ─ frames ─► workers        (one machine)
- Future    ├─► Runtime protocol ─┤─ node: leases, processes, output
+ Pool      ├─► Runtime protocol ─┤─ node: leases, processes, output
  …         ┘                     └─ GCS: Redis, lineage
 ```
 
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dpool import errors as errors
+    from dpool._core.context import current_worker as current_worker
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
+    from dpool.pool import Pool as Pool
     from dpool.remote import get as get
     from dpool.remote import init as init
     from dpool.remote import put as put
@@ -30,7 +32,9 @@ __all__ = [
     "Executor",
     "Future",
     "ObjectRef",
+    "Pool",
     "__version__",
+    "current_worker",
     "errors",
     "get",
     "get_reusable_executor",
@@ -44,6 +48,8 @@ _HOMES = {
     "Executor": "dpool.executor",
     "Future": "dpool._core.future",
     "ObjectRef": "dpool._core.objectref",
+    "Pool": "dpool.pool",
+    "current_worker": "dpool._core.context",
     "get": "dpool.remote",
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.remote",

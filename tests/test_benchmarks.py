@@ -182,6 +182,22 @@ JUDGED: dict[str, tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]
         {"dpool": {"store_per_disk": 0.5, "spilled_share": 1}},
         {"dpool": {"store_per_disk": 0.49, "spilled_share": 1}},
     ),
+    "pool_apply": (
+        {"dpool": {"apply_us": 40}, "mp": {"apply_us": 80}},
+        {"dpool": {"apply_us": 41}, "mp": {"apply_us": 80}},
+    ),
+    "pool_map": (
+        {"dpool": {"range": 100}, "mp": {"range": 100}, "ray": {"range": 5}},
+        {"dpool": {"range": 99}, "mp": {"range": 100}, "ray": {"range": 5}},
+    ),
+    "pool_imap": (
+        {"dpool": {"unordered": 300}, "mp": {"unordered": 100}},
+        {"dpool": {"unordered": 299}, "mp": {"unordered": 100}},
+    ),
+    "pool_arrays": (
+        {"dpool": {"arrays_ms": 100}, "mp": {"arrays_ms": 1000}},
+        {"dpool": {"arrays_ms": 101}, "mp": {"arrays_ms": 1000}},
+    ),
 }
 
 

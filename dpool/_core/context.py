@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 
 class WorkerContext(NamedTuple):
@@ -19,6 +20,8 @@ class WorkerContext(NamedTuple):
     depth: int
     submitter_pid: int = 0
     """The process whose tasks it runs."""
+    place: int = 0
+    """The lowest number, from 0, that no other living worker of its executor had when it was started."""
 
 
 class _Here:
@@ -30,3 +33,39 @@ class _Here:
 
 
 here = _Here()
+
+
+class CurrentWorker:
+    """The worker that runs the task, as `dpool.current_worker()` shows it.
+
+    Attributes:
+        id: its number on this machine; no other worker of this run has had it.
+        pid: its process id.
+        index: its place in its pool, from 0: a replacement takes the place of the worker that has gone. So it can
+            choose a GPU or a port.
+        state: a dictionary of the worker's own, which lives as long as the worker: for what is expensive to set up.
+    """
+
+    __slots__ = ("id", "index", "pid", "state")
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.id = context.worker
+        self.pid = os.getpid()
+        self.index = context.place
+        self.state: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<dpool worker {self.id}: pid={self.pid} index={self.index}>"
+
+
+_known: list[CurrentWorker] = []
+
+
+def current_worker() -> CurrentWorker | None:
+    """The worker that this task runs in; None outside of one, also in a process that a task has forked."""
+    if here.worker is None:
+        return None
+    if not _known:
+        _known.append(CurrentWorker(here.worker))
+    found = _known[0]
+    return found if found.pid == os.getpid() else None

@@ -109,8 +109,8 @@ class NativeRuntime:
         self._reader = 0
         """The thread that has the reading role, or 0."""
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._callbacks: deque[Future[Any]] = deque()
-        """Futures whose callbacks the io thread is to run."""
+        self._callbacks: deque[Callable[[], Any]] = deque()
+        """What the io thread is to run: users' callbacks."""
         self._inner = select.epoll()
         self._outer = select.epoll()
         self._poller = Poller(self._inner.poll, config.poll_s)
@@ -141,6 +141,11 @@ class NativeRuntime:
         """The thread with the reading role is dealing with a message."""
         self._sleepers = 0
         """Threads that wait on a Condition because another one reads."""
+        self._settled = threading.Condition()
+        self._watchers = 0
+        """Threads that wait on `_settled`, …"""
+        self._turn = 0
+        """… and how often they have been woken."""
         self._blocked = 0
         """Threads of this worker's task that wait."""
         self._warned: set[str] = set()
@@ -333,7 +338,7 @@ class NativeRuntime:
                 return
             if kind is WorkerUp:
                 self._barren = 0
-                pool.worker_up(message.worker, message.pid)
+                pool.worker_up(message.worker, message.pid, message.ordinal)
             elif kind is WorkerDied:
                 pool.worker_died(message)
             elif kind is Retire:
@@ -504,26 +509,46 @@ class NativeRuntime:
         """A task has ended: run its callbacks (in the io thread, if `elsewhere`); its reader may wait for another."""
         extra = future._extra
         if extra is not None and extra.callbacks:
-            io = self._io()
-            if elsewhere and io is not None and io is not threading.current_thread() and not self._io_left:
-                self._callbacks.append(future)
-                self.wake()
+            if elsewhere:
+                self.in_io_thread(future._run_callbacks)
             else:
                 future._run_callbacks()
         self.poke_reader()
+
+    def in_io_thread(self, action: Callable[[], Any]) -> None:
+        """Run `action` in the io thread, with the reading role free; if there is no such thread any more, here."""
+        io = self._io()
+        if io is None or self._io_left:
+            action()
+            return
+        self._callbacks.append(action)
+        if io is not threading.current_thread():  # else it is on its way there
+            self.wake()
+
+    def settled(self) -> None:
+        """Tasks have ended: who waits for any of several, and does not read, shall look."""
+        if self._watchers:
+            with self._settled:
+                self._turn += 1
+                self._settled.notify_all()
 
     def lend(self, change: int) -> None:
         """In a worker: a thread of the task sleeps (+1) or goes on (-1)."""
         self._block(change)
 
     def poke_reader(self) -> None:
-        """Something has changed that the thread with the reading role may be waiting for."""
+        """Something has changed that the thread with the reading role, or one that watches it, may be waiting for."""
+        self.settled()
         reader = self._reader
-        if reader and reader != threading.get_ident():
-            try:
-                os.write(self._poke_fd, b"\1\0\0\0\0\0\0\0")
-            except OSError:  # it has been poked often enough, or the runtime is gone
-                return
+        # this very thread, too, if a signal handler runs in it while it waits
+        if reader and (reader != threading.get_ident() or not self._dispatching):
+            self._poke()
+
+    def _poke(self) -> None:
+        try:
+            os.write(self._poke_fd, b"\1\0\0\0\0\0\0\0")
+        except OSError:  # it has been poked often enough, or the runtime is gone
+            return
 
     def _poked(self) -> None:
         try:
@@ -533,7 +558,7 @@ class NativeRuntime:
 
     def _run_callbacks(self) -> None:
         while self._callbacks:
-            self._callbacks.popleft()._run_callbacks()
+            self._callbacks.popleft()()
 
     def _dispatch(self, events: list[tuple[int, int]]) -> None:
         before, self._dispatching = self._dispatching, True
@@ -608,7 +633,10 @@ class NativeRuntime:
                         "a signal handler cannot wait for a task here: it interrupted this thread while it was reading "
                         "results; let it set a flag or an event, and wait outside"
                     )
-                self._read_until(done, until)
+                try:
+                    self._read_until(done, until)
+                finally:
+                    self._poke()  # whoever was interrupted, and waits for something else, has perhaps missed it
                 return
             took = False
             try:
@@ -625,6 +653,10 @@ class NativeRuntime:
             if until is not None and monotonic() >= until:
                 return
 
+    def dispatching_here(self) -> bool:
+        """Whether this thread is dealing with a message, and what it does now has interrupted that."""
+        return self._dispatching and self._reader == threading.get_ident()
+
     def _sleep_until(self, done: Callable[[], bool], until: float | None, future: Future[Any] | None) -> None:
         """Another thread reads: it will end our future, or leave the reading role to us."""
         self._sleepers += 1
@@ -633,10 +665,7 @@ class NativeRuntime:
             if until is not None:
                 left = min(left, max(0.0, until - monotonic()))
             if future is None:
-                try:
-                    self._reading.acquire(timeout=left)
-                finally:
-                    self._leave(self._reading)
+                self._watch_until(done, left)
                 return
             condition = future._condition
             with condition:
@@ -644,6 +673,20 @@ class NativeRuntime:
                     condition.wait(left)
         finally:
             self._sleepers -= 1
+
+    def _watch_until(self, done: Callable[[], bool], timeout: float) -> None:
+        with self._settled:
+            self._watchers += 1
+            turn = self._turn
+        try:
+            if done():  # with no lock held: it may take others
+                return
+            with self._settled:
+                if self._turn == turn:
+                    self._settled.wait(timeout)
+        finally:
+            with self._settled:
+                self._watchers -= 1
 
     def _read_until(self, done: Callable[[], bool], until: float | None) -> None:
         blocked = False
@@ -773,6 +816,7 @@ class NativeRuntime:
         elif self._reader == 0 and touched == self._touched:
             self._arm()
         self._housekeeping()
+        self._run_callbacks()
 
     def _io_read(self) -> None:
         reading = self._reading
@@ -828,6 +872,9 @@ class NativeRuntime:
             return
         interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
         for pool in list(self.pools.values()):
+            if pool.standing:  # its workers are daemons, as multiprocessing's
+                pool.terminate()
+                continue
             if interrupted:
                 pool.interrupt()
             pool.close(cancel_futures=interrupted)
@@ -886,6 +933,7 @@ class NativeRuntime:
         self._armed = True
         self._reader = 0
         self._callbacks.clear()
+        self._settled, self._watchers = threading.Condition(), 0
         self._inner.close()
         self._outer.close()
         if self._wake_fd >= 0:  # else this is a fork of the fork

@@ -57,6 +57,8 @@ DEATH_S = 5.0
 """How long the kernel may take to end a dead node's workers."""
 MAX_FAILED_STARTS = 5
 """Workers in a row that die before they do anything: then the pool gives up."""
+TERMINATE_S = 1.0
+"""How long workers that were told to end may take for it."""
 PUMP_EVERY = 64
 """Submits between two looks at the workers' sockets."""
 
@@ -78,16 +80,22 @@ class ExecutorPool:
         idle_timeout_s: float | None,
         env: dict[str, str] | None,
         label: str,
+        standing: bool = False,
     ) -> None:
         self.runtime = runtime
         self.number = number
         self.label = label
+        self.standing = standing
+        """The rules of multiprocessing.Pool: see `Runtime.open_pool`."""
+        self.flags = frames.SHOW if standing else 0
+        """Of every frame."""
         self.lock = threading.RLock()
         self.state = OPEN
         self.closing = False
         self.broken: BaseException | None = None
         self._abandoned = False
         """Its executor was collected."""
+        self._terminated = False
         self.drained = threading.Event()
         self.gone = threading.Event()
         self.processes: dict[int, WorkerProcess] = {}
@@ -105,6 +113,8 @@ class ExecutorPool:
         self.env = env or {}
         self._opened = False
         self._failed_starts = 0
+        self._failed_inits = 0
+        """Initializers in a row that failed, of a standing pool."""
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
         self._slots: dict[int, tuple[Slot, Lane | None]] = {}
         self._submitted = 0
@@ -182,10 +192,8 @@ class ExecutorPool:
 
     # -- submitting
 
-    def submit(
-        self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Future[Any]:
-        """One task. Errors of pickling its arguments land on the future."""
+    def submit(self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
+        """One task: a call, or a chunk of calls (see `runtime.Pool.submit`). Errors of pickling land on the future."""
         if self.state is not OPEN:
             self._refuse()
         try:
@@ -234,14 +242,14 @@ class ExecutorPool:
             self._refuse()
 
     def _unprepared(
-        self, route: Route, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: BaseException
+        self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException
     ) -> Future[Any]:
         """A future is among the arguments, or they do not pickle."""
         import concurrent.futures
 
         future: Future[Any] = Future(route)
-        needs = [a for a in (*args, *kwargs.values()) if isinstance(a, concurrent.futures.Future)]
-        if needs and isinstance(error, FutureInside):
+        if isinstance(error, FutureInside):
+            needs = [a for a in (*args, *kwargs.values()) if isinstance(a, concurrent.futures.Future)]
             self._wait_for(future, needs, fn, args, kwargs)
         elif not isinstance(error, Exception):
             raise error
@@ -369,6 +377,10 @@ class ExecutorPool:
         """
         if self.state in (BROKEN, CLOSED) or self.runtime.node_lost:  # the next node is asked again
             return
+        if self._failed_inits >= MAX_FAILED_STARTS:
+            if self._working():
+                return  # they can do it
+            self._failed_inits = 0  # another occasion
         if not self._opened:
             self._open()
         waiting = len(lane.queue) + lane.dispatcher.in_flight() - len(lane.dispatcher.slots) - lane.requested
@@ -388,6 +400,12 @@ class ExecutorPool:
         if count > 0:
             lane.requested += count
             self.runtime.tell(RequestLeases(self.number, lane.shape, count))
+
+    def populate(self) -> None:
+        """Have all workers started that there may be, now and not at the first task."""
+        with self.lock:
+            if self.state is OPEN and self._failed_inits < MAX_FAILED_STARTS:
+                self.want_workers(self.main, at_least=self.max_workers)
 
     def _give_up_spare(self, lane: Lane, wanted: int) -> int:
         """Other lanes' idle workers go back to the node, so that it can lease them for this lane's shape."""
@@ -488,7 +506,8 @@ class ExecutorPool:
         try:
             export, call = self._prepared_initializer()
         except BaseException as error:
-            self._initializer_failed(slot, error)
+            self._initializer_failed(slot, error, again=False)
+            self.kill_for(self.main, slot, lambda _: None)
             return True
         items = slot.link.shipped.missing(export)
         env, slot.link.gpus = slot.link.gpus, None
@@ -518,23 +537,50 @@ class ExecutorPool:
     def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
         """The initializer of a worker has ended."""
         if value is None:
-            self._failed_starts = 0
+            self._failed_starts = self._failed_inits = 0
             lane.initialized(slot)
+            if self.closing:
+                self.check_drained()
             return
         from dpool._core.serialize import load_exception
 
         error = load_exception(value[1], "the initializer") if value.__class__ is tuple else None
         self._initializer_failed(slot, error)
 
-    def _initializer_failed(self, slot: Slot, error: BaseException | None) -> None:
+    def _initializer_failed(self, slot: Slot, error: BaseException | None, again: bool = True) -> None:
+        """`again`: another worker may fare better, if the pool is one that tries."""
         from dpool.errors import InitializerFailed
 
         what = f"{type(error).__name__}: {error}" if error is not None else "its worker died in it"
         failure = InitializerFailed(
-            f"the initializer of the executor failed ({what}); no task can run, see {slot.link.log_file}"
+            f"the initializer of the {self.label.lower()} failed ({what}); no task can run, see {slot.link.log_file}"
         )
         failure.__cause__ = error
-        self.break_all(failure)
+        if not self.standing:
+            self.break_all(failure)
+            return
+        slot.retiring = True
+        self._failed_inits = self._failed_inits + 1 if again else MAX_FAILED_STARTS
+        if self._failed_inits >= MAX_FAILED_STARTS:
+            self._fail_queued(failure)
+
+    def _working(self) -> bool:
+        """Whether there are workers whose initializer has not failed."""
+        return any(not slot.held and not slot.retiring for slot, lane in self._slots.values() if lane is not None)
+
+    def _fail_queued(self, error: BaseException) -> None:
+        """No worker can be had for what waits. What is submitted from now on is another occasion."""
+        pending: list[Future[Any]] = []
+        with self.lock:
+            if self._working():
+                return
+            for lane in self._lanes.values():
+                pending += lane.queue
+                lane.queue.clear()
+                lane.hungry = True
+        _fail_all(pending, error)
+        if self.closing:
+            self.check_drained()
 
     # -- workers end
 
@@ -613,12 +659,12 @@ class ExecutorPool:
             slot.returned = True
             self.runtime.tell(ReturnLease(self.number, slot.worker, True))
 
-    def worker_up(self, worker: int, pid: int) -> None:
+    def worker_up(self, worker: int, pid: int, ordinal: int) -> None:
         known = self._slots.get(worker)
         if known is not None:
             known[0].link.pid = pid
             known[0].link.up = True
-            self.processes[pid] = WorkerProcess(self, worker, pid)
+            self.processes[pid] = WorkerProcess(self, worker, pid, ordinal)
 
     def worker_died(self, message: WorkerDied) -> None:
         """The node says so: its tasks are retried or fail, the others go on."""
@@ -634,7 +680,7 @@ class ExecutorPool:
                 self.check_drained()
 
     def _bury(self, message: WorkerDied, known: tuple[Slot, Lane | None] | None) -> None:
-        self._forget_process(message.pid)
+        self._forget_process(message.pid, -message.signal if message.signal else message.exit_code)
         if known is None:
             self._start_failed(message)
             return
@@ -643,7 +689,7 @@ class ExecutorPool:
         page = slot.link.page.slots
         began = page[frames.STARTED] > 0
         idle = page[frames.LIMIT] > 0 and not slot.frames and not slot.held  # it had got as far as its loop
-        initializing = slot.held and self._initializer is not None and not began
+        initializing = slot.held and self._initializer is not None and not began and not slot.retiring
         lost = (lane or self.main).worker_died(slot)
         if message.unclaimed:
             self._claim(message.pid)
@@ -652,9 +698,9 @@ class ExecutorPool:
         slot.link.close()
         if began or idle:
             self._failed_starts = 0
-        elif message.signal or message.exit_code or message.reason:
+        elif (message.signal or message.exit_code or message.reason) and not (initializing and self.standing):
             self._failed_starts += 1
-        if initializing and self.state is OPEN and why is None:
+        if initializing and self.state in (OPEN, CLOSING) and why is None and (self.standing or self.state is OPEN):
             self._initializer_failed(slot, None)
         for future in lost:
             self._lost(future, message, why)
@@ -664,6 +710,8 @@ class ExecutorPool:
             self._give_up(message)
         for each in list(self._lanes.values()):
             each.push()
+        if self.standing:
+            self.populate()
 
     @staticmethod
     def _claim(pid: int) -> None:
@@ -705,9 +753,10 @@ class ExecutorPool:
             )
         )
 
-    def _forget_process(self, pid: int) -> None:
+    def _forget_process(self, pid: int, exit_code: int) -> None:
         process = self.processes.pop(pid, None)
         if process is not None:
+            process.exitcode = exit_code
             process.ended.set()
             self.runtime.poke_reader()
 
@@ -848,6 +897,8 @@ class ExecutorPool:
         with self.lock:
             if self.drained.is_set() or not self.closing or self._waiting or self._recovering:
                 return
+            if self.standing and self._initializer is not None and self.state is CLOSING and self._initializing():
+                return  # who closes the pool at once still finds that it has run
             for lane in self._lanes.values():
                 with lane.lock:
                     while lane.queue and lane.queue[0]._state is not PENDING:
@@ -859,6 +910,11 @@ class ExecutorPool:
                 self.state = CLOSED
         self._leave()
 
+    def _initializing(self) -> bool:
+        return any(lane.requested for lane in self._lanes.values()) or any(
+            slot.held and not slot.retiring for slot, _ in self._slots.values()
+        )
+
     def _leave(self) -> None:
         for slot, _ in list(self._slots.values()):
             if not slot.retiring or not slot.returned:
@@ -868,7 +924,7 @@ class ExecutorPool:
             for lane in self._lanes.values():
                 if lane.requested:
                     self.runtime.tell(CancelRequests(self.number, lane.shape))
-            self.runtime.tell(ClosePool(self.number, self.state is BROKEN))
+            self.runtime.tell(ClosePool(self.number, self.state is BROKEN and not self._terminated))
         if self.runtime.node_lost or not self._opened:  # nobody to wait for
             self.closed()
 
@@ -881,7 +937,7 @@ class ExecutorPool:
             self.runtime.unwatch(slot.link)
             slot.link.close()
         for pid in list(self.processes):
-            self._forget_process(pid)
+            self._forget_process(pid, 0)
         with self.lock:
             fds, self._init_fds = self._init_fds, ()
         for fd in fds:
@@ -912,11 +968,27 @@ class ExecutorPool:
                     slot.frames.clear()
                 pending += lane.queue
                 lane.queue.clear()
-        for future in pending:
-            copy = type(error)(*error.args)
-            copy.__cause__ = error.__cause__
-            finish(future, None, copy)
+        _fail_all(pending, error)
         self.check_drained()
+
+    def terminate(self) -> None:
+        """End at once: what is pending fails, the workers get SIGTERM and, if that does not end them, SIGKILL."""
+        from dpool.errors import ExecutorBroken
+
+        if not self.may_wait():
+            self.later(self.terminate)
+            return
+        with self.lock:
+            if self.state in (BROKEN, CLOSED) or self._terminated:
+                return
+            self._terminated = True
+        self.break_all(ExecutorBroken("the pool was terminated before the task had ended"))
+        self.signal_workers(int(signal.SIGTERM))  # afterwards: nothing shall look as if a worker had crashed
+        self.runtime.at(monotonic() + TERMINATE_S, self._insist)
+
+    def _insist(self) -> None:
+        if not self.gone.is_set():
+            self.runtime.tell(ClosePool(self.number, True))
 
     def close_later(self) -> None:
         """`close`, from a finalizer, which may run anywhere, in the middle of anything."""
@@ -944,6 +1016,27 @@ class ExecutorPool:
         for slot, _ in self._slots.values():
             slot.link.close()
         self._slots.clear()
+
+    def may_wait(self) -> bool:
+        """Whether this thread can wait: it is not a signal handler or finalizer in the middle of our own work."""
+        return not self.lock._is_owned() and not self.runtime.dispatching_here()  # type: ignore[attr-defined]
+
+    def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until `done()`, which is asked whenever tasks have ended, or the time is over."""
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "a signal handler or finalizer interrupted dpool in the middle of its work; it may submit, but not wait"
+            )
+        self.runtime._check_process()
+        self.runtime.wait_until(done, timeout)
+
+    def in_callback_thread(self, action: Callable[[], Any]) -> None:
+        """Run `action` where callbacks run, soon."""
+        self.runtime.in_io_thread(action)
+
+    def task_s(self) -> float:
+        """What a task takes, on average; 0: not known."""
+        return self.main.dispatcher.task_s
 
     def wait_gone(self) -> None:
         """Wait until the closed pool's tasks are done and its workers gone."""
@@ -1011,6 +1104,14 @@ class ExecutorPool:
         await_deaths(pids, DEATH_S)
 
 
+def _fail_all(pending: list[Future[Any]], error: BaseException) -> None:
+    """Each gets an exception of its own."""
+    for future in pending:
+        copy = type(error)(*error.args)
+        copy.__cause__ = error.__cause__
+        finish(future, None, copy)
+
+
 def _atomic(items: Any) -> bool:
     return not items or type(items[0]) in ATOMIC
 
@@ -1046,14 +1147,18 @@ class Clock:
 
 
 class WorkerProcess:
-    """What `Executor._processes` shows of one worker."""
+    """What `Executor._processes` and `Pool._pool` show of one worker: what both can of `multiprocessing.Process`."""
 
-    __slots__ = ("_pool", "_worker", "ended", "pid")
+    __slots__ = ("_pool", "_worker", "ended", "exitcode", "name", "pid")
+    daemon = True
 
-    def __init__(self, pool: ExecutorPool, worker: int, pid: int) -> None:
+    def __init__(self, pool: ExecutorPool, worker: int, pid: int, ordinal: int) -> None:
         self._pool = pool
         self._worker = worker
         self.pid = pid
+        self.name = f"DpoolWorker-{ordinal}"
+        self.exitcode: int | None = None
+        """None while it lives; negative: the signal that killed it."""
         self.ended = threading.Event()
 
     def is_alive(self) -> bool:

@@ -3,11 +3,15 @@
 Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, calls)`
 
 - `base`: sequence number of the first task; a worker's tasks are numbered 1, 2, … by the submitter;
-- `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer);
+- `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer), SHOW
+  (an error of pickling a result shall show the result);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
   object store that lies (a list, see `storage.Place`).
+
+A pickled call is `(args, kwargs)`; or a chunk, `(items, MAP)` or `(items, STARMAP)`: the function is called with each
+item, or with the arguments that each item is, and the list of what it returned is the task's one value.
 
 Result frame (worker → submitter), one pickle: `(first, end, elapsed_ns, values)`: results of tasks `first`,
 `first+1`, …; `end`: the frame is done (with fewer results than tasks if the rest was taken back). A value is a plain
@@ -38,6 +42,10 @@ from dpool._core.config import JOURNAL_BYTES
 POLL = 1
 EXIT = 2
 INIT = 4
+SHOW = 8
+
+MAP, STARMAP = 1, 2
+"""What stands in the place of the keyword arguments of a chunk."""
 
 RESULT = 1
 """kind: a pickled result"""

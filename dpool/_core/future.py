@@ -11,6 +11,7 @@ under `_mutex`. So whoever makes one either sees the final state or is notified 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Generator
@@ -39,19 +40,22 @@ IN_PLACE: Any = object()
 
 _mutex = threading.RLock()
 """Reentrant, because an allocation under it may collect garbage, whose finalizers may use futures."""
+_failures = itertools.count(1)
 _log = logging.getLogger("concurrent.futures")
 
 
 class _Extra:
     """What only some futures need."""
 
-    __slots__ = ("attempts", "callbacks", "condition", "exception", "group", "lends", "promise", "waiters")
+    __slots__ = ("attempts", "callbacks", "condition", "exception", "failed", "group", "lends", "promise", "waiters")
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
         self.callbacks: list[Callable[[Any], object]] = []
         self.waiters: list[Any] = []
         self.exception: BaseException | None = None
+        self.failed = 0
+        """When it ended with an exception: tasks that failed later have larger numbers."""
         self.lends = False
         """A task waits for it without reading: the CPUs of its lease are lent until it is done."""
         self.attempts = 0
@@ -353,7 +357,9 @@ class Future(_base.Future[_T]):
     def _end(self, state: str, result: Any, exception: BaseException | None) -> None:
         """Under `_mutex`."""
         if exception is not None:
-            self._more().exception = exception
+            extra = self._more()
+            extra.exception = exception
+            extra.failed = next(_failures)
         if result is not IN_PLACE:
             self._result = result
         self._call = self._export = None

@@ -313,7 +313,9 @@ class Lane:
         ship = None
         if items or link.gpus is not None or link.dead:
             ship = (items, link.dead, link.gpus)
-        flags = frames.POLL if self.pool.runtime.may_poll(len(tasks)) else 0
+        flags = self.pool.flags
+        if self.pool.runtime.may_poll(len(tasks)):
+            flags |= frames.POLL
         if dispatcher.lifetime is not None and dispatcher.last_of_life(slot, len(tasks)):
             flags |= frames.EXIT
         first = numbers[0]
@@ -482,6 +484,7 @@ class Lane:
                 self._settle_with_refs(future, kind, data, label)
             else:
                 finish(future, None, load_exception(data, label))
+        self.pool.runtime.settled()
         if self.pool.closing:
             self.pool.check_drained()
 

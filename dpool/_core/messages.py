@@ -145,6 +145,8 @@ class WorkerUp(NamedTuple):
     pool: int
     worker: int
     pid: int
+    ordinal: int
+    """As in Spawn."""
 
 
 class WorkerDied(NamedTuple):
@@ -195,6 +197,8 @@ class Spawn(NamedTuple):
     worker: int
     ordinal: int
     """Numbers the workers of a pool: 1, 2, …"""
+    place: int
+    """The lowest number, from 0, that no other living worker of the pool has."""
     node_pid: int
     session: str
     setup: bytes

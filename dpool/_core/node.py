@@ -480,7 +480,7 @@ class Node:
     def _start_worker(self, order: s.StartWorker) -> None:
         pool = self._pools[order.pool]
         pool.started += 1
-        proc = Proc(order.worker, order.pool, pool.started, self.session)
+        proc = Proc(order.worker, order.pool, pool.started, self._free_place(order.pool), self.session)
         self._procs[order.worker] = proc
         try:
             proc.make_channels(make_page)
@@ -489,13 +489,19 @@ class Node:
             return
         for fd in proc.pipes:
             self._on(fd, partial(self._pipe_event, proc, fd))
-        proc.order = m.Spawn(order.worker, pool.started, os.getpid(), self.session, pool.setup)
+        proc.order = m.Spawn(order.worker, pool.started, proc.place, os.getpid(), self.session, pool.setup)
         self._have_forked(proc)
         if self._records is None and self.config.gcs == "on":
             try:
                 self._soon_record()
             except (OSError, ImportError) as error:  # no descriptors left; the next worker is another occasion
                 _log("recorder.failed", error=error)
+
+    def _free_place(self, pool: int) -> int:
+        """The lowest place that no worker of the pool has; one that has ended is still being looked after."""
+        living = (proc for proc in self._procs.values() if proc.pool == pool)
+        taken = {proc.place for proc in living if not proc.pid or proc.pid in self._pids}
+        return next(place for place in range(len(taken) + 1) if place not in taken)
 
     def _have_forked(self, proc: Proc) -> None:
         proc.tries += 1
@@ -530,7 +536,7 @@ class Node:
         if fresh:
             proc.close_lessee_side()
             if proc.pid:
-                self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid))
+                self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid, proc.ordinal))
 
     def _kill_worker(self, order: s.KillWorker) -> None:
         proc = self._procs[order.worker]
@@ -680,7 +686,7 @@ class Node:
             self._signal(proc, number)
         pool = self._pools.get(proc.pool)
         if pool is not None and proc.granted:
-            self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid))
+            self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid, proc.ordinal))
         exited = self._unknown_exits.pop(message.pid, None)
         if exited is not None:
             self._exited(proc, *exited)

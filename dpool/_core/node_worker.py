@@ -35,14 +35,15 @@ class Proc:
 
     __slots__ = (
         "_at_end", "_lessee", "_log", "_page", "_partial", "_theirs", "end_code", "end_signal", "failed", "granted",
-        "killed", "log_file", "order", "ordinal", "pid", "pipes", "pool", "reason", "signals", "stopped_at", "tries",
-        "worker",
+        "killed", "log_file", "order", "ordinal", "pid", "pipes", "place", "pool", "reason", "signals", "stopped_at",
+        "tries", "worker",
     )  # fmt: skip
 
-    def __init__(self, worker: int, pool: int, ordinal: int, session: str) -> None:
+    def __init__(self, worker: int, pool: int, ordinal: int, place: int, session: str) -> None:
         self.worker = worker
         self.pool = pool
         self.ordinal = ordinal
+        self.place = place
         self.pid = 0
         self.order: Any = None
         """What the zygote was told."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dpool._core.config import from_environment
 from dpool._core.context import here
+from dpool._core.frames import MAP as MAP
+from dpool._core.frames import STARMAP as STARMAP
 from dpool._core.launch import start_early
 from dpool._core.messages import Shape
 
@@ -38,8 +40,12 @@ class Pool(Protocol):
     def make_route(self, shape: Shape, max_retries: int, timeout_s: float | None, name: str) -> Any:
         """Options for tasks."""
 
-    def submit(self, route: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        """One task."""
+    def submit(self, route: Any, fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
+        """One task: `fn(*args, **kwargs)`.
+
+        Or a chunk, if `kwargs` is MAP or STARMAP: `[fn(item) for item in args]`, `[fn(*item) for item in args]`. `args`
+        is then whatever collection of items pickles best.
+        """
 
     def share(self, iterables: tuple[Iterable[Any], ...]) -> tuple[Iterable[Any], ...]:
         """Arguments for many tasks: the same, or with large ones that occur again stored once."""
@@ -68,6 +74,30 @@ class Pool(Protocol):
     def live_processes(self) -> Mapping[int, Any]:
         """Process id → process, of the workers that live."""
 
+    # for multiprocessing's Pool
+
+    @property
+    def processes(self) -> Mapping[int, Any]:
+        """Those that are known to live at this moment."""
+
+    def populate(self) -> None:
+        """Start all workers that there may be; does not wait."""
+
+    def terminate(self) -> None:
+        """End at once: what is pending fails, workers are killed; does not wait."""
+
+    def may_wait(self) -> bool:
+        """Whether this thread can wait; not in a signal handler that has interrupted dpool's own work."""
+
+    def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until `done()`, which is asked whenever tasks have ended, or the time is over."""
+
+    def in_callback_thread(self, action: Callable[[], Any]) -> None:
+        """Run `action` where callbacks run, soon."""
+
+    def task_s(self) -> float:
+        """What a task takes, on average, in seconds; 0: not known."""
+
     def describe(self) -> str:
         """For people."""
 
@@ -87,8 +117,14 @@ class Runtime(Protocol):
         idle_timeout_s: float | None,
         env: dict[str, str] | None,
         label: str,
+        standing: bool = False,
     ) -> Pool:
-        """A new executor's workers."""
+        """A new executor's workers.
+
+        `standing`: as `multiprocessing.Pool` has it. `populate` may start all workers before there is a task, those
+        that die are replaced at once, an initializer that fails is tried again in others before what waits fails, and
+        at the end of the program what is pending is abandoned.
+        """
 
 
 def open_runtime(address: str | None) -> Runtime:

@@ -54,8 +54,10 @@ if TYPE_CHECKING:
 
     from dpool._core.objectref import ObjectRef
 
-    Args = tuple[Any, ...]
-    Kwargs = dict[str, Any]
+    Args = Any
+    """A tuple; of a chunk any collection of items, which is pickled as it is."""
+    Kwargs = Any
+    """A dictionary; of a chunk MAP or STARMAP (see frames.py)."""
 
 __all__ = [
     "ATOMIC",
@@ -216,7 +218,7 @@ class Exporter:
         self._lock = RLock()
 
     def prepare(self, fn: Callable[..., Any], args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes | Stored]:
-        """What to send for the call `fn(*args, **kwargs)`.
+        """What to send for the call `fn(*args, **kwargs)`, or for the calls of a chunk.
 
         Returns:
             The export and the payload: `args` itself if there are no keywords and only small atomic arguments, else
@@ -368,11 +370,14 @@ class Exporter:
     def _with_payload(self, entry: _Entry, args: Args, kwargs: Kwargs) -> tuple[Export, bytes | Stored]:
         export: Export = entry.export
         try:
-            if _all_plain(args) and (not kwargs or _all_plain(kwargs.values())) and not _any_long(args, kwargs):
+            if type(kwargs) is int:
+                args = _items(args)
+            elif _all_plain(args) and (not kwargs or _all_plain(kwargs.values())) and not _any_long(args, kwargs):
                 data = pickle.dumps((args, kwargs), PROTOCOL)
                 if len(data) <= INLINE_LIMIT:
                     return export, data
-            args, kwargs = _arguments(args, kwargs)
+            if type(kwargs) is not int:
+                args, kwargs = _arguments(args, kwargs)
             parts = Parts()
             pickler = Pickler(parts=parts)
             dump((args, kwargs), pickler)
@@ -409,7 +414,10 @@ class Exporter:
         function: bytes | None = None
         names: list[str] = []
         keep: list[Any] = []
-        args, kwargs = _arguments(args, kwargs)
+        if type(kwargs) is int:
+            args = _items(args)
+        else:
+            args, kwargs = _arguments(args, kwargs)
         content: tuple[Any, ...] = (fn, args, kwargs)
         if type(fn) is FunctionType:
             function, names, _, keep = self._capture(fn, label)
@@ -544,6 +552,14 @@ def _arguments(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         return marked.setdefault(id(value), objectref.ByValue(value))  # the same one twice is the same value twice
 
     return tuple(map(mark, args)), {name: mark(value) for name, value in kwargs.items()}
+
+
+def _items(items: Any) -> Any:
+    """The items of a chunk, references among them marked as to be replaced by their values."""
+    objectref = sys.modules.get("dpool._core.objectref")
+    if objectref is None or type(items) not in (list, tuple) or objectref.ObjectRef not in set(map(type, items)):
+        return items
+    return [objectref.ByValue(item) if type(item) is objectref.ObjectRef else item for item in items]
 
 
 def label_of(fn: Any) -> str:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _LONG = 64 * 1024
 
+SHOWN = "_dpool_shown"
+"""Attribute of an error of pickling a result, if asked for: its own `repr` as it was raised, and that of the result."""
+
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -47,8 +50,10 @@ def dump_result(value: Any, label: str) -> Any:
     return pickled if isinstance(pickled, bytes) else pack(pickled, keep)
 
 
-def pickle_result(value: Any, label: str) -> tuple[Parts | bytes, list[Any]]:
+def pickle_result(value: Any, label: str, show: bool = False) -> tuple[Parts | bytes, list[Any]]:
     """A task's result: its pickle, or the parts of it, and Handles of what it refers to in the object store.
+
+    `show`: an error of it has the attribute SHOWN.
 
     Raises:
         PicklingError, TypeError, …: what pickling raised; its text names the task and the type.
@@ -61,9 +66,19 @@ def pickle_result(value: Any, label: str) -> tuple[Parts | bytes, list[Any]]:
         dump(value, pickler)
         return parts, pickler.keep
     except Exception as error:
+        if show:
+            _show(error, value)
         what = f"the result of {label!r}" if label else "the task's result"
         _say(error, f"while pickling {what}, of type {type(value).__qualname__}")
         raise
+
+
+def _show(error: Exception, result: Any) -> None:
+    try:
+        text = repr(result)
+    except Exception as failure:
+        text = f"<{type(result).__qualname__}, whose repr raised {explain(failure)}>"
+    setattr(error, SHOWN, (repr(error), text))
 
 
 def _say(error: Exception, text: str) -> None:

@@ -21,6 +21,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from itertools import starmap
 from pickle import dumps
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
@@ -37,6 +38,7 @@ from dpool._core.frames import (
     INIT,
     JOURNAL_AT,
     LIMIT,
+    MAP,
     NO_LIMIT,
     PAGE_BYTES,
     PID,
@@ -44,6 +46,7 @@ from dpool._core.frames import (
     RAISED,
     RAISED_WITH_REFS,
     RESULT,
+    SHOW,
     STARTED,
     STORED,
     WITH_REFS,
@@ -81,6 +84,8 @@ class Worker:
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
         self._interrupts = Interrupts()
+        self._show = False
+        """An error of pickling a result shall show the result."""
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
         os.register_at_fork(after_in_child=self._forked)
@@ -106,6 +111,7 @@ class Worker:
                 if not self._initialize(numbers, calls[0]):
                     return
             else:
+                self._show = bool(flags & SHOW)
                 self._run_frame(base, numbers, calls)
             _flush_streams()
             if flags & EXIT:
@@ -191,13 +197,15 @@ class Worker:
             return result
         self._interrupts.armed = False
         try:
-            return _result(result, _label(function))
+            return _result(result, _label(function), self._show)
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
     @staticmethod
-    def _apply(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return function(*args, **kwargs)
+    def _apply(function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int) -> Any:
+        if type(kwargs) is int:  # a chunk
+            return list(map(function, args) if kwargs == MAP else starmap(function, args))
+        return function(*args, **kwargs)  # type: ignore[arg-type]
 
     def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         if self._child:
@@ -255,9 +263,9 @@ class Worker:
         return not failed
 
 
-def _result(result: Any, label: str) -> tuple[int, Any]:
+def _result(result: Any, label: str, show: bool) -> tuple[int, Any]:
     """A task's result as it travels: pickled, or where in the object store it lies."""
-    parts, keep = pickle_result(result, label)
+    parts, keep = pickle_result(result, label, show)
     if type(parts) is bytes:
         return (RESULT, parts)
     assert here.worker is not None

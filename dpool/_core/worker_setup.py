@@ -43,7 +43,14 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
     for fd in (page_fd, out_fd, err_fd):
         os.close(fd)
     context = WorkerContext(
-        message.worker, message.ordinal, message.session, message.node_pid, setup.job, setup.depth, setup.driver_pid
+        message.worker,
+        message.ordinal,
+        message.session,
+        message.node_pid,
+        setup.job,
+        setup.depth,
+        setup.driver_pid,
+        message.place,
     )
     here.worker = context
     importer = Importer()
