@@ -11,6 +11,7 @@ Names are imported when they are first used, so that `import dpool` costs next t
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dpool._core.objectref import ObjectRef as ObjectRef
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
+    from dpool.joblib import register_joblib as register_joblib
     from dpool.remote import get as get
     from dpool.remote import init as init
     from dpool.remote import put as put
@@ -36,6 +38,7 @@ __all__ = [
     "get_reusable_executor",
     "init",
     "put",
+    "register_joblib",
     "store_stats",
     "wait",
 ]
@@ -48,6 +51,7 @@ _HOMES = {
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.remote",
     "put": "dpool.remote",
+    "register_joblib": "dpool.joblib",
     "store_stats": "dpool.remote",
     "wait": "dpool.remote",
 }
@@ -68,3 +72,19 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _known_to_joblib() -> None:
+    """A program that has joblib can name our backend at once; what that needs is imported when it does."""
+
+    def backend(**settings: Any) -> Any:
+        from dpool.joblib import DpoolBackend
+
+        return DpoolBackend(**settings)
+
+    register = getattr(sys.modules.get("joblib.parallel"), "register_parallel_backend", None)
+    if register is not None:
+        register("dpool", backend)
+
+
+_known_to_joblib()
