@@ -12,8 +12,8 @@ Threads: joblib submits from the thread that called `Parallel` and, holding its 
 callback of an earlier batch. So `submit` neither waits nor raises: whatever goes wrong is on the future, whose callback
 joblib waits for.
 
-Nesting: a worker has its share of the CPUs, what there is divided by the workers of its pool. A `Parallel` inside a task
-uses as many processes as that share, and with a share of one runs in the worker itself.
+Nesting: a worker has its share of the CPUs, what there is divided by the workers of its pool. A `Parallel` inside a
+task uses as many processes as that share, and with a share of one runs in the worker itself.
 
 Source of the contract: joblib's ParallelBackendBase, 1.3 to 1.6.
 """
@@ -172,6 +172,10 @@ class _Arguments:
         self._stored: dict[int, tuple[Any, ByValue]] = {}
         """By `id`: a weak reference to the argument, and what stands for it."""
 
+    def clear(self) -> None:
+        """The call is over; its weak references refer to this, so it would not go by itself."""
+        self._stored.clear()
+
     def of(self, items: list[Any]) -> list[Any]:
         """The same calls with such arguments replaced."""
         return [self._call(*item) for item in items]
@@ -291,9 +295,7 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **backend_kwargs: Any
     ) -> None:
         _check_settings(backend_kwargs)
-        super().__init__(
-            nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **backend_kwargs
-        )
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **backend_kwargs)
         self.backend_kwargs = backend_kwargs
         self.parallel: Any = None
         self._n_jobs = 1
@@ -381,14 +383,14 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         """A call begins: how many tasks it has may be known now."""
         tasks = getattr(self.parallel, "n_tasks", None) or self._n_jobs
         self._cpus = self._share(min(self._n_jobs, tasks))
-        self._arguments = _Arguments(self._limit)
 
     def stop_call(self) -> None:
         """A call has ended: what it had stored may go."""
-        self._arguments = _Arguments(self._limit)
+        self._arguments.clear()
 
     def terminate(self) -> None:
         """A `Parallel` is done; the workers stay for the next one."""
+        self._arguments.clear()
         self.reset_batch_stats()
 
     # -- nesting
