@@ -26,6 +26,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from pickle import PicklingError
 from time import monotonic, perf_counter
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ from dpool._core.context import here
 from dpool._core.future import Future
 from dpool._core.objectref import ByValue, ObjectRef
 from dpool._core.serialize import ATOMIC, size_of, store_value
+from dpool.errors import DpoolError
 from dpool.executor import Executor
 
 IDLE_S = 300.0
@@ -235,7 +237,10 @@ def _mapped(array: Any) -> _Mapped | None:
     while hasattr(getattr(base, "base", None), "filename"):
         base = base.base  # a slice of a map says where the whole map begins
     low, high = _bounds(array)
-    offset = base.offset + low - base.__array_interface__["data"][0]
+    first = base.__array_interface__["data"][0]
+    if low < first or high > first + base.nbytes:
+        return None
+    offset = base.offset + low - first
     start = array.__array_interface__["data"][0] - low
     order = "C" if array.flags.c_contiguous else "F" if array.flags.f_contiguous else ""
     writable = "r+" if mode != "r" and array.flags.writeable else "r"
@@ -433,10 +438,9 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
                 executor = kept.executor()
             view = executor.options(name=_name(func), max_retries=self._max_retries)
             items = self._arguments.of(func.items)
-            future = view.submit(_run_batch, items, func._backend, func._n_jobs, self._cpus)
+            future = _if_pickled(view.submit(_run_batch, items, func._backend, func._n_jobs, self._cpus))
         except Exception as error:
-            future = Future()
-            future.set_exception(error)
+            future = _failed(error)
         self._running[future] = callback
         future.add_done_callback(lambda done: self._ended(kept, done))
         if callback is not None:
@@ -479,6 +483,22 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             future.cancel()
         for future in aborted:
             future.cancel(force=True)
+
+
+def _failed(error: BaseException) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future
+
+
+def _if_pickled(future: Future[Any]) -> Future[Any]:
+    """The future of a batch; if the batch did not pickle, one with the error that joblib's users expect."""
+    error = future.exception() if future.done() and not future.cancelled() else None
+    if error is None or error.__cause__ is not None or isinstance(error, DpoolError):
+        return future  # what a task raises has its remote traceback as the cause
+    pickling = PicklingError(f"could not pickle the task to send it to the workers: {type(error).__name__}: {error}")
+    pickling.__cause__ = error
+    return _failed(pickling)
 
 
 def _backend_again(nesting_level: int | None, threads: int | None, settings: dict[str, Any]) -> DpoolBackend:

@@ -9,6 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
+from pickle import PicklingError
 from typing import Any
 
 import joblib
@@ -172,8 +173,9 @@ def test_only_the_parallel_that_gives_up_is_stopped(gate: Gate) -> None:
 
 
 def test_arguments_that_do_not_pickle() -> None:
-    with pytest.raises(TypeError, match="generator"):
+    with pytest.raises(PicklingError, match="generator") as caught:
         parallel()(delayed(same)(generator()) for _ in range(3))
+    assert isinstance(caught.value.__cause__, TypeError)
     assert squares(3) == [0, 1, 4]
 
 
