@@ -28,4 +28,5 @@ QUESTIONS = (
     "store_small",
     "store_arrow",
     "store_spill",
+    "joblib_tasks",
 )

@@ -57,7 +57,8 @@ def test_few_tasks_have_the_more_cpus_each() -> None:
 def one_level(level: int, n_jobs: int) -> list[Any]:
     if level == 0:
         return [os.getpid()]
-    return sum(Parallel(n_jobs=n_jobs, backend="dpool")(delayed(one_level)(level - 1, n_jobs) for _ in range(2)), [])
+    below = Parallel(n_jobs=n_jobs, backend="dpool")(delayed(one_level)(level - 1, n_jobs) for _ in range(2))
+    return [pid for pids in below for pid in pids]
 
 
 def test_to_any_depth_without_deadlock() -> None:

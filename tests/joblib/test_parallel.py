@@ -95,9 +95,9 @@ def test_short_calls_are_batched_by_the_time_that_they_take() -> None:
     backend = DpoolBackend(nesting_level=0)
     completed = backend.batch_completed
 
-    def note(size: int, duration: float) -> None:
-        batches.append(size)
-        completed(size, duration)
+    def note(batch_size: int, duration: float) -> None:
+        batches.append(batch_size)
+        completed(batch_size, duration)
 
     backend.batch_completed = note  # type: ignore[method-assign]
     Parallel(n_jobs=2, backend=backend)(delayed(square)(i) for i in range(5000))
