@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dpool._core.objectref import ObjectRef as ObjectRef
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
-    from dpool.joblib import register_joblib as register_joblib
     from dpool.remote import get as get
     from dpool.remote import init as init
     from dpool.remote import put as put
@@ -51,7 +50,6 @@ _HOMES = {
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.remote",
     "put": "dpool.remote",
-    "register_joblib": "dpool.joblib",
     "store_stats": "dpool.remote",
     "wait": "dpool.remote",
 }
@@ -72,6 +70,16 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def register_joblib(make_default: bool = False) -> None:
+    """Let joblib know the backend "dpool"; `make_default`: and use it where a program names none.
+
+    Not needed for the name alone if joblib was imported before dpool. ImportError if there is no joblib.
+    """
+    from dpool.joblib import register_joblib as register
+
+    register(make_default)
 
 
 def _known_to_joblib() -> None:
