@@ -48,7 +48,7 @@ def _search(settings: int, samples: int) -> Any:
     """A call of GridSearchCV that checks what it finds."""
     data, target = importlib.import_module("sklearn.datasets").load_digits(return_X_y=True)
     svm = importlib.import_module("sklearn.svm").SVC()
-    grid = {"C": [10.0**i for i in range(settings)], "gamma": [10.0**-i for i in range(2, 2 + settings)]}
+    grid = {"C": [10.0**i for i in range(settings)], "gamma": [10.0**-i for i in range(3, 3 + settings)]}
     search = importlib.import_module("sklearn.model_selection").GridSearchCV(svm, grid, cv=3)
 
     def call() -> None:

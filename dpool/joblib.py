@@ -300,7 +300,7 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **backend_kwargs: Any
     ) -> None:
         _check_settings(backend_kwargs)
-        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads, **backend_kwargs)
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.backend_kwargs = backend_kwargs
         self.parallel: Any = None
         self._n_jobs = 1

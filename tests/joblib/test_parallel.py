@@ -25,6 +25,10 @@ from tests.executor.support import LONG_S, Gate, fail, generator, kill_self, sam
 from tests.helpers import is_running, run_script, wait_until
 
 
+VERSION = tuple(int(part) for part in joblib.__version__.split(".")[:2])
+unordered = pytest.mark.skipif(VERSION < (1, 4), reason="joblib has generator_unordered from 1.4 on")
+
+
 def parallel(**options: Any) -> Parallel:
     return Parallel(**{"n_jobs": 2, "backend": "dpool", **options})
 
@@ -184,6 +188,7 @@ def test_a_result_that_does_not_pickle() -> None:
         parallel()(delayed(generator)() for _ in range(3))
 
 
+@pytest.mark.skipif(VERSION < (1, 4), reason="joblib before 1.4 loses the error or waits for ever, with every backend")
 def test_an_iterable_that_raises() -> None:
     def calls() -> Iterator[Any]:
         for i in range(20):
@@ -205,7 +210,7 @@ def crash_at(i: int, bad: int) -> int:
     return i
 
 
-@pytest.mark.parametrize("return_as", ["list", "generator", "generator_unordered"])
+@pytest.mark.parametrize("return_as", ["list", "generator", pytest.param("generator_unordered", marks=unordered)])
 def test_a_worker_that_dies_raises_and_later_calls_work(return_as: str) -> None:
     with pytest.raises(WorkerCrashed, match="SIGKILL while it ran crash_at"):
         list(parallel(return_as=return_as)(delayed(crash_at)(i, 3) for i in range(10)))
@@ -288,6 +293,7 @@ def test_a_generator_yields_in_order_while_tasks_run(gate: Gate) -> None:
     assert list(results) == ["c"]
 
 
+@unordered
 def test_an_unordered_generator_yields_what_is_ready(gate: Gate) -> None:
     results = parallel(return_as="generator_unordered", batch_size=1)(delayed(gate.enter)(x, x) for x in "abc")
     gate.open("b")
@@ -332,7 +338,7 @@ def test_settings_of_other_backends_are_accepted(tmp_path: Any) -> None:
 def test_an_unknown_setting_is_named() -> None:
     with pytest.raises(TypeError, match="no setting wrong"), parallel_config("dpool", wrong=1):
         pass
-    with pytest.raises(TypeError, match="no setting wrong"):
+    with pytest.raises(TypeError, match="wrong"):
         squares(2, wrong=1)
 
 
