@@ -24,7 +24,6 @@ from dpool.joblib import DpoolBackend, close_executors
 from tests.executor.support import LONG_S, Gate, fail, generator, kill_self, same, square
 from tests.helpers import is_running, run_script, wait_until
 
-
 VERSION = tuple(int(part) for part in joblib.__version__.split(".")[:2])
 unordered = pytest.mark.skipif(VERSION < (1, 4), reason="joblib has generator_unordered from 1.4 on")
 
