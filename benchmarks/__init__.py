@@ -32,4 +32,5 @@ QUESTIONS = (
     "pool_map",
     "pool_imap",
     "pool_arrays",
+    "joblib_tasks",
 )

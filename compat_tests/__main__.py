@@ -104,7 +104,7 @@ def prepare(interpreter: Interpreter, directory: Path) -> str:
         return str(python)
     subprocess.run([interpreter.path, "-m", "venv", "--clear", str(home)], check=True)
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "--editable", str(ROOT), "pytest", "pytest-timeout"], check=True)
+    subprocess.run([*install, "--editable", str(ROOT), "pytest", "pytest-timeout", "joblib", "numpy"], check=True)
     stamp.write_text(wanted)
     return str(python)
 

@@ -11,6 +11,7 @@ Names are imported when they are first used, so that `import dpool` costs next t
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "get_reusable_executor",
     "init",
     "put",
+    "register_joblib",
     "store_stats",
     "wait",
 ]
@@ -74,3 +76,29 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def register_joblib(make_default: bool = False) -> None:
+    """Let joblib know the backend "dpool"; `make_default`: and use it where a program names none.
+
+    Not needed for the name alone if joblib was imported before dpool. ImportError if there is no joblib.
+    """
+    from dpool.joblib import register_joblib as register
+
+    register(make_default)
+
+
+def _known_to_joblib() -> None:
+    """A program that has joblib can name our backend at once; what that needs is imported when it does."""
+
+    def backend(**settings: Any) -> Any:
+        from dpool.joblib import DpoolBackend
+
+        return DpoolBackend(**settings)
+
+    register = getattr(sys.modules.get("joblib.parallel"), "register_parallel_backend", None)
+    if register is not None:
+        register("dpool", backend)
+
+
+_known_to_joblib()

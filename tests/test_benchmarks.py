@@ -178,6 +178,10 @@ JUDGED: dict[str, tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]
         {"dpool": {"arrow_ms": 50}, "ray": {"arrow_ms": 100}},
         {"dpool": {"arrow_ms": 51}, "ray": {"arrow_ms": 100}},
     ),
+    "joblib_tasks": (
+        {"dpool": {"tasks_ms": 6, "search_ms": 10}, "loky": {"tasks_ms": 10, "search_ms": 10}},
+        {"dpool": {"tasks_ms": 6.1, "search_ms": 10.1}, "loky": {"tasks_ms": 10, "search_ms": 10}},
+    ),
     "store_spill": (
         {"dpool": {"store_per_disk": 0.5, "spilled_share": 1}},
         {"dpool": {"store_per_disk": 0.49, "spilled_share": 1}},
