@@ -55,12 +55,18 @@ class Stored:
         self.keep = keep
 
 
-class _Current:
-    """The one client of this process."""
+class _State:
+    """The one client of this process. In an object, as Python may give a class's attribute for a moment after it has
+    been replaced, to a signal handler that runs while the old one is taken apart.
+    """
 
-    client: StoreClient | None = None
-    lock = threading.RLock()
-    hooked = False
+    def __init__(self) -> None:
+        self.client: StoreClient | None = None
+        self.lock = threading.RLock()
+        self.hooked = False
+
+
+_Current = _State()
 
 
 def connected() -> StoreClient | None:

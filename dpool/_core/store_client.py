@@ -433,17 +433,20 @@ class StoreClient:
             return self._lease(length)
         with self._ask_lock:
             while True:
-                segment, offset, left = self._chunk.range
+                chunk = self._chunk
+                self._chunk = _Lease(0, 0, 0)  # a signal handler that stores something finds none, and gets its own
+                segment, offset, left = chunk.range
                 if left >= length:
                     part = self._leased(segment, offset, length)
-                    self._chunk.range = (segment, offset + length, left - length)
+                    chunk.range = (segment, offset + length, left - length)
+                    self._chunk = chunk
                     return part
+                if left:
+                    self._give_back(chunk)
                 answer = self._lease(max(length, self._page.chunk()))
                 if isinstance(answer, m.StoreOnDisk):  # then just what is needed
                     return self._lease(length)
-                rest, self._chunk = self._chunk, answer
-                if rest.range[2]:
-                    self._give_back(rest)
+                self._chunk = answer
 
     def _lease(self, length: int) -> _Lease | m.StoreOnDisk:
         def want(request: int) -> m.StoreWant:
