@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import select
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -44,7 +43,6 @@ INLINE_ALLOCATION = 1 << 20
 """Memory up to this size is allocated in the loop itself."""
 MOST_PREFAULT = 128 << 20
 """Bytes that are made warm ahead, at most."""
-PREFAULT_PRIORITY = 10
 HUGE_AT_ONCE = 8
 """Huge pages that are made in one system call."""
 MAX_DRAIN = 1000
@@ -139,7 +137,6 @@ class NodeStore:
         self._memory_thread = spill.SpillThread(self._told)
         self._huge_thread = spill.SpillThread(self._told)
         self._memory_jobs = 0
-        self._lists: deque[Any] = deque()
         self._prefaults = 0
         self._prefaulting = False
         self._do(e.Joined(NODE, os.getpid()))
@@ -599,7 +596,7 @@ class NodeStore:
             event: Any = e.RestoreDone(obj, monotonic())
         except spill.SpillLost as error:
             event = e.RestoreFailed(obj, str(error), monotonic())
-        except OSError as error:  # of this process, not of the file: let the reader try
+        except Exception as error:  # of this process, not of the file: let the reader, who waits for an answer, try
             self._log("restore.failed", path=file.path, error=error)
             event = e.MemoryRefused(NODE, 0, where)
         return partial(self._do, event)

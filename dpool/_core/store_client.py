@@ -291,7 +291,10 @@ class StoreClient:
                 while request not in self._replies:
                     if _wait(self._sock, select.POLLIN, LOOK_AGAIN_MS):
                         self._take()
-                return self._replies.pop(request)
+                reply = self._replies.pop(request)
+                if isinstance(reply, OSError):
+                    raise reply
+                return reply
             except BaseException:
                 self._abandoned.add(request)
                 self._replies.pop(request, None)

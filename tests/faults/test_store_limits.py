@@ -134,3 +134,24 @@ def many_results(n: int, size: int) -> None:
 
 def test_20_000_results_one_after_the_other() -> None:
     alone(many_results, 20_000, 150_000, timeout=120)
+
+
+def no_descriptor_for_a_segment() -> None:
+    """A segment's descriptor does not arrive: that is said, and when there is one again it comes."""
+    import resource
+
+    ref = dpool.put(work.pattern(1, MIB))
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), most[1]))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="no file descriptors left for the object store"):
+                dpool.put(work.pattern(2, 100 * MIB))
+        assert work.is_pattern(dpool.get(ref), 1, MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert work.is_pattern(dpool.get(dpool.put(work.pattern(2, 100 * MIB))), 2, 100 * MIB)
+
+
+def test_no_descriptor_for_a_segment() -> None:
+    alone(no_descriptor_for_a_segment)
