@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -21,11 +22,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.helpers import MARK, Process, descendants, kill, mark_of, processes, wait_until
+from tests.executor.support import Gate
+from tests.helpers import MARK, REPOSITORY, Process, descendants, kill, mark_of, processes, wait_until
 
 SETTLE_S = float(os.environ.get("DPOOL_TEST_SETTLE_S", "10"))
 """How long what a test closed may take to be gone."""
 _original: dict[str, str | None] = {}
+_reapers: list[subprocess.Popen[bytes]] = []
+"""The process that ends what this run started, should the run be killed."""
 
 
 # --- The test run ---
@@ -35,10 +39,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """A temporary directory and a mark for this run; and nodes do not linger, or the next test would find them."""
     outside = tempfile.gettempdir()
     directory = tempfile.mkdtemp(prefix="dt-")  # short: a Unix socket's path has 107 bytes
+    mark = f"{os.environ.get(MARK, '')}:{uuid.uuid4().hex}"
+    _reapers.append(
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.reaper", mark, directory],
+            stdin=subprocess.PIPE,
+            cwd=REPOSITORY,
+            start_new_session=True,
+        )
+    )
     settings = {
         "TMPDIR": directory,
         "PYTEST_DEBUG_TEMPROOT": os.environ.get("PYTEST_DEBUG_TEMPROOT", outside),
-        MARK: f"{os.environ.get(MARK, '')}:{uuid.uuid4().hex}",
+        MARK: mark,
         "DPOOL_LINGER_S": "0",
     }
     for name, value in settings.items():
@@ -58,6 +71,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
             os.environ[name] = value
     _original.clear()
     tempfile.tempdir = None
+    _reapers.pop().communicate(timeout=20)
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """Files by which tasks and the test wait for each other."""
+    directory = tmp_path / "gate"
+    directory.mkdir()
+    return Gate(directory)
 
 
 # --- What this machine cannot do ---

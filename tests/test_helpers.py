@@ -97,3 +97,29 @@ def test_process_reads_itself() -> None:
     assert (me.pid, me.parent) == (os.getpid(), os.getppid())
     assert me.state == "R"
     assert sys.executable.rpartition("/")[2].rstrip("0123456789.") in me.command
+
+
+HANGS = """
+import os, time
+from pathlib import Path
+from tests.helpers import Script
+
+def test_hangs():
+    with Script("import dpool, time\\nwith dpool.Executor(1) as ex: ex.submit(abs, 1).result(); print('up', flush=True)"
+                "; time.sleep(600)") as running:
+        running.process.stdout.readline()
+        Path("up").write_text(str(running.pid))
+        running.process.wait()
+"""
+
+
+def test_a_test_run_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(HANGS)
+    options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-q", str(tmp_path)]
+    with Script("pytest", *options, how="-m", cwd=tmp_path) as running:
+        wait_until((tmp_path / "up").exists, 60, "the script is up")
+        hung = int((tmp_path / "up").read_text() or wait_until((tmp_path / "up").read_text))
+        assert is_running(hung)
+        assert len(running.leftovers()) >= 3, "the script, its node and its zygote"
+        running.process.kill()
+        wait_until(lambda: not running.leftovers(), 30, "everything that it had started is gone")

@@ -27,13 +27,6 @@ def the_runtime() -> None:
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    directory = tmp_path / "gate"
-    directory.mkdir()
-    return Gate(directory)
-
-
-@pytest.fixture
 def ex() -> Iterator[dpool.Executor]:
     """Two workers; afterwards the store is empty."""
     with dpool.Executor(2) as executor:

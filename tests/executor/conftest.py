@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import dpool
 from tests.executor.storing import becomes_empty
-from tests.executor.support import Gate
 
 
 @pytest.fixture(scope="session", autouse=True)
 def the_runtime() -> None:
     """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
     dpool.Executor(1).shutdown()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    directory = tmp_path / "gate"
-    directory.mkdir()
-    return Gate(directory)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import dpool
-from tests.executor.support import Gate
 
 pytest.importorskip("joblib")
 
@@ -26,10 +24,3 @@ def the_runtime() -> None:
 def closed_afterwards() -> Iterator[None]:
     yield
     close_executors()
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    directory = tmp_path / "gate"
-    directory.mkdir()
-    return Gate(directory)

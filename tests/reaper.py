@@ -1,0 +1,33 @@
+"""Ends what a test run leaves behind when it is itself killed, and cannot tidy up.
+
+Its standard input is the run's, which closes when that ends, however it does. Then everything that bears the run's mark
+is killed, and the run's temporary directory removed. `python -m tests.reaper MARK DIRECTORY`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import suppress
+
+from tests.helpers import mark_of, processes, wait_until
+
+
+def main(mark: str, directory: str) -> None:
+    sys.stdin.buffer.read()
+    wait_until(lambda: not kill_marked(mark), what="an end of everything that the test run had started")
+    shutil.rmtree(directory, ignore_errors=True)  # after a run that ended by itself there is none
+
+
+def kill_marked(mark: str) -> list[int]:
+    """The processes that bear the mark, killed just now."""
+    found = [one.pid for one in processes() if one.state not in "ZX" and mark_of(one.pid).startswith(mark)]
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+    return found
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
