@@ -351,6 +351,14 @@ class Node:
         self._client_event(client, select.EPOLLIN)
         return number in self._clients
 
+    def readable_store_sides(self) -> list[int]:
+        """Those processes whose store sockets have something to read now."""
+        numbers = {client.channel.fileno(): client.number for client in self._clients.values() if client.side}
+        waiter = select.poll()
+        for fd in numbers:
+            waiter.register(fd, select.POLLIN)
+        return [numbers[fd] for fd, _ in waiter.poll(0)]
+
     def read_newcomers(self) -> None:
         """Let in who has connected meanwhile, and read the first words of whoever has said nothing yet."""
         listener = self._listener.fileno()

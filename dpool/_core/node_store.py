@@ -294,8 +294,9 @@ class NodeStore:
             while True:
                 releases, self._releases = self._releases, []
                 self._node.read_newcomers()
-                for side in list(self._sides.values()):
-                    self._drain(side)
+                for number in self._node.readable_store_sides():
+                    if number in self._sides:
+                        self._drain(self._sides[number])
                 for pid, objs in releases:
                     for obj in objs:
                         self._follow(r.Release(obj, pid))
