@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from dpool._core import frames, promises, storage, wire
+from dpool._core.arguments import FutureInside, futures_in, with_results
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
 from dpool._core.lane import Lane, Route
 from dpool._core.launch import await_deaths
@@ -45,7 +46,7 @@ from dpool._core.messages import (
     UpdateSetup,
     WorkerDied,
 )
-from dpool._core.serialize import ATOMIC, FutureInside
+from dpool._core.serialize import ATOMIC
 from dpool._core.storage import Stored
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class ExecutorPool:
         """Deaths of workers that are being dealt with."""
         self._unpickled = 0
         """Tasks that did not pickle: like any others, they make workers start."""
-        self._waiting: dict[int, tuple[Future[Any], Any, tuple[Any, ...], dict[str, Any]]] = {}
+        self._waiting: dict[int, tuple[Future[Any], Any, Any, Any]] = {}
         self._dependencies = Dependencies()
         self._dep_numbers = 0
         self._deferred: list[Callable[[], Any]] = []
@@ -245,12 +246,9 @@ class ExecutorPool:
         self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException
     ) -> Future[Any]:
         """A future is among the arguments, or they do not pickle."""
-        import concurrent.futures
-
         future: Future[Any] = Future(route)
         if isinstance(error, FutureInside):
-            needs = [a for a in (*args, *kwargs.values()) if isinstance(a, concurrent.futures.Future)]
-            self._wait_for(future, needs, fn, args, kwargs)
+            self._wait_for(future, futures_in(args, kwargs), fn, args, kwargs)
         elif not isinstance(error, Exception):
             raise error
         else:
@@ -267,8 +265,8 @@ class ExecutorPool:
         future: Future[Any],
         needs: list[Any],
         fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Any,
+        kwargs: Any,
     ) -> None:
         numbers: dict[int, Any] = {id(need): need for need in needs}
         with self.lock:
@@ -310,20 +308,13 @@ class ExecutorPool:
 
     def _now_ready(self, number: int) -> None:
         """All that the task waited for is there: it is submitted with the values."""
-        from concurrent.futures import Future as AnyFuture
-
         with self.lock:
             if number not in self._waiting:
                 return  # cancelled meanwhile
             future, fn, args, kwargs = self._waiting[number]
 
-        def value(a: Any) -> Any:
-            return a.result() if isinstance(a, AnyFuture) else a
-
         try:
-            future._export, future._call = self._prepare(
-                fn, tuple(map(value, args)), {k: value(v) for k, v in kwargs.items()}
-            )
+            future._export, future._call = self._prepare(fn, *with_results(args, kwargs))
         except BaseException as error:
             finish(future, None, error)
             if not isinstance(error, Exception):
