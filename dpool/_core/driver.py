@@ -53,11 +53,13 @@ from dpool._core.messages import (
     Closed,
     Grant,
     Hello,
+    Infeasible,
     Notice,
     OpenStore,
     Output,
     Refused,
     Retire,
+    Scarce,
     Welcome,
     WorkerDied,
     WorkerUp,
@@ -94,6 +96,8 @@ class NativeRuntime:
         self.pools: dict[int, ExecutorPool] = {}
         self.exiting = False
         self.node_lost = False
+        self.scarce = False
+        """Others wait for resources: what is leased and not in use is given back at once."""
         self.welcome: Welcome | None = None
         self._had_node = False
         """A node has answered once: it can be started here."""
@@ -219,7 +223,7 @@ class NativeRuntime:
         self._handlers[sock.fileno()] = self._node_readable
         with self._send_lock:  # nobody may say anything before
             self._node = wire.ControlChannel(sock)
-            self.node_lost = False
+            self.node_lost = self.scarce = False
             self._inner.register(sock.fileno(), _EPOLLIN)
             self.tell(
                 Hello(
@@ -347,6 +351,15 @@ class NativeRuntime:
                 pool.closed()
         elif kind is Output:
             _write_output(message)
+        elif kind is Scarce:
+            self.scarce = message.wanted
+            if message.wanted:
+                for pool in list(self.pools.values()):
+                    pool.give_up_idle()
+        elif kind is Infeasible:
+            pool = self.pools.get(message.pool)
+            if pool is not None:
+                pool.infeasible(message.shape, message.text)
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:

@@ -112,6 +112,8 @@ class ExecutorPool:
         self._failed_starts = 0
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
         self._slots: dict[int, tuple[Slot, Lane | None]] = {}
+        self._infeasible: dict[Shape, str] = {}
+        """What no machine here can run, and why."""
         self._submitted = 0
         self._ceiling: int | None = None
         """No more workers than these can be started at present."""
@@ -293,6 +295,9 @@ class ExecutorPool:
             if self._working():
                 return  # they can do it
             self.initializer.failures = 0  # another occasion
+        if lane.shape in self._infeasible:
+            self.later(partial(self._fail_infeasible, lane))
+            return
         if not self._opened:
             self._open()
         waiting = len(lane.queue) + lane.dispatcher.in_flight() - len(lane.dispatcher.slots) - lane.requested
@@ -307,8 +312,7 @@ class ExecutorPool:
         else:
             # what other lanes ask for may be long in coming, or never; the node keeps to `max_workers`
             count = min(waiting, self._most() - self._workers() - lane.requested)
-            if lane.shape or lane.single:
-                count = max(count, 0) + self._give_up_spare(lane, waiting - max(count, 0))
+            count = max(count, 0) + self._give_up_spare(lane, waiting - max(count, 0))
         if count > 0:
             lane.requested += count
             self.runtime.tell(RequestLeases(self.number, lane.shape, count))
@@ -330,6 +334,37 @@ class ExecutorPool:
                     self._give_back(other, slot)
                     given += 1
         return given
+
+    def give_up_idle(self) -> None:
+        """Others wait for resources: leases that hold some and are not in use go back to the node."""
+        with self.lock:
+            for lane in self._lanes.values():
+                if lane.shape and not lane.queue:
+                    for slot in list(lane.dispatcher.slots.values()):
+                        if not slot.frames and not slot.held and not slot.retiring:
+                            self._give_back(lane, slot)
+
+    def infeasible(self, shape: Shape, text: str) -> None:
+        """This machine cannot run the tasks of a lane: they wait, with a warning, or fail if that was asked for."""
+        self.runtime.notice(text)
+        if not self.runtime.config.strict_resources:
+            return
+        with self.lock:
+            self._infeasible[shape] = text
+        for lane in list(self._lanes.values()):
+            if lane.shape == shape:
+                self._fail_infeasible(lane)
+
+    def _fail_infeasible(self, lane: Lane) -> None:
+        from dpool.errors import InfeasibleResources
+
+        with self.lock:
+            pending = list(lane.queue)
+            lane.queue.clear()
+            lane.hungry = True
+        fail_all(pending, InfeasibleResources(self._infeasible[lane.shape]))
+        if self.closing:
+            self.check_drained()
 
     def _give_back(self, lane: Lane, slot: Slot) -> None:
         del lane.dispatcher.slots[slot.worker]
@@ -475,13 +510,18 @@ class ExecutorPool:
     # -- workers end
 
     def worker_idle(self, lane: Lane, slot: Slot) -> None:
-        """A worker has nothing to do: other lanes may need it, resources must not be held for nothing."""
-        if lane.shape or lane.single or any(other is not lane and other.queue for other in self._lanes.values()):
+        """A worker has nothing to do: other lanes, or others who wait for resources, may need it."""
+        if lane.requested and not lane.queue and (lane.shape or lane.single):
+            with self.lock:
+                self._cancel_requests(lane)
+        if (
+            lane.single
+            or (lane.shape and self.runtime.scarce)
+            or any(other is not lane and other.queue for other in self._lanes.values())
+        ):
             with self.lock:
                 if slot.worker in lane.dispatcher.slots:
                     self._give_back(lane, slot)
-                if lane.requested and not lane.queue:
-                    self._cancel_requests(lane)
             for other in self._lanes.values():
                 if other is not lane and other.queue and not other.requested:
                     self.later(other.push)

@@ -177,6 +177,20 @@ class Notice(NamedTuple):
     text: str
 
 
+class Infeasible(NamedTuple):
+    """This machine has not, in total, what the pool's tasks of this shape ask for; `text` says what is missing."""
+
+    pool: int
+    shape: Shape
+    text: str
+
+
+class Scarce(NamedTuple):
+    """Others wait for resources (or, False, nobody does any more): leases that are not in use are wanted back."""
+
+    wanted: bool
+
+
 class Retire(NamedTuple):
     """The worker, which has no lease, must leave: its submitter, who holds its socket, tells it."""
 
@@ -463,6 +477,8 @@ CONTROL: tuple[type[Any], ...] = (
     WorkerDied,
     Output,
     Notice,
+    Infeasible,
+    Scarce,
     Retire,
     Closed,
     Spawn,

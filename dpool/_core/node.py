@@ -411,6 +411,8 @@ class Node:
         self._do(s.OpenPool(client.number, number, message.max_workers))
         client.pools[message.pool] = number
         self._pools[number] = Pool(client, message.pool, message.setup)
+        if self.scheduler.scarce:
+            self._send(client, m.Scarce(True))
 
     def _update_setup(self, client: Client, message: m.UpdateSetup) -> None:
         number = client.pools.get(message.pool)
@@ -594,7 +596,12 @@ class Node:
             f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; "
             "it waits until a machine that has it joins"
         )
-        self._send(pool.client, m.Notice("infeasible", text))
+        self._send(pool.client, m.Infeasible(pool.number, order.shape, text))
+
+    def _scarce(self) -> None:
+        """Whoever has idle leases gives them back while others wait for resources."""
+        for client in {pool.client.number: pool.client for pool in self._pools.values()}.values():
+            self._send(client, m.Scarce(self.scheduler.scarce))
 
     def _wake_at(self, order: s.WakeAt) -> None:
         self._at(order.at_s, lambda: self._do(s.Tick(monotonic())))
@@ -616,6 +623,7 @@ class Node:
         s.RetireWorker: _retire_worker,
         s.TellDied: _tell_died,
         s.WarnInfeasible: _warn_infeasible,
+        s.Scarce: lambda self, order: self._scarce(),
         s.WakeAt: _wake_at,
         s.PoolGone: _pool_gone,
     }

@@ -29,6 +29,7 @@ from dpool._core.logic.scheduler import (
     Tick,
     Unblocked,
     WakeAt,
+    Scarce,
     WarnInfeasible,
     WorkerDied,
 )
@@ -270,7 +271,7 @@ def test_a_client_that_leaves_takes_its_pools_along_and_hears_nothing_more():
     s.handle(RequestLeases(80, CPU, 1))
     assert s.handle(ClientLeft(CLIENT)) == [KillWorker(1), KillWorker(2)]
     s.handle(ClientJoined(CLIENT))
-    assert s.handle(WorkerDied(1, 1.0, False)) == [StartWorker(3, 80), Grant(8, 80, 3, CPU, ())]
+    assert s.handle(WorkerDied(1, 1.0, False)) == [StartWorker(3, 80), Grant(8, 80, 3, CPU, ()), Scarce(False)]
     assert s.handle(WorkerDied(2, 1.0, False)) == [PoolGone(CLIENT, POOL)]
 
 

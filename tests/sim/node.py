@@ -166,6 +166,9 @@ class SimNode:
         elif isinstance(instruction, scheduler.RetireWorker):
             if instruction.worker in self.workers:
                 self.world.soon(self.workers[instruction.worker].retire)
+        elif isinstance(instruction, scheduler.Scarce):
+            for client in self.scheduler.clients:
+                self.down[client].send(instruction)
         elif isinstance(instruction, scheduler.WakeAt):
             self.world.at(instruction.at_s, self._wake)
         else:

@@ -58,6 +58,8 @@ class SimRuntime:
         self.node: SimNode | None = None
         self._up = Link(world, _nobody)
         self._closing = False
+        self.scarce = False
+        """Others wait for resources: idle leases go back to the node."""
         self._dispatched: set[SimTask] = set()
         self._dropped: set[SimTask] = set()
 
@@ -67,6 +69,7 @@ class SimRuntime:
         """Connect, open the pools and begin to submit; or, after the loss of a node, go on where it was."""
         first = self.node is None
         self.node = node
+        self.scarce = False
         client = next(self.world.numbers)
         self._up = node.accept(client, self)
         self.pools = [SimPool(next(self.world.numbers), workers) for workers in self.program.max_workers]
@@ -87,6 +90,9 @@ class SimRuntime:
             self._granted(message)
         elif isinstance(message, scheduler.TellDied):
             self._worker_died(message)
+        elif isinstance(message, scheduler.Scarce):
+            self.scarce = message.wanted
+            self._return_spare()
         else:
             self._infeasible(message)
 
@@ -199,6 +205,19 @@ class SimRuntime:
         lane = pool.lanes.get(task.shape) or self._new_lane(pool, task.shape)
         lane.queue.append(task)
         self._pump(pool, lane)
+        self._return_spare()
+
+    def _return_spare(self) -> None:
+        """Whoever waits may want what is leased and idle."""
+        for pool in self.pools:
+            for lane in list(pool.lanes.values()):
+                for worker in lane.idle():
+                    self._return_if_idle(pool, lane, worker)
+
+    def _keeps(self, pool: SimPool, lane: Lane) -> bool:
+        """Whether an idle lease stays: nobody is known to wait for the worker, or for what it holds."""
+        others = any(other is not lane and other.queue for other in pool.lanes.values())
+        return bool(lane.shape) and not (self.scarce or others or pool.closed or pool.single)
 
     def _new_lane(self, pool: SimPool, shape: Shape) -> Lane:
         lane = pool.lanes[shape] = Lane(self.world, shape, self._sent, pool.single, pool.lifetime)
@@ -244,7 +263,9 @@ class SimRuntime:
             self._up.send(scheduler.CancelRequests(pool.number, lane.shape))
 
     def _return_if_idle(self, pool: SimPool, lane: Lane, worker: int) -> None:
-        if self.alive and worker in pool.workers and worker in lane.idle():
+        if not self.alive or worker not in pool.workers or worker not in lane.idle():
+            return
+        if pool.workers[worker].retiring or not self._keeps(pool, lane):
             retire = lane.returned(worker) or self.world.chance(0.1)
             self._up.send(scheduler.ReturnLease(pool.number, worker, retire))
 
@@ -327,6 +348,7 @@ class SimRuntime:
             self._up.send(scheduler.ClosePool(pool.number, self.world.chance(0.3)))
             if self.world.chance(0.2):
                 self._up.send(scheduler.ClosePool(pool.number, True))
+        self._return_spare()
         self._leave_if_done()
 
     def _leave_if_done(self) -> None:

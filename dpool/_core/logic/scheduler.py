@@ -196,6 +196,12 @@ class WarnInfeasible(NamedTuple):
     missing: Shape
 
 
+class Scarce(NamedTuple):
+    """Somebody waits for resources that others hold (or, False, nobody does any more): idle leases are wanted back."""
+
+    wanted: bool
+
+
 class WakeAt(NamedTuple):
     """Give a `Tick` at or after this time."""
 
@@ -209,7 +215,7 @@ class PoolGone(NamedTuple):
     pool: int
 
 
-Instruction = StartWorker | Grant | KillWorker | RetireWorker | TellDied | WarnInfeasible | WakeAt | PoolGone
+Instruction = StartWorker | Grant | KillWorker | RetireWorker | TellDied | WarnInfeasible | Scarce | WakeAt | PoolGone
 
 
 # ------------------------------------------------------------------------------------------------ moves
@@ -393,6 +399,7 @@ class LocalScheduler:
         pools: every pool that has not gone.
         workers: every worker that is not gone.
         queue: requests in the order in which they came.
+        scarce: one of them waits for resources (or did when it was last looked), and everybody has been told.
     """
 
     def __init__(self, account: Account) -> None:
@@ -401,6 +408,7 @@ class LocalScheduler:
         self.pools: dict[int, _Pool] = {}
         self.workers: dict[int, _Worker] = {}
         self.queue: deque[_Request] = deque()
+        self.scarce = False
         self._next_worker = 1
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
             ClientJoined: self._client_joined,
@@ -428,8 +436,10 @@ class LocalScheduler:
         """
         out: list[Instruction] = []
         self._handlers[type(event)](event, out)
-        if self.queue:
-            self._grant_all(out)
+        scarce = self._grant_all(out) if self.queue else False
+        if scarce != self.scarce:
+            self.scarce = scarce
+            out.append(Scarce(scarce))
         return out
 
     # -------------------------------------------------------------------------------------------- clients and pools
@@ -530,8 +540,8 @@ class LocalScheduler:
         if event.retire or used_gpus or pool.state == CLOSING or _staying(pool) > pool.max_workers:
             self._retire(worker, out)
 
-    def _grant_all(self, out: list[Instruction]) -> None:
-        """Grant whatever can be granted, oldest request first."""
+    def _grant_all(self, out: list[Instruction]) -> bool:
+        """Grant whatever can be granted, oldest request first; True if resources are missing for the rest."""
         waiting: list[_Request] = []
         left: deque[_Request] = deque()
         for request in self.queue:
@@ -545,6 +555,7 @@ class LocalScheduler:
                 if obstacle in (_RESOURCES, _RESERVED):
                     waiting.append(request)
         self.queue = left
+        return bool(waiting)
 
     def _obstacle(self, request: _Request, waiting: Iterable[_Request]) -> str | None:
         """Why `request` cannot be granted; None: it can. `waiting`: older requests that wait for resources."""
@@ -762,6 +773,7 @@ class LocalScheduler:
             assert obstacle is not None, f"pool {request.pool.number} waits for {request.shape}, which is free"
             if obstacle in (_RESOURCES, _RESERVED):
                 waiting.append(request)
+        assert self.scarce or not waiting, "that resources are scarce was not told"
 
 
 def _staying(pool: _Pool) -> int:
