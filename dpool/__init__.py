@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.pool import Pool as Pool
-    from dpool.remote import get as get
-    from dpool.remote import init as init
-    from dpool.remote import put as put
-    from dpool.remote import store_stats as store_stats
-    from dpool.remote import wait as wait
+    from dpool.tasks import available_resources as available_resources
+    from dpool.tasks import cancel as cancel
+    from dpool.tasks import cluster_resources as cluster_resources
+    from dpool.tasks import get as get
+    from dpool.tasks import init as init
+    from dpool.tasks import is_initialized as is_initialized
+    from dpool.tasks import put as put
+    from dpool.tasks import remote as remote
+    from dpool.tasks import shutdown as shutdown
+    from dpool.tasks import store_stats as store_stats
+    from dpool.tasks import wait as wait
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,13 +41,19 @@ __all__ = [
     "ObjectRef",
     "Pool",
     "__version__",
+    "available_resources",
+    "cancel",
+    "cluster_resources",
     "current_worker",
     "errors",
     "get",
     "get_reusable_executor",
     "init",
+    "is_initialized",
     "put",
     "register_joblib",
+    "remote",
+    "shutdown",
     "store_stats",
     "wait",
 ]
@@ -51,13 +63,19 @@ _HOMES = {
     "Future": "dpool._core.future",
     "ObjectRef": "dpool._core.objectref",
     "Pool": "dpool.pool",
+    "available_resources": "dpool.tasks",
+    "cancel": "dpool.tasks",
+    "cluster_resources": "dpool.tasks",
     "current_worker": "dpool._core.context",
-    "get": "dpool.remote",
+    "get": "dpool.tasks",
     "get_reusable_executor": "dpool.executor",
-    "init": "dpool.remote",
-    "put": "dpool.remote",
-    "store_stats": "dpool.remote",
-    "wait": "dpool.remote",
+    "init": "dpool.tasks",
+    "is_initialized": "dpool.tasks",
+    "put": "dpool.tasks",
+    "remote": "dpool.tasks",
+    "shutdown": "dpool.tasks",
+    "store_stats": "dpool.tasks",
+    "wait": "dpool.tasks",
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
 
-from dpool._core.frames import MAP
+from dpool._core.frames import MAP, STREAM
 
 _LISTS = (list, tuple)
 
@@ -21,6 +21,8 @@ class FutureInside(Exception):
 
 
 def _each(args: Any, kwargs: Any) -> Iterable[Any]:
+    if kwargs == STREAM:
+        args, kwargs = args
     if kwargs.__class__ is not int:
         return chain(args, kwargs.values())
     if type(args) not in _LISTS:
@@ -31,6 +33,8 @@ def _each(args: Any, kwargs: Any) -> Iterable[Any]:
 
 
 def _replaced(args: Any, kwargs: Any, change: Callable[[Any], Any]) -> tuple[Any, Any]:
+    if kwargs == STREAM:
+        return _replaced(args[0], args[1], change), STREAM
     if kwargs.__class__ is not int:
         return tuple(map(change, args)), {name: change(value) for name, value in kwargs.items()}
     if type(args) not in _LISTS:

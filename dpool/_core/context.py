@@ -30,6 +30,10 @@ class _Here:
     worker: WorkerContext | None = None
     holds_cpus: bool = False
     """The lease that runs now holds CPUs, which are given back while the task blocks."""
+    careful: bool = False
+    """The task runs again: it must not run others in this process, as one of them may have been what killed it."""
+    page: Any = None
+    """The counters of the worker's page (see frames.py): which task runs."""
 
 
 here = _Here()

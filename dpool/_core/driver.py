@@ -69,6 +69,9 @@ from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
 
+MOST_TASK_WORKERS = 256
+"""Workers of one process's `@remote` tasks, those that wait for others included."""
+TASK_WORKER_IDLE_S = 60.0
 LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
 MIN_PURGE = 1000
@@ -94,6 +97,7 @@ class NativeRuntime:
         self.exporter = Exporter()
         self.job = here.worker.job if here.worker is not None else os.urandom(ids.ID_BYTES)
         self.pools: dict[int, ExecutorPool] = {}
+        self._tasks: ExecutorPool | None = None
         self.exiting = False
         self.node_lost = False
         self.scarce = False
@@ -169,6 +173,30 @@ class NativeRuntime:
             pool.announce()
             self._start_io()
         return pool
+
+    def task_pool(self) -> ExecutorPool:
+        """The pool of `@remote` tasks, which this process has one of."""
+        with self._start_lock:
+            pool = self._tasks
+            if pool is None or pool.state != "open":
+                pool = self._tasks = self.open_pool(
+                    max_workers=MOST_TASK_WORKERS,
+                    initializer=None,
+                    initargs=(),
+                    max_tasks_per_child=None,
+                    strict=False,
+                    all_at_once=False,
+                    idle_timeout_s=TASK_WORKER_IDLE_S,
+                    env=None,
+                    label="Task pool",
+                    daemon=True,
+                )
+            return pool
+
+    def cancel_children(self, task: int) -> None:
+        """Cancel the `@remote` tasks that this worker's task of that number has submitted."""
+        if self._tasks is not None:
+            self._tasks.cancel_children(task)
 
     def forget(self, pool: ExecutorPool) -> None:
         """The pool has ended; with the last one the io thread ends too."""
@@ -885,7 +913,7 @@ class NativeRuntime:
             return
         interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
         for pool in list(self.pools.values()):
-            if pool.standing:  # its workers are daemons, as multiprocessing's
+            if pool.standing or pool.daemon:  # its workers are daemons, as multiprocessing's
                 pool.terminate()
                 continue
             if interrupted:
@@ -907,6 +935,19 @@ class NativeRuntime:
                     pool.interrupt()
             self._wait_for_pools(True)
             raise
+
+    def connected(self) -> bool:
+        """Whether there is a node."""
+        return self._node is not None and not self.node_lost
+
+    def shut_down(self) -> None:
+        """End everything, now: nothing of this runtime can be used afterwards."""
+        for pool in list(self.pools.values()):
+            pool.terminate()
+        self.wait_until(lambda: not self.pools)
+        self.join_io()
+        storage.let_everything_go()
+        self.close()
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
@@ -1030,6 +1071,21 @@ def configure(**changes: Any) -> None:
         current.config = current.config._replace(**changes).validate()
         current.close()  # the next node is started with these
     _Current.changes = {**_Current.changes, **changes}
+
+
+def in_use() -> bool:
+    """Whether this process has a runtime with a node."""
+    current = _Current.runtime
+    return current is not None and current.pid == os.getpid() and current.connected()
+
+
+def shut_down() -> None:
+    """See `dpool.shutdown`."""
+    current = _Current.runtime
+    if current is not None and current.pid == os.getpid():
+        current.shut_down()
+        _Current.runtime = None
+    _Current.changes = {}
 
 
 def _at_exit() -> None:

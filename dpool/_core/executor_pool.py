@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import frames, promises, storage, wire
 from dpool._core.arguments import FutureInside
 from dpool._core.dependents import Dependents
-from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
+from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
 from dpool._core.launch import await_deaths
 from dpool._core.logic.dispatch import Slot
@@ -60,6 +60,9 @@ MAX_FAILED_STARTS = 5
 """Workers in a row that die before they do anything: then the pool gives up."""
 TERMINATE_S = 1.0
 """How long workers that were told to end may take for it."""
+LEASE_IDLE_S = 0.1
+"""A lease that holds resources is kept so long without a task: the next one may come at once."""
+FOREVER_S = 1e9
 PUMP_EVERY = 64
 """Submits between two looks at the workers' sockets."""
 
@@ -82,10 +85,13 @@ class ExecutorPool:
         env: dict[str, str] | None,
         label: str,
         standing: bool = False,
+        daemon: bool = False,
     ) -> None:
         self.runtime = runtime
         self.number = number
         self.label = label
+        self.daemon = daemon
+        """The program's end does not wait for its tasks."""
         self.standing = standing
         """The rules of multiprocessing.Pool: see `Runtime.open_pool`."""
         self.flags = frames.SHOW if standing else 0
@@ -182,9 +188,18 @@ class ExecutorPool:
                 lane = self._lanes[shape, single] = Lane(self, shape, single, self._lifetime)
             return lane
 
-    def make_route(self, shape: Shape, max_retries: int, timeout_s: float | None, name: str) -> Route:
+    def make_route(
+        self,
+        shape: Shape,
+        max_retries: int,
+        timeout_s: float | None,
+        name: str,
+        inline: bool = False,
+        retry_on: tuple[type[BaseException], ...] = (),
+    ) -> Route:
         """Options for tasks; tasks with a time-out have workers of their own while they run."""
-        return Route(self, self.lane(shape, single=timeout_s is not None), max_retries, timeout_s, name)
+        lane = self.lane(shape, single=timeout_s is not None)
+        return Route(self, lane, max_retries, timeout_s, name, inline and timeout_s is None, retry_on)
 
     # -- submitting
 
@@ -525,11 +540,18 @@ class ExecutorPool:
             for other in self._lanes.values():
                 if other is not lane and other.queue and not other.requested:
                     self.later(other.push)
-        elif self._idle_timeout_s is not None:
+        elif lane.shape or self._idle_timeout_s is not None:
             slot.link.idle_since = monotonic()
             if not slot.link.idle_clock:
                 slot.link.idle_clock = True
-                self.runtime.at(slot.link.idle_since + self._idle_timeout_s, partial(self._idle_long, slot.worker))
+                self.runtime.at(self._idle_due(slot, lane), partial(self._idle_long, slot.worker))
+
+    def _idle_due(self, slot: Slot, lane: Lane | None) -> float:
+        """When something has to be done about a worker that is still idle then."""
+        since: float = slot.link.idle_since
+        if lane is not None and lane.shape:
+            return since + LEASE_IDLE_S
+        return since + (FOREVER_S if self._idle_timeout_s is None else self._idle_timeout_s)
 
     def _cancel_requests(self, lane: Lane) -> None:
         """The lane wants no more workers; others that ask for the same shape ask again."""
@@ -543,12 +565,20 @@ class ExecutorPool:
     def _idle_long(self, worker: int) -> None:
         """The idle clock of a worker: it leaves, or the clock is set again. One clock for each worker."""
         known = self._slots.get(worker)
-        if known is None or self._idle_timeout_s is None:
+        if known is None:
             return
-        slot = known[0]
-        due = slot.link.idle_since + self._idle_timeout_s
+        slot, lane = known
+        due = self._idle_due(slot, lane)
         if slot.frames or slot.held or monotonic() < due:
             self.runtime.at(max(due, monotonic() + 0.01), partial(self._idle_long, worker))
+        elif lane is not None and lane.shape:
+            with self.lock:
+                if not slot.frames and slot.worker in lane.dispatcher.slots and not slot.retiring:
+                    self._give_back(lane, slot)
+            if self._idle_timeout_s is None:
+                slot.link.idle_clock = False
+            else:
+                self.runtime.at(slot.link.idle_since + self._idle_timeout_s, partial(self._idle_long, worker))
         else:
             slot.link.idle_clock = False
             self._retire_if_idle(worker)
@@ -706,10 +736,7 @@ class ExecutorPool:
         extra = future._more()
         extra.attempts += 1
         if extra.attempts <= route.max_retries and self.state is not BROKEN and not self._forced:
-            lane = route.lane
-            with lane.lock:
-                lane.queue.extendleft(to_pending([future]))
-            lane.push()
+            route.lane.run_again(future)
             return
         finish(future, None, crash(message, self.main.label(future), extra.attempts, self._strict))
         self.task_ended()
@@ -958,6 +985,18 @@ class ExecutorPool:
         for slot, _ in list(self._slots.values()):
             if slot.frames:
                 self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
+
+    def cancel_children(self, parent: int) -> None:
+        """Cancel what the worker's task of this number has submitted and what has not ended."""
+        with self.lock:
+            known = [*self.dependents.futures()]
+            for lane in self._lanes.values():
+                known += lane.queue
+                known += [task for slot in lane.dispatcher.slots.values() for f in slot.frames for task in f.tasks]
+        for future in known:
+            if future._extra is not None and future._extra.parent == parent and not future.cancel():
+                assert future._route is not None
+                future._route.lane.interrupt(future)
 
     def signal_workers(self, number: int) -> None:
         """Send a signal to every worker; for good."""

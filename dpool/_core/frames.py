@@ -4,11 +4,15 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
 
 - `base`: sequence number of the first task; a worker's tasks are numbered 1, 2, … by the submitter;
 - `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer), SHOW
-  (an error of pickling a result shall show the result);
+  (an error of pickling a result shall show the result), CAREFUL (a task runs again that took its worker along: it must
+  not run others in its own process);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
   object store that lies (a list, see `storage.Place`).
+
+A call that yields (STREAM) is answered by a frame for each item before its own result, which is their number:
+`(-task, False, index, [value])`.
 
 A pickled call is `(args, kwargs)`; or a chunk, `(items, MAP)` or `(items, STARMAP)`: the function is called with each
 item, or with the arguments that each item is, and the list of what it returned is the task's one value.
@@ -27,6 +31,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | COUNT | worker | records in the journal: results of finished tasks, not answered yet |
 | GENERATION | worker | changes before the journal is written over |
 | PID | worker | its process id, before it reads its first frame |
+| CANCEL | submitter | the task that the next SIGINT is for; 0: whichever runs |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
 a submitter looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
@@ -43,9 +48,10 @@ POLL = 1
 EXIT = 2
 INIT = 4
 SHOW = 8
+CAREFUL = 16
 
-MAP, STARMAP = 1, 2
-"""What stands in the place of the keyword arguments of a chunk."""
+MAP, STARMAP, STREAM = 1, 2, 3
+"""What stands in the place of the keyword arguments: of a chunk; of a call `((args, kwargs), STREAM)` that yields."""
 
 RESULT = 1
 """kind: a pickled result"""
@@ -61,11 +67,13 @@ WITH_REFS = 5
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION, PID = range(6)
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, CANCEL = range(7)
 SLOTS = 8
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES
 NO_LIMIT = 2**63
+RECURSIVE = 2**62
+"""With a task's number in CANCEL: what it has submitted is to be cancelled too."""
 
 
 def make_page() -> int:

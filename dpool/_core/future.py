@@ -47,7 +47,10 @@ _log = logging.getLogger("concurrent.futures")
 class _Extra:
     """What only some futures need."""
 
-    __slots__ = ("attempts", "callbacks", "condition", "exception", "failed", "group", "lends", "promise", "waiters")
+    __slots__ = (
+        "attempts", "callbacks", "condition", "exception", "failed", "group", "interrupted", "lends", "parent",
+        "promise", "stream", "waiters", "whole",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.condition: threading.Condition | None = None
@@ -62,6 +65,14 @@ class _Extra:
         """How often the task was started and lost."""
         self.promise: Any = None
         """The Handle by which other processes know it."""
+        self.interrupted = False
+        """It was cancelled while it ran: the KeyboardInterrupt that it ends with is ours."""
+        self.parent = 0
+        """The task of this worker that submitted it; 0: not known."""
+        self.stream: Any = None
+        """A weak reference to who takes what the task yields."""
+        self.whole: Any = None
+        """The future of the task of which this is one of several results."""
         self.group: Any = None
         """The number of the task among those that wait for other futures."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -29,8 +30,10 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames, storage, wire
+from dpool._core.context import here
 from dpool._core.future import (
     CANCELLED_AND_NOTIFIED,
+    DONE,
     IN_PLACE,
     PENDING,
     RUNNING,
@@ -42,7 +45,7 @@ from dpool._core.future import (
 )
 from dpool._core.future import _mutex as futures_mutex
 from dpool._core.logic.dispatch import Answer, Dispatcher, Frame, Slot
-from dpool._core.messages import ProtocolError, Shape
+from dpool._core.messages import KillWorker, ProtocolError, Shape
 from dpool._core.serialize import Shipped, load_exception, load_result
 from dpool._core.storage import Place, Stored
 
@@ -85,14 +88,27 @@ def _let_go(value: Any) -> None:
 class Route:
     """How a submitted task wants to be run: one for each `Executor.options(...)`, shared by its tasks."""
 
-    __slots__ = ("lane", "max_retries", "name", "pool", "timeout_s")
+    __slots__ = ("inline", "lane", "max_retries", "name", "pool", "retry_on", "timeout_s")
 
-    def __init__(self, pool: ExecutorPool, lane: Lane, max_retries: int, timeout_s: float | None, name: str) -> None:
+    def __init__(
+        self,
+        pool: ExecutorPool,
+        lane: Lane,
+        max_retries: int,
+        timeout_s: float | None,
+        name: str,
+        inline: bool = False,
+        retry_on: tuple[type[BaseException], ...] = (),
+    ) -> None:
         self.pool = pool
         self.lane = lane
         self.max_retries = max_retries
         self.timeout_s = timeout_s
         self.name = name
+        self.inline = inline
+        """A task that waits for one of these may run it itself; see `inline`."""
+        self.retry_on = retry_on
+        """Exceptions after which a task is run again, as after a crash."""
 
     def attend(self) -> None:
         """Somebody waits without reading: let the io thread read."""
@@ -103,7 +119,18 @@ class Route:
             raise RuntimeError(
                 "a signal handler or finalizer interrupted dpool in the middle of its work; it may submit, but not wait"
             )
+        if self.inline and timeout is None and self.run_here(future) and future._state in DONE:
+            return
         self.pool.runtime.wait_for(future, timeout, self.pool)
+
+    def run_here(self, future: Future[Any]) -> bool:
+        """Run a task that no worker has begun in this very thread, if that can be."""
+        if not here.holds_cpus or here.careful or self.retry_on:
+            return False
+        from dpool._core.inline import run_here
+
+        extra = future._extra
+        return run_here(self.lane, future if extra is None or extra.whole is None else extra.whole)
 
     def later(self, action: Callable[[], Any]) -> None:
         self.pool.later(action)
@@ -208,6 +235,8 @@ class Lane:
         self.hungry = True
         self.requested = 0
         """Leases asked for and not granted yet."""
+        self.retries = 0
+        """Tasks that were run again, so far."""
         self._pushing = False
         self._again = False
 
@@ -314,6 +343,8 @@ class Lane:
         if items or link.gpus is not None or link.dead:
             ship = (items, link.dead, link.gpus)
         flags = self.pool.flags
+        if self.retries and any(task._extra is not None and task._extra.attempts for task in tasks):
+            flags |= frames.CAREFUL
         if self.pool.runtime.may_poll(len(tasks)):
             flags |= frames.POLL
         if dispatcher.lifetime is not None and dispatcher.last_of_life(slot, len(tasks)):
@@ -434,8 +465,27 @@ class Lane:
             link.handled()
             self.pool.initialized(self, slot, answer[3][0])
             return False
+        if answer[0] < 0:
+            self._yielded(slot, -answer[0], answer[2], answer[3][0])
+            link.handled()
+            return False
         link.answer = answer
         return True
+
+    def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> None:
+        """A task has yielded an item."""
+        with self.lock:
+            task = next((f.tasks[number - f.base] for f in slot.frames if f.base <= number < f.end), None)
+        stream = None if task is None or task._extra is None else task._extra.stream
+        there = None if stream is None else stream()
+        if task is None or there is None or task._state is not RUNNING:
+            _let_go(value)
+            return
+        item: Future[Any] = Future(task._route)
+        item._state = RUNNING
+        self.settle([item], [value])
+        there.put(index, item)
+        self.pool.runtime.poke_reader()
 
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
         if back:
@@ -483,10 +533,33 @@ class Lane:
             elif kind == frames.WITH_REFS or kind == frames.RAISED_WITH_REFS:
                 self._settle_with_refs(future, kind, data, label)
             else:
-                finish(future, None, load_exception(data, label))
+                self._settle_failed(future, kind, load_exception(data, label))
         self.pool.runtime.settled()
         if self.pool.closing:
             self.pool.check_drained()
+
+    def _settle_failed(self, future: Future[Any], kind: int, error: BaseException) -> None:
+        """The task has raised, or what it takes or returns could not be carried."""
+        route, extra = future._route, future._extra
+        if kind == frames.RAISED and extra is not None and extra.interrupted and isinstance(error, KeyboardInterrupt):
+            if future._settle(CANCELLED_AND_NOTIFIED, elsewhere=True):
+                self.pool.task_cancelled(future)
+            return
+        if kind == frames.RAISED and route is not None and isinstance(error, route.retry_on):
+            with futures_mutex:
+                extra = future._more()
+            if extra.attempts < route.max_retries:
+                extra.attempts += 1
+                self.run_again(future)
+                return
+        finish(future, None, error)
+
+    def run_again(self, future: Future[Any]) -> None:
+        """Queue a task once more that has been run."""
+        with self.lock:
+            self.retries += 1
+            self.queue.extendleft(to_pending([future]))
+        self.push()
 
     def _settle_with_refs(self, future: Future[Any], kind: int, data: tuple[bytes, list[Place]], label: str) -> None:
         """The result or exception refers to objects, which the worker has had held in our name."""
@@ -647,6 +720,20 @@ class Lane:
         self.pool.kill_for(self, found[0], lambda _: None)
         self.pool.task_cancelled(future)
         return True
+
+    def interrupt(self, future: Future[Any], recursive: bool = True) -> None:
+        """Raise KeyboardInterrupt in a task that runs; nothing happens if it does not run any more. `recursive`: it
+        then cancels those that it has submitted.
+        """
+        with self.lock:
+            found = self._slot_of(future)
+            if found is None or future._state is not RUNNING:
+                return
+            slot, _, number = found
+            with futures_mutex:
+                future._more().interrupted = True
+            slot.link.page.slots[frames.CANCEL] = number | (frames.RECURSIVE if recursive else 0)
+            self.pool.runtime.tell(KillWorker(self.pool.number, slot.worker, int(signal.SIGINT)))
 
     def _cut(self, future: Future[Any]) -> None:
         """If the task waits in the frame that a worker runs, take the frame apart, so that no other task suffers."""

@@ -91,6 +91,18 @@ def load_payload(payload: bytes | Place) -> Any:
     return storage.load(payload)  # type: ignore[arg-type]
 
 
+class _HereLoader(pickle.Unpickler):
+    """Loads what was pickled in this very process."""
+
+    def persistent_load(self, name: Any) -> Any:
+        return rebuild.main_dict()[name]
+
+
+def load_function(blob: bytes) -> Callable[..., Any]:
+    """A function that this process itself has pickled, as whoever it was meant for would have got it."""
+    return _HereLoader(io.BytesIO(blob)).load()  # type: ignore[no-any-return]
+
+
 class _Loader(pickle.Unpickler):
     """Loads what refers to globals of `__main__` that may not have been loaded yet."""
 

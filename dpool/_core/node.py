@@ -826,6 +826,13 @@ class Node:
         total = make_shape(**find_resources(self.config))
         self.scheduler.account = Account(total)
 
+    def resources(self) -> dict[str, tuple[int, int]]:
+        """Name → units that there are, units that are free."""
+        if not self._resources_known:
+            self._find_resources()
+        account = self.scheduler.account
+        return {name: (total, account.free[name]) for name, total in account.total.items()}
+
     def _soon_record(self) -> None:
         """Start recording, but not before the first result is out."""
         from dpool._core.recorder import Recorder

@@ -355,6 +355,7 @@ class NodeStore:
         stats["reads"] = sum(one.page.reads() for one in self._sides.values())
         stats["file_reads"] = sum(one.page.file_reads() for one in self._sides.values())
         listing = [tuple(one) for one in self.store.listing()] if message.listing else []
+        stats["resources"] = self._node.resources()
         self._send(side.number, m.StoreReport(message.request, stats, listing))
         if self.idle():  # a node that was started for this question goes again
             self._node.store_idle()

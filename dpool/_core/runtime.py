@@ -37,8 +37,18 @@ class Pool(Protocol):
     @property
     def max_workers(self) -> int: ...
 
-    def make_route(self, shape: Shape, max_retries: int, timeout_s: float | None, name: str) -> Any:
-        """Options for tasks."""
+    def make_route(
+        self,
+        shape: Shape,
+        max_retries: int,
+        timeout_s: float | None,
+        name: str,
+        inline: bool = False,
+        retry_on: tuple[type[BaseException], ...] = (),
+    ) -> Any:
+        """Options for tasks. `inline`: one that waits for such a task may run it itself. `retry_on`: exceptions after
+        which it is run again.
+        """
 
     def submit(self, route: Any, fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
         """One task: `fn(*args, **kwargs)`.
@@ -127,10 +137,15 @@ class Runtime(Protocol):
         """
 
 
-def open_runtime(address: str | None) -> Runtime:
-    """The runtime that serves `address`; ValueError for one that no runtime serves."""
+def check_address(address: str | None) -> None:
+    """ValueError for an address that no runtime serves."""
     if address not in (None, "local"):
         raise ValueError(f"address {address!r}: this version runs on this machine only (address=None or 'local')")
+
+
+def open_runtime(address: str | None) -> Runtime:
+    """The runtime that serves `address`; ValueError for one that no runtime serves."""
+    check_address(address)
     if "dpool._core.driver" not in sys.modules and here.worker is None:
         start_early(from_environment())
     from dpool._core.driver import runtime

@@ -93,6 +93,10 @@ _SIZED = (str, bytes)
 _IMPORTED, _PICKLED = True, False
 
 
+def _no_function() -> None:
+    return None
+
+
 class Export:
     """One version of one submitted function, with the definitions it needs.
 
@@ -100,7 +104,7 @@ class Export:
     the last reference to it goes, its number is noted as dead.
     """
 
-    __slots__ = ("_owner", "blob", "inline", "keep", "label", "number", "requires")
+    __slots__ = ("_owner", "blob", "function", "inline", "keep", "label", "number", "requires")
 
     def __init__(
         self,
@@ -116,6 +120,8 @@ class Export:
         self.label = label
         self.inline = inline
         self._owner = owner
+        self.function: Callable[[], Any] = _no_function
+        """The function itself, while it lives; None: not known."""
         self.keep: list[Any] = []
         """What the function refers to in the object store."""
 
@@ -289,6 +295,8 @@ class Exporter:
             nameless.pop(key, None)
 
         entry.alive = ref(fn, gone)
+        if entry.export is not None:
+            entry.export.function = entry.alive
         entries[key] = entry
         return entry
 
@@ -403,6 +411,7 @@ class Exporter:
         else:
             how = _PICKLED if isinstance(entry.content, bytes) else _IMPORTED
             export = self._export(how, entry.content, needs.requires, base.label)
+            export.function = base.function
         if len(entry.variants) >= VARIANTS_LIMIT:
             entry.variants.clear()
         entry.variants[names] = (export, needs.plan)

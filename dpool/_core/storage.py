@@ -163,6 +163,16 @@ def node_left() -> None:
             current.close()
 
 
+def let_everything_go() -> None:
+    """The runtime is shut down: references that are left are lost."""
+    with _Current.lock:
+        current = connected()
+        _Current.client = None
+        if current is not None:
+            current.closed = True
+            current.close()
+
+
 def in_use() -> bool:
     """Whether something that this process holds lies in the store."""
     current = connected()

@@ -1,72 +1,174 @@
-"""`wait`: until some of many futures are done, at a cost that grows with those that end, not with those that wait."""
+"""`wait`: until some of many futures are done, at a cost that grows with those that end, not with those that wait.
+
+```
+ wait(list) ─► looked at once; callbacks are registered once ─► ready, Unready ─┐
+                        ┌── what has ended meanwhile ◄── callbacks              │
+ wait(Unready) ─► Tracker ──► ready, Unready ◄──────────────────────────────────┘
+```
+
+A loop that takes one after the other, `ready, rest = wait(rest)`, gets as `rest` a list that knows its Tracker. So each
+further call deals with the futures that have ended since, and with nothing else but a copy of the list. A list that has
+been changed, or used before, is looked at as any other.
+
+Threads: callbacks come from whoever ends a future; `Tracker.ended` is all that they touch.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections import deque
 from functools import partial
-from time import monotonic
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from dpool._core.future import Future
+from dpool._core.context import here
+from dpool._core.future import DONE, PENDING, Future
+from dpool._core.objectref import ObjectRef
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOOK_AT = 8
+"""Futures at the front of a list that are looked at before anything is registered: often the first one is done."""
 
 
-class _Waiter:
-    """Counts futures down; called by them when they end."""
+class Unready(list[Any]):
+    """What `wait` did not return as ready; a list, and what the next `wait` need not find out again."""
 
-    def __init__(self, needed: int, runtime: Any) -> None:
+    __slots__ = ("length", "taken", "tracker")
+
+    def __init__(self, items: Iterable[Any], tracker: Tracker | None, taken: int) -> None:
+        super().__init__(items)
+        self.tracker = tracker
+        self.taken = taken
+        """Futures that had left the tracker when this was made."""
+        self.length = len(self)
+
+    def untouched(self) -> bool:
+        """Whether this is what the last `wait` returned."""
+        return len(self) == self.length and (self.tracker is None or self.tracker.taken == self.taken)
+
+    def __reduce__(self) -> Any:
+        return list, (list(self),)
+
+
+class Tracker:
+    """Futures that are waited for in a loop: which of them have ended."""
+
+    __slots__ = ("__weakref__", "_index", "_left", "done", "event", "needed", "runtime")
+
+    def __init__(self, refs: list[Any]) -> None:
+        self._index = {id(one): at for at, one in enumerate(refs)}
+        self._left: list[int] = []
+        """Places, of the list at the beginning, whose futures have been returned; sorted."""
+        self.done: deque[Any] = deque(one for one in refs if type(one) is ObjectRef or one._state in DONE)
+        self.needed = 0
+        self.event = threading.Event()
+        pending = [one for one in refs if isinstance(one, Future) and one._state not in DONE]
+        self.runtime = next((f._route.pool.runtime for f in pending if f._route is not None), None)
+        callback = partial(_ended, ref(self))
+        for future in pending:
+            future.add_done_callback(callback)
+
+    @property
+    def taken(self) -> int:
+        """How many have been returned."""
+        return len(self._left)
+
+    def ended(self, future: Any) -> None:
+        """In whatever thread ended it."""
+        self.done.append(future)
+        if len(self.done) >= self.needed:
+            self.event.set()
+            if self.runtime is not None:
+                self.runtime.poke_reader()  # who waits may have gone back to reading: callbacks run in another thread
+
+    def wait(self, needed: int, timeout: float | None) -> None:
+        """Until so many have ended and not been taken."""
         self.needed = needed
-        self._runtime = runtime
-        self.ready = threading.Event()
-        self._lock = threading.Lock()
+        self.event.clear()
+        if len(self.done) >= needed or (timeout is not None and timeout <= 0):
+            return
+        if self.runtime is not None:
+            self.runtime.wait_until(self.event.is_set, timeout)
+        else:
+            self.event.wait(timeout)
 
-    def one_more(self, _: Any) -> None:
-        with self._lock:
-            self.needed -= 1
-            if self.needed <= 0:
-                self.ready.set()
-        if self._runtime is not None and self.ready.is_set():
-            self._runtime.poke_reader()  # who waits may have gone back to reading: callbacks run in another thread
+    def take(self, refs: list[Any], most: int) -> tuple[list[Any], list[Any]]:
+        """Up to `most` that have ended, in their order, and the rest of `refs`."""
+        places = sorted(self._index[id(self.done.popleft())] for _ in range(min(most, len(self.done))))
+        now = [place - bisect_left(self._left, place) for place in places]
+        ready = [refs[at] for at in now]
+        rest = refs[:]
+        for at in reversed(now):
+            del rest[at]
+        for place in places:
+            insort(self._left, place)
+        return ready, Unready(rest, self, self.taken)
+
+
+def _ended(tracker: Any, future: Any) -> None:
+    """A future has ended; whoever waited may have gone."""
+    there = tracker()
+    if there is not None:
+        there.ended(future)
+
+
+def check(refs: list[Any]) -> None:
+    """TypeError, ValueError for what cannot be waited for."""
+    for kind in set(map(type, refs)):
+        if not issubclass(kind, (ObjectRef, Future)):
+            raise TypeError(f"wait takes ObjectRefs and Futures, not {kind.__name__}")
+    if len(set(map(id, refs))) != len(refs):
+        raise ValueError("wait takes each reference only once")
 
 
 def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
-    """See `dpool.wait`; references are ready from the beginning."""
-    pending = [one for one in refs if isinstance(one, Future) and not one.done()]
-    needed = num_returns - (len(refs) - len(pending))
-    if needed > 0 and (timeout is None or timeout > 0):
-        _wait(pending, needed, timeout)
-    ready: list[Any] = []
-    rest: list[Any] = []
-    for one in refs:
-        is_ready = len(ready) < num_returns and (not isinstance(one, Future) or one.done())
-        (ready if is_ready else rest).append(one)
-    return ready, rest
+    """See `dpool.wait`."""
+    tracker: Tracker | None = None
+    if type(refs) is Unready and refs.untouched():
+        tracker = refs.tracker
+    else:
+        check(refs)
+    if not 1 <= num_returns <= len(refs):
+        raise ValueError(f"num_returns must be from 1 to {len(refs)}, the number of references, not {num_returns}")
+    if tracker is None:
+        if num_returns <= LOOK_AT:
+            found = _at_front(refs, num_returns)
+            if found is not None:
+                return found
+        tracker = Tracker(refs)
+    if len(tracker.done) < num_returns:
+        if timeout is None:
+            _help(tracker, refs, num_returns)
+        tracker.wait(num_returns, timeout)
+    return tracker.take(refs, num_returns)
 
 
-def _wait(pending: list[Future[Any]], needed: int, timeout: float | None) -> None:
-    runtime = next((f._route.pool.runtime for f in pending if f._route is not None), None)
-    waiter = _Waiter(needed, runtime)
-    callbacks = [_add(future, waiter) for future in pending]
-    try:
-        if runtime is not None:
-            runtime.wait_until(waiter.ready.is_set, timeout)
-        else:
-            until = None if timeout is None else monotonic() + timeout
-            waiter.ready.wait(None if until is None else max(0.0, until - monotonic()))
-    finally:
-        for future, callback in zip(pending, callbacks, strict=True):
-            future._drop_callback(callback)
+def _at_front(refs: list[Any], num_returns: int) -> tuple[list[Any], list[Any]] | None:
+    """Without any preparation, if enough of the first ones are done."""
+    places = []
+    for at, one in enumerate(islice(refs, LOOK_AT)):
+        if type(one) is ObjectRef or one._state in DONE:
+            places.append(at)
+            if len(places) == num_returns:
+                break
+    else:
+        return None
+    rest = refs[:]
+    for at in reversed(places):
+        del rest[at]
+    return [refs[at] for at in places], Unready(rest, None, 0)
 
 
-def _add(future: Future[Any], waiter: _Waiter) -> Callable[[Any], object]:
-    callback = partial(_ended, ref(waiter))
-    future.add_done_callback(callback)
-    return callback
-
-
-def _ended(waiter: Any, future: Any) -> None:
-    """The future has ended; whoever waited may have gone."""
-    there = waiter()
-    if there is not None:
-        there.one_more(future)
+def _help(tracker: Tracker, refs: list[Any], needed: int) -> None:
+    """In a task: run some of those itself that no worker has begun; see `inline`."""
+    if not here.holds_cpus:
+        return
+    for one in list(refs):
+        if len(tracker.done) >= needed:
+            return
+        if isinstance(one, Future) and one._state is PENDING and one._route is not None and one._route.inline:
+            one._route.run_here(one)

@@ -30,6 +30,8 @@ from typing import Any
 from dpool._core import storage, wire
 from dpool._core.context import here
 from dpool._core.frames import (
+    CANCEL,
+    CAREFUL,
     COUNT,
     EXIT,
     FAILED,
@@ -45,10 +47,12 @@ from dpool._core.frames import (
     POLL,
     RAISED,
     RAISED_WITH_REFS,
+    RECURSIVE,
     RESULT,
     SHOW,
     STARTED,
     STORED,
+    STREAM,
     WITH_REFS,
     Page,
 )
@@ -59,14 +63,23 @@ _SIZED = (str, bytes)
 
 
 class Interrupts:
-    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks."""
+    """SIGINT becomes KeyboardInterrupt in the task that runs, or in none but the one that it is for."""
 
-    __slots__ = ("armed",)
+    __slots__ = ("_page", "armed", "recursive")
 
-    def __init__(self) -> None:
+    def __init__(self, page: Any) -> None:
+        self._page = page
         self.armed = False
+        self.recursive = False
+        """What the interrupted task has submitted is to be cancelled."""
 
     def handle(self, signum: int, frame: Any) -> None:
+        target = self._page[CANCEL]
+        if target:
+            self._page[CANCEL] = 0
+            if target & ~RECURSIVE != self._page[STARTED]:
+                return  # that one has ended
+            self.recursive = self.armed and bool(target & RECURSIVE)
         if self.armed:
             self.armed = False
             raise KeyboardInterrupt
@@ -83,7 +96,8 @@ class Worker:
         ready = epoll(1)
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(page.slots)
+        here.page = page.slots
         self._show = False
         """An error of pickling a result shall show the result."""
         self._child = False
@@ -112,6 +126,7 @@ class Worker:
                     return
             else:
                 self._show = bool(flags & SHOW)
+                here.careful = bool(flags & CAREFUL)
                 self._run_frame(base, numbers, calls)
             _flush_streams()
             if flags & EXIT:
@@ -191,6 +206,9 @@ class Worker:
                 result = self._apply(function, args, kwargs)
         except BaseException as error:
             self._interrupts.armed = False
+            if self._interrupts.recursive:
+                self._interrupts.recursive = False
+                _cancel_children(self._page.slots[STARTED])
             return _raised(error, _label(function))
         kind = type(result)
         if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
@@ -201,11 +219,25 @@ class Worker:
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
-    @staticmethod
-    def _apply(function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int) -> Any:
-        if type(kwargs) is int:  # a chunk
+    def _apply(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int) -> Any:
+        if type(kwargs) is int:
+            if kwargs == STREAM:
+                return self._stream(function, *args)
             return list(map(function, args) if kwargs == MAP else starmap(function, args))
         return function(*args, **kwargs)  # type: ignore[arg-type]
+
+    def _stream(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> int:
+        """Send on what the function yields; returns how many there were."""
+        seq = self._page.slots[STARTED]
+        index = -1
+        for index, item in enumerate(function(*args, **kwargs)):
+            self._interrupts.armed = False
+            value = item
+            if type(item) not in ATOMIC or (type(item) in _SIZED and len(item) > RAW_LIMIT):
+                value = _result(item, _label(function), self._show)
+            self._answer(-seq, False, index, [value])
+            self._interrupts.armed = True
+        return index + 1
 
     def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         if self._child:
@@ -305,6 +337,13 @@ def _log_failed_initializer(data: bytes) -> None:
     error = load_exception(data, "the initializer")
     logging.getLogger("concurrent.futures").critical("Exception in initializer:", exc_info=error)
     util._exit_function()  # type: ignore[attr-defined]
+
+
+def _cancel_children(task: int) -> None:
+    """Cancel what this task has submitted."""
+    driver = sys.modules.get("dpool._core.driver")
+    if driver is not None:
+        driver.runtime().cancel_children(task)
 
 
 def _label(function: Any) -> str:

@@ -89,6 +89,8 @@ class SimNode:
         else:
             if isinstance(message, scheduler.OpenPool):
                 self._owner_of_pool[message.pool] = client
+                if self.scheduler.scarce:
+                    self.down[client].send(scheduler.Scarce(True))
             self._schedule(message)
 
     def _client_left(self, client: int) -> None:

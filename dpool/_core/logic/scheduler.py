@@ -437,6 +437,8 @@ class LocalScheduler:
         out: list[Instruction] = []
         self._handlers[type(event)](event, out)
         scarce = self._grant_all(out) if self.queue else False
+        if self.account.free.get(CPUS, 0) < 0:  # lent and taken again
+            scarce = True
         if scarce != self.scarce:
             self.scarce = scarce
             out.append(Scarce(scarce))

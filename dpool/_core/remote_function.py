@@ -1,0 +1,236 @@
+"""`@dpool.remote` on functions: tasks of the process's own task pool, which hold resources while they run.
+
+```
+ f.remote(x) ─► task pool (one in each process that submits) ─► lane of its shape ─► workers, leased while there is work
+      └─► Future, several (num_returns=2), or Stream (num_returns="streaming")
+```
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import ref
+
+from dpool._core.context import here
+from dpool._core.frames import STARTED, STREAM
+from dpool._core.future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, Future
+from dpool._core.logic.resources import shape as make_shape
+from dpool._core.runtime import open_runtime
+
+if TYPE_CHECKING:
+    from dpool._core.executor_pool import ExecutorPool
+    from dpool._core.lane import Route
+    from dpool._core.messages import Shape
+
+STREAMING = ("streaming", "dynamic")
+
+
+class TaskOptions(NamedTuple):
+    """How tasks want to be run; see `dpool.remote`."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    memory: float = 0
+    resources: tuple[tuple[str, float], ...] = ()
+    num_returns: int | str = 1
+    max_retries: int = 3
+    retry_exceptions: tuple[type[BaseException], ...] = ()
+    timeout: float | None = None
+    name: str = ""
+
+    @property
+    def shape(self) -> Shape:
+        """What a task holds while it runs."""
+        return make_shape(num_cpus=self.num_cpus, num_gpus=self.num_gpus, memory=self.memory, **dict(self.resources))
+
+    def changed(self, options: Mapping[str, Any]) -> TaskOptions:
+        """With other options; TypeError, ValueError for what cannot be."""
+        return self._replace(**_checked(options))
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = options.keys() - TaskOptions._fields
+    if unknown:
+        raise TypeError(
+            f"unknown option{'s' if len(unknown) > 1 else ''} {', '.join(sorted(unknown))}; "
+            f"there are {', '.join(TaskOptions._fields)}"
+        )
+    found = dict(options)
+    if "resources" in found:
+        found["resources"] = tuple(sorted((found["resources"] or {}).items()))
+    if "retry_exceptions" in found:
+        found["retry_exceptions"] = _exceptions(found["retry_exceptions"])
+    for name in ("num_cpus", "num_gpus", "memory"):
+        if found.get(name, 0) is None:
+            found[name] = TaskOptions._field_defaults[name]
+    returns = found.get("num_returns", 1)
+    if returns not in STREAMING and (isinstance(returns, bool) or not isinstance(returns, int) or returns < 0):
+        raise ValueError(f'num_returns must be a number, not negative, or "streaming", not {returns!r}')
+    retries = found.get("max_retries", 0)
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < -1:
+        raise ValueError(f"max_retries must be a number, -1 for as often as it takes, not {retries!r}")
+    if retries == -1:
+        found["max_retries"] = 1 << 60
+    timeout = found.get("timeout")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+    TaskOptions(**found).shape  # noqa: B018  raises for amounts that cannot be
+    return found
+
+
+def _exceptions(given: Any) -> tuple[type[BaseException], ...]:
+    if isinstance(given, bool):
+        return (Exception,) if given else ()
+    kinds = tuple(given) if isinstance(given, Iterable) else (given,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise TypeError(f"retry_exceptions takes exception classes, not {kind!r}")
+    return kinds
+
+
+class RemoteFunction:
+    """A function whose calls are tasks: `f.remote(...)`. Source: Ray's remote functions."""
+
+    def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
+        self._function = function
+        self._options = options
+        self._bound: tuple[int, ExecutorPool, Route] | None = None
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"{self._function.__name__} is a remote function: call {self._function.__name__}.remote(...), "
+            f"or {self._function.__name__}.__wrapped__(...) to run it here"
+        )
+
+    def options(self, **options: Any) -> RemoteFunction:
+        """The same function with other options, as for `dpool.remote`."""
+        return RemoteFunction(self._function, self._options.changed(options))
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a call. Returns its Future; a list of `num_returns` Futures; or a Stream of them.
+
+        Futures and ObjectRefs among the arguments arrive as their values: the task begins when they are there.
+        """
+        bound = self._bound
+        if bound is None or bound[0] != os.getpid() or bound[1].state != "open":
+            bound = self._bind()
+        returns = self._options.num_returns
+        if returns in STREAMING:
+            return Stream(bound[1].submit(bound[2], self._function, (args, kwargs), STREAM))
+        future = bound[1].submit(bound[2], self._function, args, kwargs)
+        if here.page is not None:
+            future._more().parent = here.page[STARTED]
+        if returns == 1:
+            return future
+        return _parts_of(future, int(returns))
+
+    def _bind(self) -> tuple[int, ExecutorPool, Route]:
+        runtime: Any = open_runtime(None)
+        pool = runtime.task_pool()
+        options = self._options
+        shape = options.shape
+        route = pool.make_route(
+            shape,
+            options.max_retries,
+            options.timeout,
+            options.name,
+            inline=shape == _ONE_CPU and options.num_returns not in STREAMING,
+            retry_on=options.retry_exceptions,
+        )
+        self._bound = os.getpid(), pool, route
+        return self._bound
+
+    def __reduce__(self) -> Any:
+        return RemoteFunction, (self._function, self._options)
+
+    def __repr__(self) -> str:
+        return f"<dpool.remote function {self._function.__qualname__}>"
+
+
+_ONE_CPU = make_shape(num_cpus=1)
+
+
+def _parts_of(whole: Future[Any], count: int) -> list[Future[Any]]:
+    """Futures for what a task returns: as many values."""
+    parts: list[Future[Any]] = [Future(whole._route) for _ in range(count)]
+    for part in parts:
+        part._state = RUNNING
+        part._more().whole = whole
+    whole.add_done_callback(partial(_split, parts))
+    return parts
+
+
+def _split(parts: list[Future[Any]], whole: Future[Any]) -> None:
+    if whole.cancelled():
+        for part in parts:
+            part._settle(CANCELLED_AND_NOTIFIED)
+        return
+    error = whole.exception()
+    values: Any = ()
+    if error is None:
+        values = whole._take()
+        try:
+            values = tuple(values)
+        except TypeError:
+            error = TypeError(f"the task returned {type(values).__name__}, not {len(parts)} values (num_returns)")
+        else:
+            if len(values) != len(parts):
+                error = ValueError(f"the task returned {len(values)} values, not {len(parts)} (num_returns)")
+    for at, part in enumerate(parts):
+        part._settle(FINISHED, None if error is not None else values[at], error)
+
+
+class Stream:
+    """The futures of what a generator yields in its task, as it yields: an iterator. Source: Ray's ObjectRefGenerator.
+
+    The generator runs on whether or not anybody asks. If it raises, the last future raises that.
+    """
+
+    def __init__(self, whole: Future[Any]) -> None:
+        self._whole = whole
+        self._items: dict[int, Future[Any]] = {}
+        self._taken = 0
+        self._ended = False
+        whole._more().stream = ref(self)
+
+    def put(self, index: int, item: Future[Any]) -> None:
+        """The task has yielded once more. After a retry some come again."""
+        if index >= self._taken:
+            self._items.setdefault(index, item)
+
+    def __iter__(self) -> Iterator[Future[Any]]:
+        return self
+
+    def __next__(self) -> Future[Any]:
+        return self.next()
+
+    def next(self, timeout: float | None = None) -> Future[Any]:
+        """The next future; StopIteration at the end, TimeoutError after `timeout` seconds."""
+        whole = self._whole
+        if not self._ready():
+            assert whole._route is not None
+            whole._route.pool.wait_any(self._ready, timeout)
+            if not self._ready():
+                raise TimeoutError(f"the task has yielded nothing within {timeout} s")
+        item = self._items.pop(self._taken, None)
+        if item is not None:
+            self._taken += 1
+            return item
+        if not self._ended and (whole.cancelled() or whole.exception() is not None):
+            self._ended = True
+            return whole
+        raise StopIteration
+
+    def _ready(self) -> bool:
+        return self._taken in self._items or self._whole.done()
+
+    def completed(self) -> Future[Any]:
+        """A future that ends with the generator: its value is how many it has yielded."""
+        return self._whole
+
+    def __repr__(self) -> str:
+        return f"<dpool Stream of {self._whole!r}: {self._taken} taken>"

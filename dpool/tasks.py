@@ -1,0 +1,289 @@
+"""Tasks and values: `init`, `remote`, `put`, `get`, `wait`, `cancel`.
+
+`@dpool.remote` makes tasks of a function's calls. `dpool.put(value)` stores a value once and returns an `ObjectRef`,
+which any number of tasks can take as an argument. What tasks take and return goes to the store by itself when it is
+large; `put` is for what is used more than once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any, NamedTuple, overload
+
+from dpool._core import storage
+from dpool._core.config import MIN_STORE
+from dpool._core.future import Future
+from dpool._core.logic.resources import UNIT
+from dpool._core.logic.resources import shape as make_shape
+from dpool._core.objectref import ObjectRef
+from dpool._core.remote_function import RemoteFunction, Stream, TaskOptions
+from dpool._core.runtime import check_address
+from dpool._core.serialize import store_value
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    object_store_memory: int | None = None,
+    spill_dir: str | None = None,
+    strict_resources: bool | None = None,
+    ignore_reinit_error: bool = False,
+) -> None:
+    """Settings of this machine's runtime, before it is first used; without this call it starts with its defaults.
+
+    Args:
+        address: None or "local": this machine.
+        num_cpus, num_gpus: what tasks can ask for, instead of what is found.
+        resources: custom resources that tasks can ask for: name → amount.
+        strict_resources: tasks that ask for more than there is fail (`dpool.errors.InfeasibleResources`), instead of
+            waiting, with a warning, for a machine that has it.
+        ignore_reinit_error: say nothing if the runtime is in use with other settings.
+        object_store_memory: bytes of shared memory for objects; default: a third of the memory that the cgroup allows.
+        spill_dir: directory on a disk, for objects that memory has no room for; default: the temporary directory, or
+            /var/tmp if that one lies in memory.
+
+    RuntimeError if the runtime is in use with other settings; ValueError for what cannot be.
+    """
+    from dpool._core import driver
+
+    check_address(address)
+    changes: dict[str, Any] = {}
+    for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+        if amount is not None:
+            make_shape(**{name: amount})  # raises for what cannot be
+            changes[name] = float(amount)
+    if resources is not None:
+        make_shape(**resources)  # raises for what cannot be
+        changes["resources"] = tuple(sorted((name, float(amount)) for name, amount in resources.items()))
+    if strict_resources is not None:
+        changes["strict_resources"] = bool(strict_resources)
+    if object_store_memory is not None:
+        if isinstance(object_store_memory, bool) or not isinstance(object_store_memory, int):
+            raise TypeError(f"object_store_memory is a number of bytes, not {object_store_memory!r}")
+        if object_store_memory < MIN_STORE:
+            raise ValueError(f"object_store_memory must be at least {MIN_STORE:,} bytes, not {object_store_memory:,}")
+        changes["object_store_memory"] = object_store_memory
+    if spill_dir is not None:
+        if not os.path.isdir(spill_dir):
+            raise ValueError(f"spill_dir must be a directory: {spill_dir!r}")
+        changes["spill_dir"] = os.path.abspath(spill_dir)
+    try:
+        driver.configure(**changes)
+    except RuntimeError:
+        if not ignore_reinit_error:
+            raise
+
+
+def is_initialized() -> bool:
+    """Whether this process has a runtime in use."""
+    driver = sys.modules.get("dpool._core.driver")
+    return driver is not None and driver.in_use()
+
+
+def shutdown() -> None:
+    """End everything of this process's runtime: tasks that have not ended fail, executors and pools are closed, what
+    the object store holds is let go. The next use starts anew, with the settings of the environment.
+    """
+    driver = sys.modules.get("dpool._core.driver")
+    if driver is not None:
+        driver.shut_down()
+
+
+@overload
+def remote(function: Callable[..., Any], /) -> RemoteFunction: ...
+@overload
+def remote(**options: Any) -> Callable[[Callable[..., Any]], RemoteFunction]: ...
+def remote(function: Any = None, /, **options: Any) -> Any:
+    """Make tasks of a function's calls: `@dpool.remote`, `@dpool.remote(num_cpus=2)`, `dpool.remote(f)`.
+
+    `f.remote(...)` then submits a call and returns its Future, `f.options(...)` gives the same with other options.
+
+    Args:
+        num_cpus, num_gpus, memory, resources: what a task holds while it runs (fractions allowed, memory in bytes,
+            resources by name); it waits until that is free. By default one CPU, which it lends while it waits for
+            other tasks. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
+        num_returns: how many values the function returns: `remote` then returns as many futures; "streaming": it
+            yields them, and `remote` returns an iterator of futures.
+        max_retries: how often to run it again if its worker dies (by default 3, so it must be idempotent); -1: always.
+        retry_exceptions: True, or exception classes, after which it is run again, too.
+        timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
+        name: what errors and logs call the task.
+
+    Source: Ray's `remote`.
+    """
+    base = TaskOptions().changed(options)
+    if function is None:
+        return lambda given: remote(given) if not options else _remote(given, base)
+    if options:
+        raise TypeError("remote(function, **options): write remote(**options)(function)")
+    return _remote(function, base)
+
+
+def _remote(function: Any, options: TaskOptions) -> RemoteFunction:
+    if isinstance(function, RemoteFunction):
+        raise TypeError(f"{function!r} is remote already")
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"dpool.remote takes functions, not {function!r}")
+    return RemoteFunction(function, options)
+
+
+def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool = True) -> None:
+    """Cancel a task: one that has not begun never will; in one that runs KeyboardInterrupt is raised.
+
+    Args:
+        force: kill the worker of a task that runs, and with it what it has submitted.
+        recursive: cancel the tasks that it has submitted as well.
+
+    Its future is then cancelled, unless the task ended nevertheless. Source: Ray's `cancel`.
+    """
+    task: Any = future.completed() if isinstance(future, Stream) else future
+    if not isinstance(task, Future):
+        raise TypeError(f"cancel takes the Future of a task, not {type(task).__name__}")
+    extra = task._extra
+    if extra is not None and extra.whole is not None:
+        task = extra.whole
+    if not task.cancel(force) and not force and task._route is not None and not task.done():
+        task._route.lane.interrupt(task, recursive)
+
+
+def cluster_resources() -> dict[str, float]:
+    """What tasks can ask for, in all: name → amount."""
+    return {name: total for name, (total, _) in _resources().items()}
+
+
+def available_resources() -> dict[str, float]:
+    """What of that nobody holds now."""
+    return {name: free for name, (_, free) in _resources().items()}
+
+
+def _resources() -> dict[str, tuple[float, float]]:
+    found = storage.again(lambda client: client.report(False)).stats["resources"]
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}  # as Ray has them
+    return {names.get(name, name): (total / UNIT, free / UNIT) for name, (total, free) in found.items()}
+
+
+def put(value: Any) -> ObjectRef:
+    """Store a value; it lives as long as somebody has the reference.
+
+    The value is copied: changing it afterwards does not change what is stored. Raises what pickling raised, and
+    `dpool.errors.ObjectStoreFull` if neither memory nor disk has room. Source: Ray's `put`.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError("the value is an ObjectRef already; put it into a list if you want to store the reference")
+    return store_value(value)
+
+
+def get(
+    refs: ObjectRef | Future[Any] | Sequence[Any],
+    timeout: float | None = None,
+    *,
+    copy: bool = False,
+    readonly: bool = False,
+) -> Any:
+    """The value of a reference or future, or the list of values of several.
+
+    Args:
+        timeout: seconds to wait for futures, all of them together; then TimeoutError.
+        copy: give arrays memory of their own; else they are views of the store: writable, and private to the caller
+            (a page is copied when it is first written to), and the store's memory stays in use while they live.
+        readonly: give arrays that raise an error when they are written to.
+
+    Every call gives a value of its own, but that of a future, which has one value for all: `copy` and `readonly` do not
+    change it. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is gone. Source: Ray's `get`.
+    """
+    until = None if timeout is None else monotonic() + timeout
+    if isinstance(refs, (list, tuple)):
+        return [_get(ref, until, copy, readonly) for ref in refs]
+    return _get(refs, until, copy, readonly)
+
+
+def _get(ref: Any, until: float | None, copy: bool, readonly: bool) -> Any:
+    if isinstance(ref, ObjectRef):
+        return ref._load(readonly, copy)
+    if isinstance(ref, Future):
+        return ref.result(None if until is None else max(0.0, until - monotonic()))
+    raise TypeError(f"get takes ObjectRefs and Futures, not {type(ref).__name__}")
+
+
+def wait(
+    refs: Iterable[ObjectRef | Future[Any]], num_returns: int = 1, timeout: float | None = None
+) -> tuple[list[Any], list[Any]]:
+    """Wait until `num_returns` of the references or futures are ready, or `timeout` seconds have passed.
+
+    Returns:
+        (ready, not ready): the first has at most `num_returns` items; both keep the order of `refs`.
+
+    Raises ValueError if `num_returns` is below 1 or above the number of references, or one occurs twice. A future that
+    failed or was cancelled is ready. Source: Ray's `wait`.
+    """
+    from dpool._core.waiting import wait_for
+
+    known = refs if isinstance(refs, list) else list(refs)
+    return wait_for(known, num_returns, timeout)
+
+
+class StoredObject(NamedTuple):
+    """One object of the store."""
+
+    id: str
+    size: int
+    """Bytes."""
+    owner: int
+    """Process that made it."""
+    state: str
+    """`sealed` (in memory), `spilled` (on disk), …"""
+    pinned: bool
+    """A process has arrays in its memory."""
+
+
+class StoreStats(NamedTuple):
+    """What the object store of this machine holds, and has done. Sizes are bytes."""
+
+    capacity: int
+    used: int
+    """In memory: objects, and room that processes have taken for the next ones."""
+    resident: int
+    """Memory that the store has from the system: `used`, and what is kept warm."""
+    objects: int
+    pinned: int
+    """In memory that somebody's arrays lie in."""
+    spilled: int
+    """On disk, and not in memory."""
+    spilled_objects: int
+    spills: int
+    """Objects that were written to disk, so far."""
+    restores: int
+    """Objects that were read back, so far."""
+    reads: int
+    """How often living processes took an object out."""
+    hit_rate: float
+    """Share of reads that found the object in memory; 1.0 before the first."""
+    listing: list[StoredObject]
+    """The objects, if asked for."""
+
+
+def store_stats(listing: bool = False) -> StoreStats:
+    """Figures of this machine's object store; `listing`: with each object, its owner and size."""
+    report = storage.again(lambda client: client.report(listing))
+    stats = report.stats
+    reads, restored = stats["reads"], stats["restores"] + stats["file_reads"]
+    return StoreStats(
+        capacity=stats["capacity"],
+        used=stats["used"],
+        resident=stats["resident"],
+        objects=stats["objects"],
+        pinned=stats["pinned_bytes"],
+        spilled=stats["spilled_bytes"],
+        spilled_objects=stats["spilled_objects"],
+        spills=stats["spills"],
+        restores=stats["restores"],
+        reads=reads,
+        hit_rate=1.0 - min(1.0, restored / reads) if reads else 1.0,
+        listing=[StoredObject(obj.hex(), *known) for obj, *known, _ in report.listing],
+    )
