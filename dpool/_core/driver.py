@@ -941,7 +941,7 @@ class NativeRuntime:
         return self._node is not None and not self.node_lost
 
     def shut_down(self) -> None:
-        """End everything, now: nothing of this runtime can be used afterwards."""
+        """End everything, now."""
         for pool in list(self.pools.values()):
             pool.terminate()
         self.wait_until(lambda: not self.pools)
@@ -1084,7 +1084,7 @@ def shut_down() -> None:
     current = _Current.runtime
     if current is not None and current.pid == os.getpid():
         current.shut_down()
-        _Current.runtime = None
+        current.config = configuration.from_environment().validate()
     _Current.changes = {}
 
 

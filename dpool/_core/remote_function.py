@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -145,6 +146,13 @@ class RemoteFunction:
         return self._bound
 
     def __reduce__(self) -> Any:
+        name = getattr(self, "__qualname__", "")
+        if self.__module__ not in ("__main__", "__mp_main__"):
+            found: Any = sys.modules.get(self.__module__)
+            for part in name.split("."):
+                found = getattr(found, part, None)
+            if found is self:
+                return name  # a global that the other side can import
         return RemoteFunction, (self._function, self._options)
 
     def __repr__(self) -> str:

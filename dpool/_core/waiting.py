@@ -57,7 +57,7 @@ class Unready(list[Any]):
 class Tracker:
     """Futures that are waited for in a loop: which of them have ended."""
 
-    __slots__ = ("__weakref__", "_index", "_left", "done", "event", "needed", "runtime")
+    __slots__ = ("__weakref__", "_callback", "_index", "_left", "_pending", "done", "event", "needed", "runtime")
 
     def __init__(self, refs: list[Any]) -> None:
         self._index = {id(one): at for at, one in enumerate(refs)}
@@ -66,11 +66,13 @@ class Tracker:
         self.done: deque[Any] = deque(one for one in refs if type(one) is ObjectRef or one._state in DONE)
         self.needed = 0
         self.event = threading.Event()
-        pending = [one for one in refs if isinstance(one, Future) and one._state not in DONE]
-        self.runtime = next((f._route.pool.runtime for f in pending if f._route is not None), None)
-        callback = partial(_ended, ref(self))
-        for future in pending:
-            future.add_done_callback(callback)
+        self._callback = partial(_ended, ref(self))
+        self._pending = {id(one): one for one in refs if isinstance(one, Future) and one._state not in DONE}
+        """Those that have our callback and have not been returned."""
+        routes = (future._route for future in self._pending.values())
+        self.runtime = next((route.pool.runtime for route in routes if route is not None), None)
+        for future in list(self._pending.values()):
+            future.add_done_callback(self._callback)
 
     @property
     def taken(self) -> int:
@@ -98,7 +100,10 @@ class Tracker:
 
     def take(self, refs: list[Any], most: int) -> tuple[list[Any], list[Any]]:
         """Up to `most` that have ended, in their order, and the rest of `refs`."""
-        places = sorted(self._index[id(self.done.popleft())] for _ in range(min(most, len(self.done))))
+        taken = [self.done.popleft() for _ in range(min(most, len(self.done)))]
+        for one in taken:
+            self._pending.pop(id(one), None)
+        places = sorted(self._index[id(one)] for one in taken)
         now = [place - bisect_left(self._left, place) for place in places]
         ready = [refs[at] for at in now]
         rest = refs[:]
@@ -107,6 +112,10 @@ class Tracker:
         for place in places:
             insort(self._left, place)
         return ready, Unready(rest, self, self.taken)
+
+    def __del__(self) -> None:
+        for future in getattr(self, "_pending", {}).values():
+            future._drop_callback(self._callback)
 
 
 def _ended(tracker: Any, future: Any) -> None:
