@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dpool._core.context import current_worker as current_worker
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
+    from dpool.actor import ActorProxy as ActorProxy
+    from dpool.actor import get_actor as get_actor
+    from dpool.actor import kill as kill
+    from dpool.actor import method as method
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.pool import Pool as Pool
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "ActorProxy",
     "Executor",
     "Future",
     "ObjectRef",
@@ -47,9 +52,12 @@ __all__ = [
     "current_worker",
     "errors",
     "get",
+    "get_actor",
     "get_reusable_executor",
     "init",
     "is_initialized",
+    "kill",
+    "method",
     "put",
     "register_joblib",
     "remote",
@@ -59,6 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ActorProxy": "dpool.actor",
     "Executor": "dpool.executor",
     "Future": "dpool._core.future",
     "ObjectRef": "dpool._core.objectref",
@@ -68,9 +77,12 @@ _HOMES = {
     "cluster_resources": "dpool.tasks",
     "current_worker": "dpool._core.context",
     "get": "dpool.tasks",
+    "get_actor": "dpool.actor",
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.tasks",
     "is_initialized": "dpool.tasks",
+    "kill": "dpool.actor",
+    "method": "dpool.actor",
     "put": "dpool.tasks",
     "remote": "dpool.tasks",
     "shutdown": "dpool.tasks",

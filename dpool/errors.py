@@ -118,6 +118,14 @@ class DeserializationError(DpoolError, BrokenProcessPool):
     """An argument or a result was pickled but does not unpickle on the other side; the message names it."""
 
 
+class ActorDied(DpoolError, BrokenProcessPool):
+    """The actor's process died while it ran the call, or the actor is dead for good; the message says why."""
+
+
+class PendingCallsLimit(DpoolError, RuntimeError):
+    """The actor has as many pending calls of this process as `max_pending_calls=` allows."""
+
+
 class InfeasibleResources(DpoolError, ValueError):
     """No machine has, in total, what the task asks for."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, overload
 
@@ -115,22 +116,27 @@ def remote(function: Any = None, /, **options: Any) -> Any:
         timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
         name: what errors and logs call the task.
 
+    Of a class it makes an `ActorClass`, whose options are those of `ActorClass.options`.
+
     Source: Ray's `remote`.
     """
-    base = TaskOptions().changed(options)
     if function is None:
-        return lambda given: remote(given) if not options else _remote(given, base)
+        return partial(_remote, options)
     if options:
         raise TypeError("remote(function, **options): write remote(**options)(function)")
-    return _remote(function, base)
+    return _remote(options, function)
 
 
-def _remote(function: Any, options: TaskOptions) -> RemoteFunction:
+def _remote(options: Mapping[str, Any], function: Any) -> Any:
+    if isinstance(function, type):
+        from dpool.actor import ActorClass
+
+        return ActorClass(function, options)
     if isinstance(function, RemoteFunction):
         raise TypeError(f"{function!r} is remote already")
-    if not callable(function) or isinstance(function, type):
-        raise TypeError(f"dpool.remote takes functions, not {function!r}")
-    return RemoteFunction(function, options)
+    if not callable(function):
+        raise TypeError(f"dpool.remote takes functions and classes, not {function!r}")
+    return RemoteFunction(function, TaskOptions().changed(options))
 
 
 def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool = True) -> None:

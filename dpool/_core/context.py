@@ -32,6 +32,8 @@ class _Here:
     """The lease that runs now holds CPUs, which are given back while the task blocks."""
     careful: bool = False
     """The task runs again: it must not run others in this process, as one of them may have been what killed it."""
+    actor: Any = None
+    """The object, if this process is an actor's."""
     page: Any = None
     """The counters of the worker's page (see frames.py): which task runs."""
 

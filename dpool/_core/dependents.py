@@ -20,6 +20,7 @@ from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Fai
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dpool._core.actor_pool import ActorPool
     from dpool._core.executor_pool import ExecutorPool
     from dpool._core.future import Future
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Dependents:
     """Those of one pool; false while there are none."""
 
-    def __init__(self, pool: ExecutorPool, prepare: Callable[..., tuple[Any, Any]]) -> None:
+    def __init__(self, pool: ExecutorPool | ActorPool, prepare: Callable[..., tuple[Any, Any]]) -> None:
         self._pool = pool
         self._prepare = prepare
         self._waiting: dict[int, tuple[Future[Any], Any, Any, Any]] = {}
@@ -93,10 +94,7 @@ class Dependents:
             if not isinstance(error, Exception):
                 raise
         else:
-            assert future._route is not None
-            lane = future._route.lane
-            lane.queue.append(future)
-            lane.push()
+            self._pool.dependent_ready(future)
         finally:
             with self._pool.lock:
                 self._waiting.pop(number, None)

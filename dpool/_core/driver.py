@@ -48,6 +48,7 @@ from dpool._core.future import DONE, Future
 from dpool._core.lane import Link
 from dpool._core.lineage import Lineage
 from dpool._core.messages import (
+    ActorGone,
     Blocked,
     Bye,
     Closed,
@@ -192,6 +193,20 @@ class NativeRuntime:
                     daemon=True,
                 )
             return pool
+
+    def connect_actor(self, held: Any) -> ActorPool:
+        """A link to an actor that this process holds."""
+        from dpool._core.actor_pool import ActorPool
+
+        self._check_process()
+        with self._start_lock:
+            self.start()
+            meta = held.meta
+            pool = ActorPool(self, next(self._numbers), held.actor, meta.label, meta.many, meta.max_task_retries)
+            self.pools[pool.number] = pool  # type: ignore[assignment]
+            pool.announce()
+            self._start_io()
+        return pool
 
     def cancel_children(self, task: int) -> None:
         """Cancel the `@remote` tasks that this worker's task of that number has submitted."""
@@ -379,6 +394,10 @@ class NativeRuntime:
                 pool.closed()
         elif kind is Output:
             _write_output(message)
+        elif kind is ActorGone:
+            link: Any = self.pools.get(message.pool)
+            if link is not None:
+                link.gone(message.cause)
         elif kind is Scarce:
             self.scarce = message.wanted
             if message.wanted:

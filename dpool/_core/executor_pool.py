@@ -268,6 +268,13 @@ class ExecutorPool:
                 self.want_workers(self.main, at_least=self._unpickled)
         return future
 
+    def dependent_ready(self, future: Future[Any]) -> None:
+        """A task that waited for futures has its arguments."""
+        assert future._route is not None
+        lane = future._route.lane
+        lane.queue.append(future)
+        lane.push()
+
     def later(self, action: Callable[[], Any]) -> None:
         """Run `action` when no lock is held."""
         self._deferred.append(action)

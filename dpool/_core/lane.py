@@ -50,6 +50,7 @@ from dpool._core.serialize import Shipped, load_exception, load_result
 from dpool._core.storage import Place, Stored
 
 if TYPE_CHECKING:
+    from dpool._core.actor_pool import ActorPool
     from dpool._core.executor_pool import ExecutorPool
 
 
@@ -92,7 +93,7 @@ class Route:
 
     def __init__(
         self,
-        pool: ExecutorPool,
+        pool: ExecutorPool | ActorPool,
         lane: Lane,
         max_retries: int,
         timeout_s: float | None,
@@ -222,7 +223,7 @@ class Link:
 class Lane:
     """See the module."""
 
-    def __init__(self, pool: ExecutorPool, shape: Shape, single: bool, lifetime: int | None) -> None:
+    def __init__(self, pool: ExecutorPool | ActorPool, shape: Shape, single: bool, lifetime: int | None) -> None:
         config = pool.runtime.config
         self.pool = pool
         self.shape = shape
@@ -466,11 +467,24 @@ class Lane:
             self.pool.initialized(self, slot, answer[3][0])
             return False
         if answer[0] < 0:
-            self._yielded(slot, -answer[0], answer[2], answer[3][0])
+            if answer[1]:
+                self._ended_out_of_turn(slot, -answer[0], answer[3][0])
+            else:
+                self._yielded(slot, -answer[0], answer[2], answer[3][0])
             link.handled()
             return False
         link.answer = answer
         return True
+
+    def _ended_out_of_turn(self, slot: Slot, number: int, value: Any) -> None:
+        """A call has ended of an actor that runs many at a time."""
+        with self.lock:
+            task = self.dispatcher.ended(slot, number)
+            self._push()
+        if task is None:
+            _let_go(value)
+        else:
+            self.settle([task], [value])
 
     def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> None:
         """A task has yielded an item."""

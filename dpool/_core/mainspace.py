@@ -16,11 +16,14 @@ import builtins
 import io
 import pickle
 import sys
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import serialize_rebuild as rebuild
 from dpool._core import storage
+from dpool._core.context import here
+from dpool._core.frames import ATTRIBUTE, METHOD
 from dpool._core.serialize_names import MAIN_NAMES
 
 if TYPE_CHECKING:
@@ -227,7 +230,11 @@ class Importer:
         requires, kind, content = pickle.loads(blob)
         self._check(requires)
         try:
-            function: Callable[..., Any] = rebuild.resolve(*content) if kind else _Loader(self, content).load()
+            function: Callable[..., Any]
+            if kind in (METHOD, ATTRIBUTE) and type(kind) is int:
+                function = getattr(here.actor, content) if kind == METHOD else partial(getattr, here.actor, content)
+            else:
+                function = rebuild.resolve(*content) if kind else _Loader(self, content).load()
         except KeyboardInterrupt:
             raise
         except BaseException as error:

@@ -91,6 +91,18 @@ class Blocked(NamedTuple):
     blocked: bool
 
 
+class ConnectActor(NamedTuple):
+    """The answers are Grant (whenever there is a process), WorkerDied and, in the end, ActorGone."""
+
+    pool: int
+    actor: bytes
+
+
+class DisconnectActor(NamedTuple):
+    pool: int
+    actor: bytes
+
+
 class OpenStore(NamedTuple):
     """The descriptor that comes along is the node's end of the sender's socket to the object store."""
 
@@ -175,6 +187,13 @@ class Notice(NamedTuple):
 
     category: str
     text: str
+
+
+class ActorGone(NamedTuple):
+    """The actor is dead for good; `cause`: pickled (text, pickled exception or None)."""
+
+    pool: int
+    cause: bytes
 
 
 class Infeasible(NamedTuple):
@@ -395,6 +414,49 @@ class StoreWatch(NamedTuple):
 # node → store client
 
 
+class ActorCreate(NamedTuple):
+    """A new actor, held by the sender. The answer is ActorFound; with another id, or none, if the name is taken."""
+
+    request: int
+    actor: bytes
+    name: str
+    shape: Shape
+    restarts: int
+    detached: bool
+    exists_ok: bool
+    """If the name is taken, the answer is the actor that has it."""
+    frame: bytes
+    """The first frame of its process, which constructs the object; see frames.py."""
+    keep: list[bytes]
+    """Objects that the frame refers to."""
+    meta: bytes
+    """What a handle is made of, for those who ask for the name."""
+    setup: bytes
+    """See OpenPool."""
+
+
+class ActorFind(NamedTuple):
+    """By its name; the answer is ActorFound, and the sender then holds the actor."""
+
+    request: int
+    name: str
+
+
+class ActorKill(NamedTuple):
+    """Its process ends now; `restart`: as if it had crashed."""
+
+    actor: bytes
+    restart: bool
+
+
+class ActorFound(NamedTuple):
+    """`actor` is empty if there is none."""
+
+    request: int
+    actor: bytes
+    meta: bytes
+
+
 class StoreLeased(NamedTuple):
     """`segment_size`: bytes of the segment, whose descriptor comes along the first time."""
 
@@ -465,6 +527,8 @@ CONTROL: tuple[type[Any], ...] = (
     ReturnLease,
     KillWorker,
     Blocked,
+    ConnectActor,
+    DisconnectActor,
     OpenStore,
     ExportFunction,
     TasksDispatched,
@@ -477,6 +541,7 @@ CONTROL: tuple[type[Any], ...] = (
     WorkerDied,
     Output,
     Notice,
+    ActorGone,
     Infeasible,
     Scarce,
     Retire,
@@ -501,6 +566,10 @@ CONTROL: tuple[type[Any], ...] = (
     StorePromise,
     StoreFulfil,
     StoreWatch,
+    ActorCreate,
+    ActorFind,
+    ActorKill,
+    ActorFound,
     StoreLeased,
     StoreOnDisk,
     StoreLocated,

@@ -42,6 +42,8 @@ from dpool._core.logic.resources import Account, describe
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.node_worker import Proc, oom_kills
 
+NODE_CLIENT = 0
+"""The node as a client of its own scheduler: actors are its own."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
 ACCEPT_AGAIN_S = 0.2
@@ -73,12 +75,15 @@ class Client:
 
 
 class Pool:
-    """One executor's workers."""
+    """One executor's workers, or an actor's process."""
 
-    __slots__ = ("client", "number", "setup", "started")
+    __slots__ = ("actors", "client", "number", "setup", "started")
 
-    def __init__(self, client: Client, number: int, setup: bytes) -> None:
+    def __init__(self, client: Client, number: int, setup: bytes, actors: Any = None) -> None:
         self.client = client
+        """Who gets what is printed, and, unless it is an actor's, hears of its workers."""
+        self.actors = actors
+        """Who hears of them if it is an actor's."""
         self.number = number
         """The client's."""
         self.setup = setup
@@ -112,6 +117,8 @@ class Node:
         self._linger_armed = 0
         self._store: Any = None
         """The object store, once a process has something for it."""
+        self._actors: Any = None
+        """The actors, once there is one."""
         self._records: Any = None
         """The recorder to the control store, once it has been started."""
         self._oom_kills = oom_kills()
@@ -305,6 +312,8 @@ class Node:
             ):
                 self._store.process_gone(client.hello.pid)
             self._do(s.ClientLeft(client.number))
+            if self._actors is not None:
+                self._actors.client_left(client, client.driver)
             if self._records is not None:
                 self._records.client_left(client.number)
                 if client.driver:
@@ -432,6 +441,8 @@ class Node:
         self._do(s.ClosePool(number, message.kill))
 
     def _kill(self, client: Client, message: m.KillWorker) -> None:
+        if self._actors is not None and self._actors.signal(client, message.pool, message.signal):
+            return
         proc = self._procs.get(message.worker)
         pool = client.pools.get(message.pool)
         if proc is None or pool is None or proc.pool != pool:
@@ -467,6 +478,8 @@ class Node:
         m.ReturnLease: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ReturnLease(p, x.worker, x.retire)),
         m.KillWorker: _kill,
         m.Blocked: _blocked,
+        m.ConnectActor: lambda self, c, x: self.actors().connect(c, x),
+        m.DisconnectActor: lambda self, c, x: self.actors().disconnect(c, x.pool),
         m.ExportFunction: _recorded,
         m.TasksDispatched: _recorded,
         m.TasksDelivered: _recorded,
@@ -479,6 +492,41 @@ class Node:
             self._end()
         else:
             self._client_left(client)
+
+    # -- actors
+
+    def actors(self) -> Any:
+        """The actors of this machine."""
+        if self._actors is None:
+            from dpool._core.node_actors import NodeActors
+
+            self._actors = NodeActors(self, _log)
+        return self._actors
+
+    def actor_freed(self, obj: bytes) -> bool:
+        """Nobody holds this id any more: was it an actor's?"""
+        return self._actors is not None and bool(self._actors.freed(obj))
+
+    def new_pool(self, setup: bytes, actors: Any, pid: int) -> int:
+        """A pool for an actor's process, for which this process has asked."""
+        client = self.driver_of(pid)
+        if client is None:
+            raise m.ProtocolError("no program is connected that an actor could belong to")
+        self._numbers += 1
+        number = self._numbers
+        self._do(s.OpenPool(NODE_CLIENT, number, 1))
+        self._pools[number] = Pool(client, 0, setup, actors)
+        return number
+
+    def driver_of(self, pid: int) -> Client | None:
+        """The connection of the program that a process works for."""
+        job = next((c.hello.job for c in self._clients.values() if c.hello is not None and c.hello.pid == pid), None)
+        drivers = [c for c in self._clients.values() if c.driver and c.hello is not None]
+        return next((c for c in drivers if c.hello is not None and c.hello.job == job), drivers[0] if drivers else None)
+
+    def ask_for(self, event: Any) -> None:
+        """Give the scheduler an event when it has dealt with what it is at."""
+        self._soon.append(partial(self._do, event))
 
     # -- what the scheduler decides
 
@@ -534,6 +582,9 @@ class Node:
 
     def _grant(self, order: s.Grant) -> None:
         pool, proc = self._pools[order.pool], self._procs[order.worker]
+        if pool.actors is not None:
+            pool.actors.granted(order, proc)
+            return
         fresh = not proc.granted
         fds: tuple[int, ...] = ()
         if fresh:
@@ -556,7 +607,7 @@ class Node:
     def _retire_worker(self, order: s.RetireWorker) -> None:
         proc = self._procs[order.worker]
         pool = self._pools.get(proc.pool)
-        if proc.granted and pool is not None:
+        if proc.granted and pool is not None and pool.actors is None:
             self._send(pool.client, m.Retire(pool.number, order.worker))
         else:  # nobody has its socket yet
             proc.killed = True
@@ -576,6 +627,9 @@ class Node:
         if proc is None or pool is None:
             return
         self._last_words(proc, pool.client)
+        if pool.actors is not None:
+            pool.actors.died(order.pool, proc)
+            return
         self._send(
             pool.client,
             m.WorkerDied(
@@ -596,7 +650,10 @@ class Node:
             f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; "
             "it waits until a machine that has it joins"
         )
-        self._send(pool.client, m.Infeasible(pool.number, order.shape, text))
+        if pool.actors is not None:
+            self._send(pool.client, m.Notice("infeasible", text.replace("a task", "an actor")))
+        else:
+            self._send(pool.client, m.Infeasible(pool.number, order.shape, text))
 
     def _scarce(self) -> None:
         """Whoever has idle leases gives them back while others wait for resources."""
@@ -609,8 +666,11 @@ class Node:
     def _pool_gone(self, order: s.PoolGone) -> None:
         def tell() -> None:  # after the deaths, which come in the same batch of instructions
             pool = self._pools.pop(order.pool)
-            pool.client.pools.pop(pool.number, None)
-            self._send(pool.client, m.Closed(pool.number))
+            if pool.actors is not None:
+                pool.actors.pool_gone(order.pool)
+            else:
+                pool.client.pools.pop(pool.number, None)
+                self._send(pool.client, m.Closed(pool.number))
             if not self._pools:
                 self._arm_linger()
 
@@ -701,7 +761,7 @@ class Node:
         for number in proc.signals:
             self._signal(proc, number)
         pool = self._pools.get(proc.pool)
-        if pool is not None and proc.granted:
+        if pool is not None and proc.granted and pool.actors is None:
             self._send(pool.client, m.WorkerUp(pool.number, proc.worker, proc.pid, proc.ordinal))
         exited = self._unknown_exits.pop(message.pid, None)
         if exited is not None:

@@ -312,6 +312,19 @@ class NodeStore:
                 except ValueError as error:  # it may be another peer's message, or nobody's, in which it is noticed
                     self._node.refuse_store_side(side.number, message, error)
 
+    # -- actors, who are held as objects are
+
+    def _create_actor(self, side: Side, message: m.ActorCreate) -> None:
+        found = self._node.actors().create(message, side.pid, lambda reply: self._send(side.number, reply))
+        if found:
+            self._follow(r.Acquire(found, side.pid))
+
+    def _find_actor(self, side: Side, message: m.ActorFind) -> None:
+        actor, meta = self._node.actors().find(message.name)
+        if actor:
+            self._follow(r.Acquire(actor, side.pid))
+        self._send(side.number, m.ActorFound(message.request, actor, meta))
+
     def _question(self, side: Side, message: Any) -> None:
         """What is answered when all that has been said is known: memory may just have come free."""
         self._questions.append((side, message))
@@ -406,6 +419,9 @@ class NodeStore:
         m.StoreClaim: _claim,
         m.StoreAdopt: lambda self, side, message: None,
         m.StoreAsk: _question,
+        m.ActorCreate: lambda self, side, message: self._create_actor(side, message),
+        m.ActorFind: lambda self, side, message: self._find_actor(side, message),
+        m.ActorKill: lambda self, side, message: self._node.actors().kill(message.actor, message.restart),
         m.StorePromise: _promise,
         m.StoreFulfil: _fulfil,
         m.StoreWatch: _question,

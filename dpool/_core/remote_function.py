@@ -127,7 +127,7 @@ class RemoteFunction:
             future._more().parent = here.page[STARTED]
         if returns == 1:
             return future
-        return _parts_of(future, int(returns))
+        return parts_of(future, int(returns))
 
     def _bind(self) -> tuple[int, ExecutorPool, Route]:
         runtime: Any = open_runtime(None)
@@ -162,7 +162,7 @@ class RemoteFunction:
 _ONE_CPU = make_shape(num_cpus=1)
 
 
-def _parts_of(whole: Future[Any], count: int) -> list[Future[Any]]:
+def parts_of(whole: Future[Any], count: int) -> list[Future[Any]]:
     """Futures for what a task returns: as many values."""
     parts: list[Future[Any]] = [Future(whole._route) for _ in range(count)]
     for part in parts:

@@ -178,6 +178,7 @@ class _Entry:
         "content",
         "export",
         "fickle",
+        "how",
         "key",
         "names",
         "own",
@@ -206,7 +207,9 @@ class _Entry:
         self.names: frozenset[str] = frozenset()
         """The globals that were looked at for it."""
         self.content: Any = None
-        """What the export's blob is made of."""
+        """What the export's blob is made of, …"""
+        self.how: Any = None
+        """… and how; None: as its type says."""
         self.variants: dict[frozenset[str], tuple[Export, Plan]] = {}
         """Exports with what certain arguments need besides, by the names of that."""
 
@@ -245,6 +248,20 @@ class Exporter:
             kind = type(arg)
             if kind not in _SMALL and (kind not in _SIZED or len(arg) > RAW_LIMIT):
                 return self._with_payload(entry, args, kwargs)
+        return entry.export, args
+
+    def method(self, label: str, name: str, how: int) -> _Entry:
+        """What `prepare_method` wants to know: a method of an actor (METHOD), or one of its attributes (ATTRIBUTE)."""
+        entry = _Entry()
+        entry.how = how
+        entry.content = name
+        entry.export = self._export(how, name, (), f"{label}.{name}")
+        return entry
+
+    def prepare_method(self, entry: _Entry, args: Args, kwargs: Kwargs) -> tuple[Export, Args | bytes | Stored]:
+        """`prepare` for a call of an actor's method."""
+        if kwargs or not _travels_raw(args):
+            return self._with_payload(entry, args, kwargs)
         return entry.export, args
 
     # ---- first sight of a function, or something has changed
@@ -353,7 +370,7 @@ class Exporter:
             return same
         return self._export(_PICKLED, content, requires, label)
 
-    def _export(self, how: bool, content: Any, requires: tuple[Definition, ...], label: str) -> Export:
+    def _export(self, how: int, content: Any, requires: tuple[Definition, ...], label: str) -> Export:
         blob = pickle.dumps((tuple(one.number for one in requires), how, content), PROTOCOL)
         return Export(blob, requires, label, owner=self)
 
@@ -409,7 +426,9 @@ class Exporter:
         if known is not None and known[0].requires == needs.requires:
             export = known[0]
         else:
-            how = _PICKLED if isinstance(entry.content, bytes) else _IMPORTED
+            how = entry.how
+            if how is None:
+                how = _PICKLED if isinstance(entry.content, bytes) else _IMPORTED
             export = self._export(how, entry.content, needs.requires, base.label)
             export.function = base.function
         if len(entry.variants) >= VARIANTS_LIMIT:

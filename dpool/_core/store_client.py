@@ -539,6 +539,15 @@ class StoreClient:
             self._send_now(m.encode(m.StoreHold([place[0]], self.pid)), (), handle.said)
             return handle
 
+    def ask_for_actor(self, make: Callable[[int], Any]) -> tuple[Handle | None, m.ActorFound]:
+        """Make an actor, or find one: this process holds it then."""
+        found: m.ActorFound = self._ask(make)
+        return self._handle([found.actor, 0, 0, 0, 0], 1) if found.actor else None, found
+
+    def say(self, message: Any) -> None:
+        """Send what is not answered."""
+        self._send(message)
+
     def hold_for(self, objs: list[bytes], pid: int) -> None:
         """Let another process hold these, before it knows."""
         self._send(m.StoreHold(objs, pid))

@@ -30,6 +30,7 @@ from typing import Any
 from dpool._core import storage, wire
 from dpool._core.context import here
 from dpool._core.frames import (
+    ACTOR,
     CANCEL,
     CAREFUL,
     COUNT,
@@ -88,12 +89,16 @@ class Interrupts:
 class Worker:
     """The loop of one worker process."""
 
-    def __init__(self, sock: socket.socket, page: Page, importer: Importer, poll_s: float) -> None:
+    def __init__(
+        self, sock: socket.socket, page: Page, importer: Importer, poll_s: float, submitter: int | None = None
+    ) -> None:
         self._sock = sock
+        self.submitter = here.worker.submitter_pid if submitter is None and here.worker is not None else submitter or 0
+        """The process whose tasks these are."""
         self._receiver = wire.Receiver(sock)
         self._page = page
         self._importer = importer
-        ready = epoll(1)
+        ready = self._poller_fd = epoll(1)
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
         self._interrupts = Interrupts(page.slots)
@@ -121,6 +126,11 @@ class Worker:
                 self._install(ship)
             if flags & EXIT and not calls:
                 return
+            if flags & ACTOR:
+                from dpool._core.actor_host import ActorHost
+
+                ActorHost(self).run(numbers, calls[0])
+                return
             if flags & INIT:
                 if not self._initialize(numbers, calls[0]):
                     return
@@ -142,6 +152,64 @@ class Worker:
                 return frame
             except InterruptedError:
                 continue
+
+    # -- for actors
+
+    @property
+    def page(self) -> Any:
+        """The counters of its page."""
+        return self._page.slots
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._poller_fd.close()
+        self._sock.close()
+        self._page.close()
+
+    def next_frame(self) -> Any:
+        """The next frame, which is there; Closed when the other side is gone."""
+        return self._next_frame(0)
+
+    def take_fds(self) -> list[int]:
+        """The descriptors that came with the last frame; the caller's from now on."""
+        fds, self._receiver.fds = self._receiver.fds, []
+        return fds
+
+    def install(self, ship: Any) -> None:
+        """What a frame ships."""
+        self._install(ship)
+
+    def run_actor_frame(self, frame: Any) -> None:
+        """Run the calls of one frame and answer it."""
+        base, flags, ship, numbers, calls = frame
+        if ship is not None:
+            self._install(ship)
+        if not self._page.slots[PID]:
+            self._page.slots[LIMIT] = NO_LIMIT
+            self._page.slots[PID] = os.getpid()
+        if calls:
+            signal.signal(signal.SIGINT, self._interrupts.handle)
+            self._run_frame(base, numbers, calls)
+            _flush_streams()
+
+    def load(self, number: int, args: Any) -> tuple[Any, Any, Any]:
+        """(function, args, kwargs) of a call."""
+        if not number:
+            return self._importer.load_inline(args)
+        function = self._importer.function(number)
+        if type(args) is tuple:
+            return function, args, {}
+        return (function, *self._importer.load_call(args, function))
+
+    def call(self, number: int, args: Any) -> Any:
+        """One call: its value, plain or as (kind, data)."""
+        return self._call(number, args)
+
+    def answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
+        """Send results."""
+        self._answer(first, end, elapsed_ns, values)
 
     def _install(self, ship: tuple[list[tuple[int, str, bytes]], list[int], dict[str, str] | None]) -> None:
         items, forget, env = ship
@@ -209,13 +277,13 @@ class Worker:
             if self._interrupts.recursive:
                 self._interrupts.recursive = False
                 _cancel_children(self._page.slots[STARTED])
-            return _raised(error, _label(function))
+            return raised_value(error, _label(function), self.submitter)
         kind = type(result)
         if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
             return result
         self._interrupts.armed = False
         try:
-            return _result(result, _label(function), self._show)
+            return _result(result, _label(function), self._show, self.submitter)
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
@@ -234,7 +302,7 @@ class Worker:
             self._interrupts.armed = False
             value = item
             if type(item) not in ATOMIC or (type(item) in _SIZED and len(item) > RAW_LIMIT):
-                value = _result(item, _label(function), self._show)
+                value = _result(item, _label(function), self._show, self.submitter)
             self._answer(-seq, False, index, [value])
             self._interrupts.armed = True
         return index + 1
@@ -295,13 +363,18 @@ class Worker:
         return not failed
 
 
-def _result(result: Any, label: str, show: bool) -> tuple[int, Any]:
+def as_value(result: Any, label: str, submitter: int) -> Any:
+    """What a call returned, as it travels; whatever pickling raises."""
+    if type(result) in ATOMIC and (type(result) not in _SIZED or len(result) <= RAW_LIMIT):
+        return result
+    return _result(result, label, False, submitter)
+
+
+def _result(result: Any, label: str, show: bool, submitter: int) -> tuple[int, Any]:
     """A task's result as it travels: pickled, or where in the object store it lies."""
     parts, keep = pickle_result(result, label, show)
     if type(parts) is bytes:
         return (RESULT, parts)
-    assert here.worker is not None
-    submitter = here.worker.submitter_pid
     packed = storage.pack(parts, keep, submitter)  # type: ignore[arg-type]
     if type(packed) is bytes:
         return (RESULT, packed)
@@ -311,15 +384,14 @@ def _result(result: Any, label: str, show: bool) -> tuple[int, Any]:
     return (WITH_REFS, (packed.wire, [handle.place for handle in keep]))  # type: ignore[union-attr]
 
 
-def _raised(error: BaseException, label: str) -> tuple[int, Any]:
+def raised_value(error: BaseException, label: str, submitter: int) -> tuple[int, Any]:
     """A task's exception as it travels."""
     keep: list[Any] = []
     data = dump_exception(error, label, keep)
-    if not keep:
+    if not keep or not submitter:
         return (RAISED, data)
-    assert here.worker is not None
     try:
-        storage.client().hold_for([handle.obj for handle in keep], here.worker.submitter_pid)
+        storage.client().hold_for([handle.obj for handle in keep], submitter)
     except storage.StoreGone:  # then what it refers to is lost, and it says so when somebody asks
         return (RAISED, data)
     return (RAISED_WITH_REFS, (data, [handle.place for handle in keep]))

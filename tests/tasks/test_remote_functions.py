@@ -42,7 +42,7 @@ def test_calls() -> None:
     with pytest.raises(TypeError, match=r"add\.remote"):
         add(1)
     assert add.__wrapped__(1) == 2  # type: ignore[attr-defined]
-    assert add.__name__ == "add"
+    assert add.__name__ == "add"  # type: ignore[attr-defined]
 
 
 def test_lambdas_builtins_and_options() -> None:
@@ -75,9 +75,10 @@ def test_options_that_cannot_be(options: dict[str, Any], error: type[Exception])
 
 
 def test_what_is_not_a_function() -> None:
+    wrong: Any
     for wrong in (1, "f", add):
         with pytest.raises(TypeError):
-            dpool.remote(wrong)  # type: ignore[call-overload]
+            dpool.remote(wrong)
 
 
 def test_futures_and_references_among_the_arguments() -> None:
@@ -202,7 +203,7 @@ def test_a_time_out() -> None:
 def tree(depth: int) -> list[int]:
     if depth == 0:
         return [os.getpid()]
-    return sum(dpool.get([tree.remote(depth - 1), tree.remote(depth - 1)]), [])
+    return [pid for pids in dpool.get([tree.remote(depth - 1), tree.remote(depth - 1)]) for pid in pids]
 
 
 def test_a_tree_of_nested_tasks_needs_few_processes() -> None:
@@ -286,7 +287,8 @@ def test_cancel_what_waits_and_what_runs(gate: Gate) -> None:
 
 
 def parent_of(gate: Gate) -> Any:
-    children = [dpool.remote(num_cpus=0)(gate.enter).remote(name) for name in "ab"]
+    for name in "ab":
+        dpool.remote(num_cpus=0)(gate.enter).remote(name)
     with pytest.raises(KeyboardInterrupt):
         gate.enter("c")
     raise KeyboardInterrupt

@@ -98,6 +98,19 @@ class Dispatcher:
         """Mean time of a task, exponential, rising at once and falling slowly; 0: not known."""
         self.lifetime = lifetime
 
+    def make_loose(self, depth: int) -> None:
+        """The worker runs many tasks at a time: each travels alone, up to `depth` of them, and ends when it ends."""
+        self.max_batch = 1
+        self.depth = depth
+
+    def ended(self, slot: Slot, number: int) -> Task | None:
+        """A task that travelled alone has ended; None if it is not known any more."""
+        for frame in slot.frames:
+            if frame.base == number:
+                slot.frames.remove(frame)
+                return frame.tasks[0]
+        return None
+
     # -- choosing
 
     def capacity(self, slot: Slot) -> int:

@@ -1,0 +1,219 @@
+"""The process of an actor: one object, called by many.
+
+```
+ node ── construct, link, leave ──► home socket ─┐
+ caller 1 ══ frames of calls ══► its own socket ─┼─► one loop ─► object.method(…) ─► results, on the caller's socket
+ caller 2 ══ frames of calls ══► its own socket ─┘        └─► threads (max_concurrency), or an event loop (async def)
+```
+
+Each caller has a `Worker` of its own here (socket, page, what it shipped), so that everything about calls is as for
+tasks. Calls of one caller begin in their order. With threads or coroutines each call travels alone and is answered when
+it ends: `(-number, True, elapsed_ns, [value])`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import sys
+from select import EPOLLIN, epoll
+from time import perf_counter_ns
+from typing import Any
+
+from dpool._core import wire
+from dpool._core.config import WORKER_POLL_S
+from dpool._core.context import here
+from dpool._core.frames import EXIT, LINK, POLL, Page
+from dpool._core.polling import Poller
+from dpool._core.serialize import Importer
+from dpool._core.worker import Worker, as_value, raised_value
+
+SYNC, THREADS, ASYNC = range(3)
+"""How calls run: one after the other, in threads, as coroutines of one event loop."""
+
+
+class ActorHost:
+    """See the module."""
+
+    def __init__(self, home: Worker) -> None:
+        self._home = home
+        self._ready = epoll()
+        self._ready.register(home.fileno(), EPOLLIN)
+        self._links: dict[int, Worker] = {}
+        self._leaving = False
+        self._label = "an actor"
+
+    def run(self, number: int, call: Any) -> None:
+        """Construct the object, tell the node, and serve until told to leave."""
+        failure = self._construct(number, call)
+        self._home.answer(0, True, 0, [failure])
+        if failure is not None:
+            return
+        if self._mode == ASYNC:
+            self._serve_coroutines()
+        elif self._mode == THREADS:
+            self._serve_threads()
+        else:
+            self._serve()
+
+    def _construct(self, number: int, call: Any) -> Any:
+        """Make the object; None, or the exception as it travels."""
+        try:
+            cls, args, kwargs = self._home.load(number, call)
+            (self._mode, self._most), args = args[0], args[1:]
+            self._label = cls.__qualname__
+            here.actor = cls(*args, **kwargs)
+        except BaseException as error:
+            return raised_value(error, self._label, 0)
+        return None
+
+    # -- one after the other
+
+    def _serve(self) -> None:
+        poller = Poller(self._ready.poll, WORKER_POLL_S)
+        flags = 0
+        while True:
+            events = poller.poll() if flags & POLL else []
+            flags = 0
+            for fd, _ in events or self._ready.poll(0 if self._leaving else -1):
+                if fd == self._home.fileno():
+                    self._told()
+                elif fd in self._links:
+                    flags |= self._one_frame(fd)
+            if self._leaving and not self._ready.poll(0):
+                return
+
+    def _one_frame(self, fd: int) -> int:
+        link = self._links[fd]
+        try:
+            frame = link.next_frame()
+        except (wire.Closed, OSError):
+            self._drop(fd)
+            return 0
+        here.page = link.page
+        try:
+            link.run_actor_frame(frame)
+        except (BrokenPipeError, ConnectionResetError):
+            self._drop(fd)
+        return int(frame[1])
+
+    def _told(self) -> None:
+        """The node says something."""
+        try:
+            _, flags, pid, _, _ = self._home.next_frame()
+        except (wire.Closed, OSError):  # it has ended, and so will we
+            os._exit(1)
+        fds = self._home.take_fds()
+        if flags & LINK and len(fds) == 2:
+            sock, page = socket.socket(fileno=fds[0]), Page(fds[1])
+            os.close(fds[1])
+            self._links[sock.fileno()] = Worker(sock, page, Importer(), WORKER_POLL_S, submitter=pid)
+            self._ready.register(sock.fileno(), EPOLLIN)
+        else:
+            for fd in fds:
+                os.close(fd)
+        if flags & EXIT:
+            self._leaving = True
+            self._ready.unregister(self._home.fileno())
+
+    def _drop(self, fd: int) -> None:
+        """A caller has gone."""
+        self._ready.unregister(fd)
+        self._links.pop(fd).close()
+
+    # -- many at a time
+
+    def _serve_threads(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        here.page = None
+        with ThreadPoolExecutor(self._most, thread_name_prefix="actor") as threads:
+            while not (self._leaving and not self._ready.poll(0)):
+                for fd, _ in self._ready.poll(0 if self._leaving else -1):
+                    if fd == self._home.fileno():
+                        self._told()
+                    else:
+                        for link, number, seq, call in self._calls_of(fd):
+                            threads.submit(self._run_call, link, number, seq, call)
+
+    def _calls_of(self, fd: int) -> list[tuple[Worker, int, int, Any]]:
+        """The calls of the next frame of a caller."""
+        link = self._links[fd]
+        try:
+            base, _, ship, numbers, calls = link.next_frame()
+        except (wire.Closed, OSError):
+            self._drop(fd)
+            return []
+        if ship is not None:
+            link.install(ship)
+        return [
+            (link, numbers if type(numbers) is int else numbers[at], base + at, call) for at, call in enumerate(calls)
+        ]
+
+    @staticmethod
+    def _run_call(link: Worker, number: int, seq: int, call: Any) -> None:
+        begun = perf_counter_ns()
+        value = link.call(number, call)
+        _answer(link, seq, perf_counter_ns() - begun, value)
+
+    def _serve_coroutines(self) -> None:
+        import asyncio
+
+        here.page = None
+        asyncio.run(self._coroutines())
+
+    async def _coroutines(self) -> None:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        slots = asyncio.Semaphore(self._most)
+        running: set[asyncio.Task[None]] = set()
+        over = asyncio.Event()
+
+        def readable() -> None:
+            for fd, _ in self._ready.poll(0):
+                if fd == self._home.fileno():
+                    self._told()
+                    continue
+                for link, number, seq, call in self._calls_of(fd):
+                    task = loop.create_task(self._run_coroutine(slots, link, number, seq, call))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+            if self._leaving and not self._ready.poll(0):
+                over.set()
+
+        loop.add_reader(self._ready.fileno(), readable)
+        await over.wait()
+        loop.remove_reader(self._ready.fileno())
+        if running:
+            await asyncio.wait(running)
+
+    @staticmethod
+    async def _run_coroutine(slots: Any, link: Worker, number: int, seq: int, call: Any) -> None:
+        async with slots:
+            begun = perf_counter_ns()
+            function: Any = None
+            label = "a call"
+            try:
+                function, args, kwargs = link.load(number, call)
+                label = getattr(function, "__qualname__", label)
+                result = function(*args, **kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+                value = as_value(result, label, link.submitter)
+            except BaseException as error:
+                value = raised_value(error, label, link.submitter)
+        _answer(link, seq, perf_counter_ns() - begun, value)
+
+
+def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:
+    try:
+        link.answer(-seq, True, elapsed_ns, [value])
+    except (BrokenPipeError, ConnectionResetError):  # the caller has gone
+        return
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):  # the user closed or replaced it
+            continue

@@ -1,0 +1,369 @@
+"""One process's link to one actor, as a lane with one worker: the actor's process.
+
+```
+ method call ─► ActorPool.submit ─┬ a future among its arguments ─► held, and all later calls behind it ─┐
+                                  └──────────────────────────────────────────────────────────────────────┴─► Lane ═► actor
+ node: ConnectActor ─► Grant (a socket to the actor) … WorkerDied (it comes back, or ActorGone)
+```
+
+Calls of this process begin in the order in which they were made. A call whose actor dies under it fails, unless the
+actor comes back and the call may be repeated (`max_task_retries`); calls that were not begun wait for it.
+
+Threads: as for `ExecutorPool`, whose place this takes: `lock` guards everything here and in the lane.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import frames
+from dpool._core.arguments import FutureInside
+from dpool._core.dependents import Dependents
+from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
+from dpool._core.lane import Lane, Route
+from dpool._core.logic.dispatch import Slot
+from dpool._core.messages import ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
+from dpool._core.pool_crash import how
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpool._core.driver import NativeRuntime
+
+OPEN, CLOSED = "open", "closed"
+AT_ONCE = 1000
+"""Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
+
+
+class ActorPool:
+    """See the module."""
+
+    standing = False
+    daemon = True
+    max_workers = 1
+
+    def __init__(
+        self, runtime: NativeRuntime, number: int, actor: bytes, label: str, many: bool, max_task_retries: int
+    ) -> None:
+        self.runtime = runtime
+        self.number = number
+        self.actor = actor
+        self.label = label
+        self.flags = 0
+        self.lock = threading.RLock()
+        self.state = OPEN
+        self.closing = False
+        self.broken: BaseException | None = None
+        self.lane = self.main = Lane(self, (), single=False, lifetime=None)
+        if many:
+            self.lane.dispatcher.make_loose(AT_ONCE)
+        self._lanes = {((), False): self.lane}
+        self.route = Route(self, self.lane, max_task_retries, None, "")
+        self.processes: dict[int, Any] = {}
+        self._slot: Slot | None = None
+        self.keep: Any = None
+        """What holds the actor, while something is to be answered."""
+        self._held: deque[Future[Any]] = deque()
+        """Calls behind one whose arguments are not there yet, that one first."""
+        self._deferred: list[Callable[[], Any]] = []
+        self._entries: dict[tuple[str, int], Any] = {}
+        self.dependents = Dependents(self, self._prepare)
+
+    # -- calls
+
+    def submit(self, name: str, how: int, args: Any, kwargs: Any, most: int = 0) -> Future[Any]:
+        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future."""
+        if self.broken is not None:
+            return self._failed(self._gone())
+        if most and self._pending() >= most:
+            from dpool.errors import PendingCallsLimit
+
+            raise PendingCallsLimit(f"{self.label} has {most} calls pending already (max_pending_calls)")
+        entry = self._entries.get((name, how))
+        if entry is None:
+            entry = self._entries[name, how] = self.runtime.exporter.method(self.label, name, how)
+        try:
+            export, call = self._prepare(entry, args, kwargs)
+        except FutureInside:
+            future: Future[Any] = Future(self.route)
+            with self.lock:
+                self._held.append(future)
+            self.dependents.add(future, entry, args, kwargs)
+            return future
+        except Exception as error:
+            return self._failed(error)
+        future = Future(self.route, export, call)
+        lane = self.lane
+        if self._held:
+            with self.lock:
+                if self._held:
+                    self._held.append(future)
+                    return future
+        lane.queue.append(future)
+        if lane.hungry:
+            lane.push()
+        if self.broken is not None:
+            self._fail_pending()
+        return future
+
+    def _prepare(self, entry: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return self.runtime.exporter.prepare_method(entry, args, kwargs)
+
+    def _failed(self, error: BaseException) -> Future[Any]:
+        future: Future[Any] = Future(self.route)
+        finish(future, None, error)
+        return future
+
+    def _pending(self) -> int:
+        return len(self.lane.queue) + len(self._held) + self.lane.dispatcher.in_flight()
+
+    def dependent_ready(self, future: Future[Any]) -> None:
+        """A call has its arguments, or has failed for want of them: those behind it may go, up to the next that waits."""
+        with self.lock:
+            while self._held and (self._held[0]._export is not None or self._held[0].done()):
+                one = self._held.popleft()
+                if not one.done():
+                    self.lane.queue.append(one)
+        self.lane.push()
+
+    def later(self, action: Callable[[], Any]) -> None:
+        """Run `action` when no lock is held."""
+        self._deferred.append(action)
+        self.runtime.defer(self.run_deferred)
+
+    def run_deferred(self) -> None:
+        while self._deferred:
+            try:
+                action = self._deferred.pop(0)
+            except IndexError:  # another thread was faster
+                return
+            action()
+
+    # -- what the lane asks for
+
+    def may_grow(self, lane: Lane) -> bool:
+        return False
+
+    def want_workers(self, lane: Lane, at_least: int = 0) -> None:
+        """There is the one, or there will be."""
+
+    def worker_idle(self, lane: Lane, slot: Slot) -> None:
+        """It stays, but whoever has let go of it need not keep it any longer."""
+        if not lane.queue and not slot.frames and not self._held:
+            self.keep = None
+
+    def worker_leaves(self, lane: Lane, slot: Slot) -> None:
+        """It has no lifetime."""
+
+    def check_drained(self) -> None:
+        """Calls do not keep the link."""
+
+    def task_ended(self) -> None:
+        """As above; but a call that will never be made may be what others wait behind."""
+        if self._held:
+            self.later(partial(self.dependent_ready, self._held[0]))
+
+    def task_cancelled(self, future: Future[Any]) -> None:
+        extra = future._extra
+        if extra is not None and extra.group is not None:
+            self.dependents.cancelled(extra.group)
+        self.task_ended()
+
+    def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
+        """No initializer was sent."""
+
+    def start_clock(self, future: Future[Any], now_s: float) -> None:
+        """Calls have no time-outs."""
+
+    def kill_for(self, lane: Lane, slot: Slot, why: Any) -> None:
+        """A call is cancelled by force, or the actor does not speak our language: its process ends."""
+        slot.link.why = why
+        slot.retiring = True
+        self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL)))
+
+    def nudge(self) -> None:
+        """Nothing was put off."""
+
+    # -- the actor's process
+
+    def announce(self) -> None:
+        """Ask the node for a link."""
+        self.runtime.tell(ConnectActor(self.number, self.actor))
+
+    def granted(self, message: Grant, fds: list[int]) -> None:
+        """Here it is."""
+        link = self.runtime.link(message, fds)
+        slot = Slot(message.worker, link)
+        with self.lock:
+            self._slot = slot
+        self.runtime.watch(link, partial(self.lane.on_readable, slot))
+        self.lane.granted(slot, hold=False)
+
+    def worker_up(self, worker: int, pid: int, ordinal: int) -> None:
+        if self._slot is not None and self._slot.worker == worker:
+            self._slot.link.pid = pid
+
+    def worker_died(self, message: WorkerDied) -> None:
+        """Its process is gone; `reason`: "again" if it comes back."""
+        slot = self._slot
+        if slot is None or slot.worker != message.worker:
+            return
+        lost = self.lane.worker_died(slot)
+        self.runtime.unwatch(slot.link)
+        why = slot.link.why
+        slot.link.close()
+        self._slot = None
+        for future in lost:
+            self._lost(future, message, why)
+
+    def _lost(self, future: Future[Any], message: WorkerDied, why: Any) -> None:
+        from dpool.errors import ActorDied
+
+        if why is not None:
+            error = why(future)
+            if error is not None:
+                finish(future, None, error)
+            if future.done():
+                return
+        extra = future._more()
+        extra.attempts += 1
+        if message.reason == "again" and extra.attempts <= self.route.max_retries:
+            self.lane.run_again(future)
+            return
+        call = self.lane.label(future)
+        what = "it is being restarted" if message.reason == "again" else "it will not come back"
+        text = f"the actor {self.label} (pid {message.pid}) {how(message)} while it ran {call}; {what}"
+        finish(future, None, ActorDied(f"{text}. max_task_retries= would run the call again. See {message.log_file}"))
+
+    def gone(self, cause: bytes) -> None:
+        """The actor is dead for good."""
+        self.broken = death_of(self.label, cause)
+        self.closing = True
+        self._fail_pending()
+
+    def _gone(self) -> BaseException:
+        error = self.broken
+        assert error is not None
+        copy = type(error)(*error.args)
+        copy.__cause__ = error.__cause__
+        return copy
+
+    def _fail_pending(self) -> None:
+        with self.lock:
+            pending = [*self.lane.queue, *self._held]
+            self.lane.queue.clear()
+            self._held.clear()
+            self.dependents.clear()
+            for slot in self.lane.dispatcher.slots.values():
+                pending += [task for frame in slot.frames for task in frame.tasks[frame.done :]]
+                slot.frames.clear()
+        for future in pending:
+            finish(future, None, self._gone())
+
+    # -- what the runtime asks of its pools
+
+    def retire(self, worker: int) -> None:
+        """Only a pool's worker is retired."""
+
+    def give_up_idle(self) -> None:
+        """The actor keeps what it holds."""
+
+    def infeasible(self, shape: Any, text: str) -> None:
+        """The node that creates it says so to the creator."""
+        self.runtime.notice(text)
+
+    def forget_numbers(self, numbers: list[int]) -> None:
+        """Functions that no longer exist here."""
+        if self._slot is not None:
+            with self.lock:
+                self._slot.link.shipped.forget(numbers)
+                self._slot.link.dead += numbers
+
+    def ending(self) -> bool:
+        """It does not keep the io thread."""
+        return True
+
+    def interrupt(self) -> None:
+        """Ctrl-C: what waits is cancelled; the actor goes on."""
+        for future in self.lane.take_all_back(everything=True):
+            future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
+
+    def signal_workers(self, number: int) -> None:
+        """The actor's process is not ours."""
+
+    def may_wait(self) -> bool:
+        """Whether this thread can wait: it is not in the middle of our own work."""
+        return not self.lock._is_owned() and not self.runtime.dispatching_here()  # type: ignore[attr-defined]
+
+    def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
+        """See `ExecutorPool`."""
+        self.runtime.wait_until(done, timeout)
+
+    def close(self, cancel_futures: bool = False) -> None:
+        self.terminate()
+
+    def terminate(self) -> None:
+        """The link is not needed any more."""
+        with self.lock:
+            if self.state is CLOSED:
+                return
+            self.state = CLOSED
+        if self.broken is None:
+            self.broken = death_of(self.label, pickle.dumps(("the runtime was shut down", None)))
+        self.runtime.tell(DisconnectActor(self.number, self.actor))
+        self._fail_pending()
+        self.closed()
+
+    def break_all(self, error: BaseException) -> None:
+        """No node can be had."""
+        from dpool.errors import ActorDied
+
+        self.broken = ActorDied(f"the actor {self.label} is lost: {error}")
+        self._fail_pending()
+
+    def node_died(self, log_file: str) -> None:
+        """The node is dead, and the actor with it."""
+        if self._slot is not None:
+            pid = self._slot.link.page.slots[frames.PID]
+            self.worker_died(
+                WorkerDied(self.number, self._slot.worker, pid, int(signal.SIGKILL), 0, "", log_file, False)
+            )
+        self.gone(pickle.dumps((f"the node died with it; see {log_file}", None)))
+
+    def closed(self) -> None:
+        """Let go of the link."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            with self.lock:
+                self.lane.dispatcher.slots.pop(slot.worker, None)
+            self.runtime.unwatch(slot.link)
+            slot.link.close()
+        self.runtime.forget(self)
+
+    def disown(self, error: BaseException) -> None:
+        """In a forked child: the link is the parent's."""
+        self.lock = self.lane.lock = threading.RLock()
+        self.state, self.broken, self.closing = CLOSED, error, True
+        self.lane.queue.clear()
+        self._held.clear()
+        if self._slot is not None:
+            self._slot.link.close()
+            self._slot = None
+
+
+def death_of(label: str, cause: bytes) -> BaseException:
+    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception or None)."""
+    from dpool.errors import ActorDied
+
+    text, data = pickle.loads(cause)
+    error = ActorDied(f"the actor {label} is dead: {text}")
+    if data is not None:
+        from dpool._core.serialize import load_exception
+
+        error.__cause__ = load_exception(data, f"{label}.__init__")
+    return error

@@ -1,0 +1,266 @@
+"""`dpool.ActorProxy`: an object that lives in a process of its own, and whose methods are called from anywhere.
+
+```
+ ActorProxy(Counter, 5) ─► a process: Counter(5)
+ proxy.add(2)            blocks and returns the value, like a proxy of `multiprocessing.Manager`
+ proxy.add.submit(2)     returns a Future at once; also spelled `.remote(2)`
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dpool._core import actor as core
+from dpool._core.actor import Creation, Method
+from dpool._core.frames import ATTRIBUTE, METHOD
+from dpool._core.future import Future
+from dpool._core.logic.resources import shape as make_shape
+from dpool._core.remote_function import parts_of
+
+_OPTIONS = (
+    "num_cpus", "num_gpus", "memory", "resources", "name", "get_if_exists", "lifetime", "max_restarts",
+    "max_task_retries", "max_pending_calls", "max_concurrency", "env",
+)  # fmt: skip
+
+
+def creation(options: Mapping[str, Any]) -> Creation:
+    """Options of an actor, checked; see `ActorProxy.options`."""
+    unknown = options.keys() - set(_OPTIONS)
+    if unknown:
+        raise TypeError(f"unknown options {', '.join(sorted(unknown))}; an actor has {', '.join(_OPTIONS)}")
+    given = {name: value for name, value in options.items() if value is not None}
+    resources = dict(given.get("resources", {}))
+    amounts = {name: given.get(name, 0) for name in ("num_cpus", "num_gpus", "memory")}
+    lifetime = given.get("lifetime", "non_detached")
+    if lifetime not in ("detached", "non_detached"):
+        raise ValueError(f'lifetime is "detached" or None, not {lifetime!r}')
+    for name, least in (("max_restarts", -1), ("max_task_retries", -1), ("max_pending_calls", -1)):
+        _check_number(name, given.get(name, 0), least)
+    _check_number("max_concurrency", given.get("max_concurrency", 1), 1)
+    if not isinstance(given.get("name", ""), str):
+        raise TypeError(f"name must be a string, not {given['name']!r}")
+    retries = given.get("max_task_retries", 0)
+    return Creation(
+        shape=make_shape(**amounts, **resources),
+        name=given.get("name", ""),
+        get_if_exists=bool(given.get("get_if_exists", False)),
+        detached=lifetime == "detached",
+        max_restarts=given.get("max_restarts", 0),
+        max_task_retries=1 << 60 if retries == -1 else retries,
+        max_pending_calls=max(0, given.get("max_pending_calls", 0)),
+        max_concurrency=given.get("max_concurrency", 0),
+        env=tuple(sorted(given.get("env", {}).items())),
+    )
+
+
+def _check_number(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+
+
+class ActorProxy:
+    """An actor: an object of `cls`, constructed with these arguments in a process of its own.
+
+    Returns before it is constructed; the first call waits for that. `proxy.method(x)` blocks and returns the value,
+    `proxy.method.submit(x)` or `.remote(x)` returns a Future; other attributes are read from the object. Calls of one
+    process, through whichever proxy, begin in their order; `async def` methods run concurrently on one event loop. A
+    proxy can be passed to tasks, stored, and sent to other actors; when the last one is gone, the actor ends, after it
+    has done what it was asked to.
+
+    If the actor's process dies, the call that it ran raises `dpool.errors.ActorDied`, and so do all later ones, unless
+    it is restarted (`max_restarts`). For options see `ActorClass.options`, `dpool.remote(cls)`.
+
+    Raises whatever pickling the class or its arguments raises; ValueError if a name is taken.
+    Source: Ray's actors, and proxies of the standard library's `multiprocessing.Manager`.
+    """
+
+    __slots__ = ("__weakref__", "_dpool_held")
+    _dpool_held: core.Held
+
+    def __init__(self, cls: type, /, *args: Any, **kwargs: Any) -> None:
+        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        held = self._dpool_held
+        method = held.meta.methods.get(name)
+        if method is not None:
+            return ActorMethod(held, name, method.num_returns)
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(f"{held.meta.label} has no attribute {name!r} that a proxy offers")
+        return _submit(held, name, ATTRIBUTE, (), {}).result()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"attributes of an actor can be read, not set: give it a method that sets {name!r}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """If the class has `__call__`."""
+        if "__call__" not in self._dpool_held.meta.methods:
+            raise TypeError(f"{self._dpool_held.meta.label} objects are not callable")
+        return _submit(self._dpool_held, "__call__", METHOD, args, kwargs).result()
+
+    def kill(self, *, restart: bool = False) -> None:
+        """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
+        core.kill(self._dpool_held, restart)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*object.__dir__(self), *self._dpool_held.meta.methods})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ActorProxy) and other._dpool_held.actor == self._dpool_held.actor
+
+    def __hash__(self) -> int:
+        return hash(self._dpool_held.actor)
+
+    def __repr__(self) -> str:
+        return f"<dpool.ActorProxy of {self._dpool_held.meta.label} {self._dpool_held.actor.hex()[:12]}>"
+
+    def __reduce__(self) -> Any:
+        return _proxy, (_Travelling(self._dpool_held),)
+
+
+class _Travelling:
+    """A Held on its way, when somebody else than dpool pickles it."""
+
+    def __init__(self, held: core.Held) -> None:
+        self._held = held
+
+    def __reduce__(self) -> Any:
+        return core.travels_as(self._held)
+
+
+def _proxy(held: core.Held) -> ActorProxy:
+    proxy = ActorProxy.__new__(ActorProxy)
+    object.__setattr__(proxy, "_dpool_held", held)
+    return proxy
+
+
+def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any) -> Future[Any]:
+    pool = held.pool()
+    pool.keep = held  # until it is answered
+    return pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+
+
+class ActorMethod:
+    """A method of an actor."""
+
+    __slots__ = ("_held", "_name", "_num_returns")
+
+    def __init__(self, held: core.Held, name: str, num_returns: int) -> None:
+        self._held = held
+        self._name = name
+        self._num_returns = num_returns
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it and wait: the value, or what it raised."""
+        return _submit(self._held, self._name, METHOD, args, kwargs).result()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it; returns a Future, or a list of `num_returns`. Futures and ObjectRefs among the arguments arrive as
+        their values; later calls of this process wait meanwhile, since calls keep their order.
+        """
+        future = _submit(self._held, self._name, METHOD, args, kwargs)
+        return future if self._num_returns == 1 else parts_of(future, self._num_returns)
+
+    remote = submit
+
+    def options(self, *, num_returns: int = 1) -> ActorMethod:
+        """The same method, whose result is as many values."""
+        return ActorMethod(self._held, self._name, num_returns)
+
+    def __reduce__(self) -> Any:
+        return _method, (_proxy(self._held), self._name, self._num_returns)
+
+    def __repr__(self) -> str:
+        return f"<method {self._name} of {_proxy(self._held)!r}>"
+
+
+def _method(proxy: ActorProxy, name: str, num_returns: int) -> ActorMethod:
+    return ActorMethod(proxy._dpool_held, name, num_returns)
+
+
+class ActorClass:
+    """What `dpool.remote(cls)` returns: `.remote(...)` makes an actor."""
+
+    def __init__(self, cls: type, options: Mapping[str, Any]) -> None:
+        self._cls = _checked_class(cls)
+        self._options = dict(options)
+        self._creation = creation(self._options)
+        self.__doc__ = cls.__doc__
+        self.__name__ = cls.__name__
+
+    def remote(self, *args: Any, **kwargs: Any) -> ActorProxy:
+        """Make an actor: `cls(*args, **kwargs)` in a process of its own; see `ActorProxy`."""
+        return _proxy(core.create(self._cls, self._creation, args, kwargs))
+
+    def options(self, **options: Any) -> ActorClass:
+        """The same class with other options.
+
+        Args:
+            num_cpus, num_gpus, memory, resources: what the actor holds as long as it lives; by default nothing.
+            name: by which `dpool.get_actor` finds it. get_if_exists: if the name is taken, that one instead of
+                ValueError.
+            lifetime: "detached": it outlives its proxies, until it is killed.
+            max_restarts: how often it comes back, constructed anew with the same arguments, when its process dies; -1:
+                always.
+            max_task_retries: how often a call is made again whose actor died under it and came back; -1: always.
+            max_pending_calls: calls of one process that may be pending; one more raises
+                `dpool.errors.PendingCallsLimit`.
+            max_concurrency: threads that run calls; with `async def` methods, coroutines (then by default 1,000).
+            env: variables to set in its process.
+        """
+        return ActorClass(self._cls, {**self._options, **options})
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{self.__name__} is an actor class: {self.__name__}.remote(...) makes an actor")
+
+    def __reduce__(self) -> Any:
+        return ActorClass, (self._cls, self._options)
+
+    def __repr__(self) -> str:
+        return f"<dpool actor class {self._cls.__qualname__}>"
+
+
+def _checked_class(cls: Any) -> type:
+    if isinstance(cls, ActorClass):
+        return cls._cls
+    if not isinstance(cls, type):
+        raise TypeError(f"an actor is made of a class, not of {cls!r}")
+    return cls
+
+
+def get_actor(name: str) -> ActorProxy:
+    """The actor that was made with this name; ValueError if there is none (any more). Source: Ray's `get_actor`."""
+    held = core.find(name)
+    if held is None:
+        raise ValueError(f"there is no actor of the name {name!r}")
+    return _proxy(held)
+
+
+def kill(actor: ActorProxy, *, no_restart: bool = True) -> None:
+    """End an actor's process now. `no_restart=False`: it may come back, as after a crash. Source: Ray's `kill`."""
+    if not isinstance(actor, ActorProxy):
+        raise TypeError(f"kill takes an ActorProxy, not {type(actor).__name__}")
+    actor.kill(restart=not no_restart)
+
+
+def method(*, num_returns: int = 1, read_only: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Says something about a method of a class of actors.
+
+    Args:
+        num_returns: how many values it returns: `submit` then returns as many futures.
+        read_only: it changes nothing, so that it need not be repeated when an actor is recovered.
+
+    Source: Ray's `method`.
+    """
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int) or num_returns < 0:
+        raise ValueError(f"num_returns must be a number, not negative, not {num_returns!r}")
+
+    def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+        function.__dpool_method__ = Method(num_returns, read_only)  # type: ignore[attr-defined]
+        return function
+
+    return mark
