@@ -67,6 +67,8 @@ class _State:
 
 
 _Current = _State()
+when_left: list[Callable[[], None]] = []
+"""Called when this driver's node is gone."""
 
 
 def connected() -> StoreClient | None:
@@ -150,6 +152,8 @@ def node_died() -> None:
     current = connected()
     if current is not None:
         current.closed = True
+    for call in when_left:
+        call()
 
 
 def node_left() -> None:
@@ -161,6 +165,8 @@ def node_left() -> None:
         if current is not None and not current.handles:
             _Current.client = None
             current.close()
+    for call in when_left:
+        call()
 
 
 def in_use() -> bool:
