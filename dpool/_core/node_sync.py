@@ -26,6 +26,7 @@ from dpool._core import ids, wire
 from dpool._core import messages as m
 from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
+from dpool._core.logic.sync_kinds import SEGMENT
 from dpool._core.node_page import FLOCK, PAGE_BYTES, PLACE, SLOT_BYTES, SLOTS, WORDS, byte_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 STEP = 64 << 10
 """Bytes of the page that are given memory at a time."""
-SEGMENT = 1 << 20
 LEAST = 64
 """Bytes: the smallest piece of shared memory."""
 OBJECT_BYTES = ids.ID_BYTES + ids.INDEX_BYTES

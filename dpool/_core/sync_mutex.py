@@ -33,7 +33,8 @@ from dpool._core.sync_client import Core, Link, make
 if TYPE_CHECKING:
     from dpool._core.store_client import Handle
 
-_SETLK = fcntl.F_OFD_SETLK
+_fcntl = fcntl.fcntl
+_SETLK = int(fcntl.F_OFD_SETLK)
 SPINS = 20
 """How often a lock that is taken is tried again before the node is asked: who has it mostly has it for a moment."""
 
@@ -42,7 +43,7 @@ class Mutex(Core):
     """One lock in this process; `Lock` and `RLock` are its faces."""
 
     what = "lock"
-    __slots__ = ("_at", "_claim", "_guard", "_unlock", "_words", "count", "held", "slot", "thread")
+    __slots__ = ("_at", "_claim", "_guard", "_known", "_lock", "_unlock", "_words", "count", "held", "slot", "thread")
 
     def __init__(self, link: Link, handle: Handle, slot: int) -> None:
         super().__init__(link, handle)
@@ -66,7 +67,11 @@ class Mutex(Core):
         """The thread that has it, …"""
         self.count = 0
         """… and how often, if it is recursive."""
+        self._known = 0
+        """The generation that these two are of: how to lock its byte, …"""
+        self._lock = b""
         self._unlock = b""
+        """… and to unlock it."""
         self._claim: Any = None
         """The call of `_try` that got it."""
 
@@ -118,12 +123,14 @@ class Mutex(Core):
         words, at = self._words, self._at
         while True:
             generation = words[at + k.GENERATION]
-            byte = byte_of(self.slot, generation)
-            lock = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
-            self._unlock = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0)
+            if generation != self._known:
+                byte = byte_of(self.slot, generation)
+                self._lock = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+                self._unlock = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0)
+                self._known = generation
             try:
                 self.held = generation
-                fcntl.fcntl(self.link.lock_fd, _SETLK, lock)
+                _fcntl(self.link.lock_fd, _SETLK, self._lock)
                 if words[at + k.GENERATION] == generation:
                     return True
                 self._let_go()
@@ -138,7 +145,7 @@ class Mutex(Core):
         self._claim = None
         self.thread = self.count = 0
         try:
-            fcntl.fcntl(self.link.lock_fd, _SETLK, self._unlock)
+            _fcntl(self.link.lock_fd, _SETLK, self._unlock)
         finally:
             self.held = 0
 

@@ -45,6 +45,8 @@ overtake); the OWNER's process id, written by itself; whether an event is set.
 """
 
 SEMAPHORE_MAX = 2**31 - 1
+SEGMENT = 1 << 20
+"""Bytes of a piece of memory that small shared values are cut from."""
 
 
 class Answer(NamedTuple):
