@@ -881,7 +881,28 @@ class NativeRuntime:
         try:
             self._wait_for_pools(interrupted)
         finally:
+            if any(needed() for needed in storage.needed_to_the_end):
+                import atexit  # those who wait for each other there are waited for first
+
+                atexit.register(self._close_last)
+            else:
+                self.close()
+
+    def leave_if_idle(self) -> bool:
+        """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
+        with self._start_lock:
+            if self.config.linger_s or self.pools or self.exiting:
+                return True
+            if storage.in_use():
+                return False
             self.close()
+            return True
+
+    def _close_last(self) -> None:
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util._exit_function()  # waits for child processes; it would be called next
+        self.close()
 
     def _wait_for_pools(self, interrupted: bool) -> None:
         try:

@@ -69,6 +69,8 @@ class _State:
 _Current = _State()
 when_left: list[Callable[[], None]] = []
 """Called when this driver's node is gone."""
+needed_to_the_end: list[Callable[[], bool]] = []
+"""Whether the node is needed until the interpreter has run its exit handlers: child processes use it, or threads."""
 
 
 def connected() -> StoreClient | None:

@@ -22,7 +22,9 @@ import mmap
 import os
 import select
 import socket
+import sys
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,6 +48,9 @@ ALIVE_S = 0.2
 """How often it is looked whether the node still lives, where nothing else would tell."""
 AGAIN_S = 5.0
 """How long it is tried to make an object while one node ends and the next begins."""
+
+TIDY_TRIES = 200
+"""How often, each 5 ms, it is looked whether the last object has really gone."""
 
 C = TypeVar("C", bound="Core")
 
@@ -429,6 +434,11 @@ class Core:
     def in_child(self) -> None:
         """In a forked child."""
 
+    def __del__(self) -> None:
+        link = getattr(self, "link", None)
+        if link is not None and link is _Links.home and len(link.cores) <= 1 and link.pid == os.getpid():
+            _tidy_up_elsewhere()
+
     def ask(self, op: int, n: int = 0) -> m.SyncReply:
         """A question that is answered at once."""
         connection = self._take()
@@ -557,6 +567,26 @@ def make(kind: int, value: int = 0, bound: int = 0, fds: tuple[int, ...] = ()) -
         select.poll().poll(5)
 
 
+def _tidy_up_elsewhere() -> None:
+    """The last object here is being collected, anywhere: where nodes do not linger, a thread sees to that."""
+    driver = sys.modules.get("dpool._core.driver")
+    runtime = None if driver is None or here.worker is not None else driver._Current.runtime
+    if runtime is None or runtime.config.linger_s:
+        return
+    try:
+        start_new_thread(_tidy_up, (runtime,))
+    except RuntimeError:  # no more threads are allowed, or the interpreter ends
+        return
+
+
+def _tidy_up(runtime: Any) -> None:
+    waiter = select.poll()
+    for _ in range(TIDY_TRIES):
+        if (_Links.home is not None and _Links.home.cores) or runtime.leave_if_idle():
+            return
+        waiter.poll(5)
+
+
 def _forget_home() -> None:
     with _Links.lock:
         link, _Links.home = _Links.home, None
@@ -577,10 +607,15 @@ def _node_gone() -> None:
         _forget_home()
 
 
+def _in_use() -> bool:
+    return _Links.home is not None and len(_Links.home.cores) > 0
+
+
 def _hook() -> None:
     if not _Links.hooked:
         _Links.hooked = True
         storage.when_left.append(_node_gone)
+        storage.needed_to_the_end.append(_in_use)
         os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)
 
 

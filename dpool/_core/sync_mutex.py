@@ -209,5 +209,6 @@ class Mutex(Core):
         return count
 
     def __del__(self) -> None:
-        if getattr(self, "held", 0) and self.link.pid == os.getpid():
+        if getattr(self, "held", 0) and self.link.pid == os.getpid() and self.link.lock_fd >= 0:
             self._let_go()
+        super().__del__()

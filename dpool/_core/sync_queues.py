@@ -19,7 +19,7 @@ import os
 import pickle
 import queue
 import types
-from typing import Any, TypeVar
+from typing import Any
 
 from dpool._core import mainspace, storage
 from dpool._core import serialize_rebuild as rebuild
@@ -37,7 +37,6 @@ from dpool._store.serde import Parts
 _LONG = 64 * 1024
 _RICH = b"\1"
 """Begins an item that is more than a pickle: (definitions, bytes or place)."""
-Q = TypeVar("Q", bound="SimpleQueue")
 _exporters: dict[int, Exporter] = {}
 """Process id → where the definitions of `__main__` for items come from."""
 
@@ -204,36 +203,43 @@ class _Base(Face):
 class SimpleQueue(_Base):
     """A `multiprocessing.SimpleQueue`."""
 
+    _closed = False
+
     def __init__(self) -> None:
         self._core = Items.new(0)
 
     def put(self, obj: Any) -> None:
-        """Put an item; does not wait. Raises what pickling it raises, NodeLost."""
+        """Put an item; does not wait. Raises what pickling it raises, NodeLost, OSError after `close`."""
+        self._check_open()
         self._core.put(obj, True, None)
 
     def get(self) -> Any:
-        """Take the first item; waits for one."""
+        """Take the first item; waits for one. OSError after `close`."""
+        self._check_open()
         return self._core.get(True, None)[1]
 
     def empty(self) -> bool:
-        """Whether there is no item."""
+        """Whether there is no item. OSError after `close`."""
+        self._check_open()
         return not self._core.size()
 
     def close(self) -> None:
-        """For compatibility: nothing is open."""
+        """This process uses it no more."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(f"{self!r} is closed")
 
 
 class Queue(_Base):
     """A `multiprocessing.Queue`: `maxsize` items at most, or any number if it is 0 or below."""
 
+    _closed = False
+    _used = False
+
     def __init__(self, maxsize: int = 0) -> None:
         self._core = Items.new(max(0, maxsize))
-        self._closed = self._used = False
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("_closed", "_used"):  # one that was unpickled
-            return False
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def _maxsize(self) -> int:
