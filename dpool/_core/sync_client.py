@@ -49,6 +49,8 @@ ALIVE_S = 0.2
 AGAIN_S = 5.0
 """How long it is tried to make an object while one node ends and the next begins."""
 
+MOST_IDLE = 8
+"""Connections that are kept for the next question."""
 TIDY_TRIES = 200
 """How often, each 5 ms, it is looked whether the last object has really gone."""
 
@@ -254,9 +256,13 @@ class Link:
         interrupt.
         """
         try:
-            return self.idle.pop()
+            connection = self.idle.pop()
         except IndexError:
             pass
+        else:
+            if len(self.idle) > MOST_IDLE:
+                self._close_idle()
+            return connection
         if self.lost:
             raise LinkLost("the node has ended")
         try:
@@ -264,6 +270,14 @@ class Link:
         except (ConnectionError, FileNotFoundError) as error:
             self.lost = True
             raise LinkLost(str(error)) from error
+
+    def _close_idle(self) -> None:
+        """As many threads as there were do not wait any more."""
+        try:
+            while len(self.idle) > MOST_IDLE:
+                self.idle.pop(0).close()
+        except IndexError:  # another thread was faster
+            return
 
     def join(self, sock: socket.socket) -> tuple[Connection, str]:
         """A new connection on `sock`, and the session that its node serves."""
@@ -523,11 +537,23 @@ def link_to(session: str) -> Link:
     """The link to the node that serves `session`."""
     with _Links.lock:
         link = _Links.known.get(session)
+        if link is None and _is_our_nodes(session):
+            try:
+                return home()
+            except (LinkLost, storage.StoreGone) as error:
+                raise node_lost("object") from error
         if link is None:
             worker = here.worker
             link = _Links.known[session] = Link(session, worker is not None and worker.session == session)
             _hook()
         return link
+
+
+def _is_our_nodes(session: str) -> bool:
+    """Whether it is that of the node which this driver has started."""
+    driver = sys.modules.get("dpool._core.driver")
+    runtime = None if driver is None or here.worker is not None else driver._Current.runtime
+    return runtime is not None and runtime.pid == os.getpid() and runtime.session == session
 
 
 def home() -> Link:

@@ -7,35 +7,54 @@ from typing import Any
 
 import pytest
 
-import dpool
 import dpool.multiprocessing as mp
+from dpool._core import sync_client
 
 WAIT_S = 60.0
+_standing: list[Any] = []
 
 
-@pytest.fixture(scope="session", autouse=True)
-def the_runtime() -> None:
-    """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
-    dpool.Executor(1).shutdown()
+@pytest.fixture(scope="package", autouse=True)
+def the_node() -> Iterator[None]:
+    """One node, with two workers, for all these tests, and as many connections to it as will be kept."""
+    kept = mp.Lock(), mp.Queue(), mp.Value("i", 0)
+    link = sync_client.home()
+    taken = [link.take() for _ in range(sync_client.MOST_IDLE + 1)]
+    link.idle += taken
+    with mp.Pool(2) as pool:
+        pool.map(_look_at, [kept] * 8, 1)
+        kept[1].put(bytearray(200_000))  # the memory for values of that size
+        kept[1].get()
+        _standing.append(pool)
+        yield
+        _standing.clear()
+    del kept
+
+
+def _look_at(kept: Any) -> int:
+    return int(kept[2].value)
 
 
 @pytest.fixture
-def pool() -> Iterator[Any]:
+def pool() -> Any:
     """Two workers."""
-    with mp.Pool(2) as made:
-        yield made
+    return _standing[0]
 
 
 Elsewhere = Callable[..., Any]
 
 
 def _in_task(function: Callable[..., Any], *args: Any) -> Any:
-    with mp.Pool(1) as pool:
-        return pool.apply_async(function, args).get(WAIT_S)
+    return _standing[0].apply_async(function, args).get(WAIT_S)
 
 
 def _in_nested_task(function: Callable[..., Any], *args: Any) -> Any:
-    return _in_task(_in_task, function, *args)
+    return _in_task(_in_new_pool, function, args)
+
+
+def _in_new_pool(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    with mp.Pool(1) as pool:
+        return pool.apply_async(function, args).get(WAIT_S)
 
 
 def _from_initargs(function: Callable[..., Any], *args: Any) -> Any:

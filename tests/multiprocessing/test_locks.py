@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 import dpool.multiprocessing as mp
 from dpool.errors import ObjectLost
-from tests.helpers import wait_until
+from tests.helpers import run_script, wait_until
 from tests.multiprocessing.conftest import WAIT_S, Elsewhere
 
 
@@ -169,7 +168,21 @@ def test_it_is_the_same_object_when_it_comes_back(pool: Any) -> None:
     again = pool.apply(_same, (lock,))
     with lock:
         assert not again.acquire(False)
-        assert not pickle.loads(pickle.dumps(lock)).acquire(False)
+
+
+def test_anybody_may_pickle_it() -> None:
+    """It is held to the end of the program then, for nobody knows when that is unpickled."""
+    script = """
+import copy, pickle
+import dpool.multiprocessing as mp
+lock = mp.Lock()
+data = pickle.dumps(lock)
+del lock
+lock = pickle.loads(data)
+with lock:
+    print(pickle.loads(data).acquire(False), copy.copy(lock).acquire(False))
+"""
+    assert run_script(script).check().stdout == "False False\n"
 
 
 def _same(value: Any) -> Any:
