@@ -242,9 +242,7 @@ if TYPE_CHECKING:
     from multiprocessing import parent_process as parent_process
 
 globals().update((name, getattr(_default, name)) for name in _OURS)
-__all__ = [name for name in _standard.__all__ if name != "reducer"]  # noqa: PLE0605
-if "reducer" in _standard.__all__:
-    __all__ += ["reducer"]
+__all__ = list(_standard.__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -92,7 +92,7 @@ class Page:
         """Whether no process has locked that byte."""
         asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte_of(slot, generation), 1, 0)
         found = fcntl.fcntl(self._prober, fcntl.F_OFD_GETLK, asked)
-        return FLOCK.unpack(found)[0] == fcntl.F_UNLCK  # type: ignore[arg-type,no-any-return]
+        return FLOCK.unpack(found)[0] == fcntl.F_UNLCK  # type: ignore[no-any-return]
 
 
 class Memory:
@@ -257,9 +257,7 @@ class NodeSync:
         refs = tuple(message.refs)
         if any(type(ref) is not bytes or len(ref) != OBJECT_BYTES for ref in refs):
             raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
-        self._do(
-            s.Ask(side.number, side.pid, message.request, message.obj, message.op, message.n, message.data, refs)
-        )
+        self._do(s.Ask(side.number, side.pid, message.request, message.obj, message.op, message.n, message.data, refs))
 
     def _make(self, side: Side, message: m.SyncMake, fds: list[int]) -> None:
         obj, kind = message.obj, message.kind
@@ -318,21 +316,22 @@ class NodeSync:
 
     def _do(self, event: Any) -> None:
         for one in self.sync.handle(event):
-            kind = type(one)
-            if kind is k.Answer:
-                side = self._sides.get(one.who)
-                if side is not None:
-                    self._send(side, m.SyncReply(one.request, one.status, one.n, one.data, list(one.refs)))
-            elif kind is k.Mark:
+            if isinstance(one, k.Answer):
+                self._answer(one)
+            elif isinstance(one, k.Mark):
                 self._page.words[one.slot * WORDS + one.word] = one.value
-            elif kind is k.Probe:
+            elif isinstance(one, k.Probe):
                 free = self._page.is_free(one.slot, one.generation)
                 self._do(s.Probed(one.obj, free, one.who, one.request))
-            elif kind is k.Hold:
+            elif isinstance(one, k.Hold):
                 self._store.hold(one.refs, QUEUES)
             else:
                 self._store.let_go(one.refs, QUEUES)
 
+    def _answer(self, one: k.Answer) -> None:
+        side = self._sides.get(one.who)
+        if side is not None:
+            self._send(side, m.SyncReply(one.request, one.status, one.n, one.data, list(one.refs)))
+
     def _send(self, side: Side, message: Any, fds: tuple[int, ...] = ()) -> None:
         self._node.send_store_side(side.number, message, fds)
-

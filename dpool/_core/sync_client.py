@@ -6,8 +6,8 @@
 ```
 
 A question takes a connection that nobody uses, and gives it back when it has been answered: so there are as many as
-threads wait at a time. When something raises in the middle of a question the connection is closed, and the node gives to
-somebody else what it had given: the kernel tells it whether the answer was read.
+threads wait at a time. When something raises in the middle of a question the connection is closed, and the node gives
+to somebody else what it had given: the kernel tells it whether the answer was read.
 
 A forked child has the objects of its parent: a connection that is made before the fork holds them for as long as the
 child lives (`_before_fork`). Everything else the child opens anew.
@@ -450,7 +450,7 @@ class Core:
 
     def __del__(self) -> None:
         link = getattr(self, "link", None)
-        if link is not None and link is _Links.home and len(link.cores) <= 1 and link.pid == os.getpid():
+        if isinstance(link, Link) and link is _Links.home and len(link.cores) <= 1 and link.pid == os.getpid():
             _tidy_up_elsewhere()
 
     def ask(self, op: int, n: int = 0) -> m.SyncReply:

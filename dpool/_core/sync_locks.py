@@ -194,7 +194,7 @@ class Semaphore(Face):
         return (self._core.bound,)
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
-        """Take a permit; False if there is none at once (`block=False`) or within `timeout` seconds. Raises NodeLost."""
+        """Take a permit; False if there is none at once (`block=False`) or within `timeout` seconds."""
         return self._acquire(k.BLOCK if block else 0, timeout if block else None)
 
     def _acquire(self, flags: int, timeout: float | None) -> bool:
@@ -356,7 +356,7 @@ class Condition(Face):
             raise _proper(error, core) from None
         core.link.idle += (connection,)
         self._take_again(mutex, count)
-        return status == k.OK
+        return bool(status == k.OK)
 
     @staticmethod
     def _take_again(mutex: Mutex, count: int) -> None:
@@ -437,9 +437,7 @@ class Barrier(Face):
 
     _kind = _Parties
 
-    def __init__(
-        self, parties: int, action: Callable[[], Any] | None = None, timeout: float | None = None
-    ) -> None:
+    def __init__(self, parties: int, action: Callable[[], Any] | None = None, timeout: float | None = None) -> None:
         if parties < 1:
             raise ValueError("parties must be > 0")
         link, handle, _, _ = make(s.BARRIER, parties)
@@ -477,7 +475,7 @@ class Barrier(Face):
             core.ask(k.ABORT)
         if reply.status != k.OK:
             raise threading.BrokenBarrierError
-        return reply.n
+        return int(reply.n)
 
     @staticmethod
     def _led(error: BaseException) -> bool:

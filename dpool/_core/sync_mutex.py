@@ -9,8 +9,8 @@
 The locks of an open file description are shared by all who have it: so each process has its own, which a forked child
 opens anew, and threads of one process exclude each other by `held`.
 
-A lock may be released by a process that has not acquired it. Then the node makes the lock another byte (GENERATION), and
-what the owner has locked means nothing any more; it finds that out by comparing the two.
+A lock may be released by a process that has not acquired it. Then the node makes the lock another byte (GENERATION),
+and what the owner has locked means nothing any more; it finds that out by comparing the two.
 
 An interrupt (a signal handler that raises) comes only after calls. Whatever it hits, either the byte is locked and the
 caller knows, or it is not.

@@ -194,7 +194,7 @@ def _install(definitions: list[tuple[int, str, bytes]]) -> None:
 class _Base(Face):
     _kind = Items
     _core: Items
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__: Any = classmethod(types.GenericAlias)
 
     def _facts(self) -> tuple[Any, ...]:
         return (self._core.maxsize,)

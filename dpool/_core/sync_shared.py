@@ -88,7 +88,8 @@ class Shared(Face):
 
     def create_memoryview(self) -> memoryview:
         """The memory."""
-        return self._core.view
+        view: memoryview = self._core.view
+        return view
 
 
 def _type_of(typecode_or_type: Any) -> Any:
@@ -171,7 +172,8 @@ def copy(obj: Any) -> Any:
 
 def synchronized(obj: Any, lock: Any = None) -> Any:
     """The standard library's wrapper around `obj`, that can be pickled anywhere."""
-    standard: Any = sharedctypes.synchronized(obj, lock if lock is not None else RLock())  # type: ignore[call-overload]
+    wrap: Any = sharedctypes.synchronized
+    standard = wrap(obj, lock if lock is not None else RLock())
     base = type(standard)
     ours = _wrappers.get(base)
     if ours is None:

@@ -94,7 +94,9 @@ def test_a_semaphore_without_a_name_is_refused(kind: str) -> None:
     held = getattr(FORK, kind)(*UNNAMED[kind])
     with (
         dpool.Executor(1, initializer=_keep, initargs=(held,)) as executor,
-        pytest.raises(InitializerFailed, match=rf"a multiprocessing.{kind} .* 'fork' .* Use dpool.multiprocessing.{kind} instead"),
+        pytest.raises(
+            InitializerFailed, match=rf"a multiprocessing.{kind} .* 'fork' .* Use dpool.multiprocessing.{kind} instead"
+        ),
     ):
         executor.submit(_put, 0, 0).result(WAIT_S)
     if kind.endswith("Queue"):

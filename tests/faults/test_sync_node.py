@@ -1,4 +1,4 @@
-"""The node is killed: whatever lives in it says so at once, wherever it is used, and new objects are made in the next."""
+"""The node is killed: whatever lived in it says so wherever it is used, and new objects are made in the next."""
 
 from __future__ import annotations
 
@@ -98,7 +98,6 @@ def test_an_event_is_not_asked_for_ever() -> None:
             return True
 
     wait_until(lost, DEADLINE_S, "it says so")
-    del event
 
 
 def test_a_lock_of_the_dead_node_can_be_let_go() -> None:

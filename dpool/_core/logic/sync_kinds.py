@@ -5,8 +5,8 @@
  withdraw(who): it no longer waits        undo(who, given): what its last answer gave goes to the next
 ```
 
-Who waits is served in order of arrival. An answer that gives something (a permit, an item, a turn, a wake-up) is kept by
-the machine as *given* until its receiver has read it, so that what nobody read is given to somebody else.
+Who waits is served in order of arrival. What an answer gives (a permit, an item, a turn, a wake-up) is kept by the
+machine as *given* until its receiver has read it, so that what nobody read is given to somebody else.
 """
 
 from __future__ import annotations
