@@ -256,8 +256,7 @@ def method(*, num_returns: int = 1, read_only: bool = False) -> Callable[[Callab
 
     Source: Ray's `method`.
     """
-    if isinstance(num_returns, bool) or not isinstance(num_returns, int) or num_returns < 0:
-        raise ValueError(f"num_returns must be a number, not negative, not {num_returns!r}")
+    _check_number("num_returns", num_returns, 0)
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
         function.__dpool_method__ = Method(num_returns, read_only)  # type: ignore[attr-defined]

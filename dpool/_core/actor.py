@@ -96,7 +96,7 @@ def _let_go(pool: ActorPool) -> None:
 class _Known:
     """Those that this process holds, by their ids."""
 
-    held: weakref.WeakValueDictionary[bytes, Held] = weakref.WeakValueDictionary()
+    held: weakref.WeakValueDictionary[bytes, Held] = weakref.WeakValueDictionary()  # noqa: RUF012
 
 
 def _hold(actor: bytes, handle: Handle, meta: Meta) -> Held:
@@ -157,20 +157,9 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
 
     def ask(client: Any) -> tuple[bytes, Handle, bytes]:
         actor = client.new_id()
+        made = (actor, how.name, how.shape, how.max_restarts, how.detached, how.get_if_exists)
         handle, found = client.ask_for_actor(
-            lambda request: ActorCreate(
-                request,
-                actor,
-                how.name,
-                how.shape,
-                how.max_restarts,
-                how.detached,
-                how.get_if_exists,
-                frame,
-                keep,
-                pickle.dumps(meta),
-                setup,
-            )  # fmt: skip
+            lambda request: ActorCreate(request, *made, frame, keep, pickle.dumps(meta), setup)
         )
         return found.actor, handle, found.meta
 

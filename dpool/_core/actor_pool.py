@@ -2,7 +2,7 @@
 
 ```
  method call ─► ActorPool.submit ─┬ a future among its arguments ─► held, and all later calls behind it ─┐
-                                  └──────────────────────────────────────────────────────────────────────┴─► Lane ═► actor
+                                  └──────────────────────────────────────────────────────────────────────┴─► Lane
  node: ConnectActor ─► Grant (a socket to the actor) … WorkerDied (it comes back, or ActorGone)
 ```
 
@@ -98,12 +98,9 @@ class ActorPool:
         except Exception as error:
             return self._failed(error)
         future = Future(self.route, export, call)
+        if self._behind(future):
+            return future
         lane = self.lane
-        if self._held:
-            with self.lock:
-                if self._held:
-                    self._held.append(future)
-                    return future
         lane.queue.append(future)
         if lane.hungry:
             lane.push()
@@ -114,6 +111,15 @@ class ActorPool:
     def _prepare(self, entry: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return self.runtime.exporter.prepare_method(entry, args, kwargs)
 
+    def _behind(self, future: Future[Any]) -> bool:
+        """If calls are held back, so is this one."""
+        if not self._held:
+            return False
+        with self.lock:
+            if self._held:
+                self._held.append(future)
+            return bool(self._held)
+
     def _failed(self, error: BaseException) -> Future[Any]:
         future: Future[Any] = Future(self.route)
         finish(future, None, error)
@@ -123,7 +129,7 @@ class ActorPool:
         return len(self.lane.queue) + len(self._held) + self.lane.dispatcher.in_flight()
 
     def dependent_ready(self, future: Future[Any]) -> None:
-        """A call has its arguments, or has failed for want of them: those behind it may go, up to the next that waits."""
+        """A call has its arguments, or failed for want of them: those behind it may go, up to the next that waits."""
         with self.lock:
             while self._held and (self._held[0]._export is not None or self._held[0].done()):
                 one = self._held.popleft()

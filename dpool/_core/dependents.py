@@ -46,7 +46,7 @@ class Dependents:
         """They are somebody else's to end."""
         self._waiting.clear()
 
-    def add(self, future: Future[Any], fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    def add(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
         """A task, or a chunk (see `runtime.Pool.submit`), with futures among its arguments."""
         needs = {id(need): need for need in futures_in(args, kwargs)}
         with self._pool.lock:

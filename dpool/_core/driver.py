@@ -194,7 +194,7 @@ class NativeRuntime:
                 )
             return pool
 
-    def connect_actor(self, held: Any) -> ActorPool:
+    def connect_actor(self, held: Any) -> Any:
         """A link to an actor that this process holds."""
         from dpool._core.actor_pool import ActorPool
 
@@ -213,7 +213,7 @@ class NativeRuntime:
         if self._tasks is not None:
             self._tasks.cancel_children(task)
 
-    def forget(self, pool: ExecutorPool) -> None:
+    def forget(self, pool: Any) -> None:
         """The pool has ended; with the last one the io thread ends too."""
         with self._start_lock:
             self.pools.pop(pool.number, None)
@@ -665,7 +665,7 @@ class NativeRuntime:
             self._reader = 0
             reading.release()
 
-    def wait_for(self, future: Future[Any], timeout: float | None, pool: ExecutorPool | None = None) -> None:
+    def wait_for(self, future: Future[Any], timeout: float | None, pool: Any = None) -> None:
         """Wait until the future is done, or the time is over; reads meanwhile if nobody else does."""
         self._check_process()
         if pool is not None and future._state not in DONE:
@@ -941,7 +941,28 @@ class NativeRuntime:
         try:
             self._wait_for_pools(interrupted)
         finally:
+            if any(needed() for needed in storage.needed_to_the_end):
+                import atexit  # those who wait for each other there are waited for first
+
+                atexit.register(self._close_last)
+            else:
+                self.close()
+
+    def leave_if_idle(self) -> bool:
+        """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
+        with self._start_lock:
+            if self.config.linger_s or self.pools or self.exiting:
+                return True
+            if storage.in_use():
+                return False
             self.close()
+            return True
+
+    def _close_last(self) -> None:
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util._exit_function()  # waits for child processes; it would be called next
+        self.close()
 
     def _wait_for_pools(self, interrupted: bool) -> None:
         try:

@@ -5,8 +5,8 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
 - `base`: sequence number of the first task; a worker's tasks are numbered 1, 2, … by the submitter;
 - `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer), SHOW
   (an error of pickling a result shall show the result), CAREFUL (a task runs again that took its worker along: it must
-  not run others in its own process), ACTOR (the one call constructs the object of an actor), LINK (to an actor, from its
-  node: the descriptors that come along are a caller's socket and page, and `ship` is its process id);
+  not run others in its own process), ACTOR (the one call constructs the object of an actor), LINK (to an actor, from
+  its node: the descriptors that come along are a caller's socket and page, and `ship` is its process id);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the

@@ -183,7 +183,7 @@ class Worker:
 
     def run_actor_frame(self, frame: Any) -> None:
         """Run the calls of one frame and answer it."""
-        base, flags, ship, numbers, calls = frame
+        base, _, ship, numbers, calls = frame
         if ship is not None:
             self._install(ship)
         if not self._page.slots[PID]:
