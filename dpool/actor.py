@@ -119,17 +119,18 @@ class ActorProxy:
         return f"<dpool.ActorProxy of {self._dpool_held.meta.label} {self._dpool_held.actor.hex()[:12]}>"
 
     def __reduce__(self) -> Any:
-        return _proxy, (_Travelling(self._dpool_held),)
+        return _received, core.escapes(self._dpool_held)
 
 
-class _Travelling:
-    """A Held on its way, when somebody else than dpool pickles it."""
+def _reduce(pickler: Any, proxy: ActorProxy) -> Any:
+    return _received, core.travels(pickler, proxy._dpool_held)
 
-    def __init__(self, held: core.Held) -> None:
-        self._held = held
 
-    def __reduce__(self) -> Any:
-        return core.travels_as(self._held)
+core.register(ActorProxy, _reduce)
+
+
+def _received(actor: bytes, meta: core.Meta) -> ActorProxy:
+    return _proxy(core.received(actor, meta))
 
 
 def _proxy(held: core.Held) -> ActorProxy:

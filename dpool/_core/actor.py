@@ -26,6 +26,8 @@ from dpool._core.serialize_reducers import BY_TYPE
 from dpool._core.storage import Stored
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dpool._core.actor_pool import ActorPool
     from dpool._core.messages import Shape
     from dpool._core.serialize_pickler import Pickler
@@ -163,6 +165,7 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
         )
         return found.actor, handle, found.meta
 
+    runtime.stays |= how.detached
     actor, handle, others = storage.again(ask)
     if not actor:
         raise ValueError(f"there is an actor of the name {how.name!r} already; get_if_exists= would return that one")
@@ -189,15 +192,20 @@ def received(actor: bytes, meta: Meta) -> Held:
     return _hold(actor, storage.client().hold([actor, 0, 0, 0, 0]), meta)
 
 
-def travels_as(held: Held) -> tuple[Any, ...]:
-    """Somebody else than us pickles it, and may unpickle it at any time: it is held for good."""
+def escapes(held: Held) -> tuple[bytes, Meta]:
+    """What a proxy travels as when somebody else than us pickles it, who may unpickle it at any time: the actor is held
+    for good.
+    """
     storage.client().escaped[held.handle.obj] = held.handle
-    return received, (held.actor, held.meta)
+    return held.actor, held.meta
 
 
-def _reduce_held(pickler: Pickler, held: Held) -> Any:
+def travels(pickler: Pickler, held: Held) -> tuple[bytes, Meta]:
+    """The same in a pickle of ours."""
     pickler.keep.append(held.handle)
-    return received, (held.actor, held.meta)
+    return held.actor, held.meta
 
 
-BY_TYPE[Held] = _reduce_held
+def register(kind: type, reduce: Callable[[Pickler, Any], Any]) -> None:
+    """How dpool's own pickles contain proxies."""
+    BY_TYPE[kind] = reduce

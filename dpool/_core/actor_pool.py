@@ -60,6 +60,7 @@ class ActorPool:
         self.closing = False
         self.broken: BaseException | None = None
         self.lane = self.main = Lane(self, (), single=False, lifetime=None)
+        self.lane.in_order = True
         if many:
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
@@ -104,9 +105,13 @@ class ActorPool:
         lane.queue.append(future)
         if lane.hungry:
             lane.push()
+        self._check_gone()
+        return future
+
+    def _check_gone(self) -> None:
+        """It may have died in between."""
         if self.broken is not None:
             self._fail_pending()
-        return future
 
     def _prepare(self, entry: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return self.runtime.exporter.prepare_method(entry, args, kwargs)

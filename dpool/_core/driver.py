@@ -99,6 +99,8 @@ class NativeRuntime:
         self.job = here.worker.job if here.worker is not None else os.urandom(ids.ID_BYTES)
         self.pools: dict[int, ExecutorPool] = {}
         self._tasks: ExecutorPool | None = None
+        self.stays = False
+        """A detached actor was made: the node is not left before the program ends."""
         self.exiting = False
         self.node_lost = False
         self.scarce = False
@@ -842,7 +844,7 @@ class NativeRuntime:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
             if self._io_left:
                 self._reap()
-                if self.config.linger_s == 0 and not storage.in_use():
+                if self.config.linger_s == 0 and not storage.in_use() and not self.stays:
                     self.close()  # nothing is to stay until the next executor: no node, no socket to it
         return self._io_left
 
@@ -987,6 +989,7 @@ class NativeRuntime:
         self.wait_until(lambda: not self.pools)
         self.join_io()
         storage.let_everything_go()
+        self.stays = False
         self.close()
 
     def close(self) -> None:

@@ -236,6 +236,8 @@ class Lane:
         self.hungry = True
         self.requested = 0
         """Leases asked for and not granted yet."""
+        self.in_order = False
+        """The tasks of a frame are not taken back: later ones may be on their way already."""
         self.retries = 0
         """Tasks that were run again, so far."""
         self._pushing = False
@@ -628,6 +630,8 @@ class Lane:
 
     def _take_unread(self, slot: Slot) -> bool:
         """Take the oldest unread frame out of the worker's socket and queue its tasks first; False if there is none."""
+        if self.dispatcher.loose:
+            return False
         receiver = wire.Receiver(slot.link.peer)
         try:
             base, _, ship, _, _ = wire.loads(receiver.receive(wire.DONTWAIT))
@@ -662,6 +666,9 @@ class Lane:
         return watching
 
     def _rescue_slot(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
+        if self.in_order:
+            done.append(self._harvest(slot))
+            return
         frame = slot.frames[0]
         page = slot.link.page.slots
         if frame.limit == 0:

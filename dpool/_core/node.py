@@ -556,6 +556,8 @@ class Node:
 
     def ask_for(self, event: Any) -> None:
         """Give the scheduler an event when it has dealt with what it is at."""
+        if isinstance(event, s.RequestLeases) and event.shape and not self._resources_known:
+            self._find_resources()
         self._soon.append(partial(self._do, event))
 
     # -- what the scheduler decides

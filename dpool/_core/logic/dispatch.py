@@ -87,13 +87,15 @@ class Death(NamedTuple):
 class Dispatcher:
     """See the module; all methods are constant time but for the tasks they return."""
 
-    __slots__ = ("depth", "frame_s", "lifetime", "max_batch", "slots", "task_s")
+    __slots__ = ("depth", "frame_s", "lifetime", "loose", "max_batch", "slots", "task_s")
 
     def __init__(self, *, frame_s: float, max_batch: int, single: bool, lifetime: int | None) -> None:
         self.slots: dict[int, Slot] = {}
         self.frame_s = frame_s
         self.max_batch = 1 if single else max_batch
         self.depth = 1 if single else 2
+        self.loose = False
+        """See `make_loose`; nothing is taken back then."""
         self.task_s = 0.0
         """Mean time of a task, exponential, rising at once and falling slowly; 0: not known."""
         self.lifetime = lifetime
@@ -102,6 +104,7 @@ class Dispatcher:
         """The worker runs many tasks at a time: each travels alone, up to `depth` of them, and ends when it ends."""
         self.max_batch = 1
         self.depth = depth
+        self.loose = True
 
     def ended(self, slot: Slot, number: int) -> Task | None:
         """A task that travelled alone has ended; None if it is not known any more."""
@@ -117,7 +120,7 @@ class Dispatcher:
         """Frames that `slot` may still get."""
         if slot.held or slot.retiring:
             return 0
-        if slot.frames and slot.frames[-1].ship:
+        if slot.frames and slot.frames[-1].ship and not self.loose:
             return 0  # a frame behind it would lack its definitions, were this one taken back
         return self.depth - len(slot.frames)
 
@@ -158,9 +161,10 @@ class Dispatcher:
 
     def victim(self) -> Slot | None:
         """A busy slot with a frame waiting behind the one being run; an idle worker could have that."""
-        for slot in self.slots.values():
-            if len(slot.frames) > 1:
-                return slot
+        if not self.loose:
+            for slot in self.slots.values():
+                if len(slot.frames) > 1:
+                    return slot
         return None
 
     def stalled(self, now_s: float, stall_s: float) -> list[Slot]:

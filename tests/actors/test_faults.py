@@ -1,0 +1,241 @@
+"""Actors that die: what calls raise, restarts, retries, and that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dpool
+from tests.actors.test_actors import Counter, named, use
+from tests.executor.support import LONG_S, Gate
+from tests.helpers import is_running, run_script, wait_until
+
+
+class Fragile:
+    """Dies when told to."""
+
+    def __init__(self, log: str, start: int = 0) -> None:
+        with open(log, "a") as file:
+            file.write("made\n")
+        self.value = start
+
+    def add(self, by: int = 1) -> int:
+        self.value += by
+        return self.value
+
+    def die(self, how: str = "kill") -> None:
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(7)
+
+    def die_once(self, flag: str) -> str:
+        if not os.path.exists(flag):
+            Path(flag).touch()
+            self.die()
+        return "survived"
+
+    def enter(self, gate: Gate, name: str) -> str:
+        gate.enter(name)
+        return name
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def made(log: str) -> int:
+    return Path(log).read_text().count("made")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> str:
+    return str(tmp_path / "log")
+
+
+def test_the_call_and_those_behind_it_fail_and_name_the_cause(log: str, gate: Gate) -> None:
+    actor = dpool.ActorProxy(Fragile, log)
+    pid = actor.pid()
+    running = actor.enter.submit(gate, "a")
+    behind = [actor.add.submit() for _ in range(10)]
+    gate.entered("a")
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(
+        dpool.errors.ActorDied, match=rf"Fragile \(pid {pid}\) was killed by SIGKILL while it ran Fragile.enter"
+    ):
+        running.result(LONG_S)
+    for one in behind:
+        with pytest.raises(dpool.errors.ActorDied, match="SIGKILL|signal 9"):
+            one.result(LONG_S)
+    with pytest.raises(dpool.errors.ActorDied):
+        actor.add()
+    with pytest.raises(dpool.errors.BrokenProcessPool):
+        actor.value  # noqa: B018
+    assert made(log) == 1
+
+
+def test_exit_codes_are_named(log: str) -> None:
+    actor = dpool.ActorProxy(Fragile, log)
+    with pytest.raises(dpool.errors.ActorDied, match="exited with code 7"):
+        actor.die("exit")
+
+
+def test_restarts_construct_it_anew(log: str) -> None:
+    actor = dpool.remote(Fragile).options(max_restarts=2).remote(log, 10)
+    assert actor.add() == 11
+    for turn in range(2):
+        with pytest.raises(dpool.errors.ActorDied, match="restarted"):
+            actor.die()
+        assert actor.add() == 11  # with the arguments of its construction
+        assert made(log) == turn + 2
+    with pytest.raises(dpool.errors.ActorDied, match="not come back"):
+        actor.die()
+    with pytest.raises(dpool.errors.ActorDied):
+        actor.add()
+
+
+def test_what_was_not_begun_waits_for_the_restart(log: str, gate: Gate) -> None:
+    actor = dpool.remote(Fragile).options(max_restarts=-1).remote(log)
+    running = actor.enter.remote(gate, "a")
+    gate.entered("a")
+    behind = [actor.add.remote() for _ in range(2000)]  # more than what is on its way
+    os.kill(gate.pids("a")[0], signal.SIGKILL)
+    with pytest.raises(dpool.errors.ActorDied):
+        running.result(LONG_S)
+    values = [one.result(LONG_S) for one in behind if one.exception(LONG_S) is None]
+    assert values == list(range(1, len(values) + 1))  # each once, in order
+    assert len(values) >= 1000
+
+
+def test_calls_are_made_again_if_asked_for(log: str, tmp_path: Path) -> None:
+    actor = dpool.remote(Fragile).options(max_restarts=1, max_task_retries=1).remote(log)
+    assert actor.die_once(str(tmp_path / "flag")) == "survived"
+    assert made(log) == 2
+
+
+def test_restart_when_its_creator_is_gone(log: str) -> None:
+    with dpool.Executor(1) as ex:
+        actor = ex.submit(make, log).result(LONG_S)
+    with pytest.raises(dpool.errors.ActorDied):
+        actor.die()
+    assert actor.add() == 101
+
+
+def make(log: str) -> Any:
+    return dpool.remote(Fragile).options(max_restarts=1).remote(log, 100)
+
+
+class Broken:
+    def __init__(self, how: str) -> None:
+        if how == "raise":
+            raise ValueError("cannot be made")
+        os._exit(5)
+
+    def call(self) -> None:
+        """Never reached."""
+
+
+@pytest.mark.parametrize(("how", "text"), [("raise", "constructor raised"), ("exit", "code 5")])
+def test_a_constructor_that_fails(how: str, text: str) -> None:
+    actor = dpool.remote(Broken).options(max_restarts=1).remote(how)
+    with pytest.raises(dpool.errors.ActorDied, match=text) as caught:
+        actor.call()
+    assert (how == "raise") == isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(dpool.errors.ActorDied, match=text):
+        actor.call.submit().result(LONG_S)
+
+
+def test_kill(log: str, gate: Gate) -> None:
+    actor = dpool.remote(Fragile).options(max_restarts=5, name="k").remote(log)
+    first = actor.pid()
+    dpool.kill(actor, no_restart=False)
+    wait_until(lambda: not is_running(first), LONG_S)
+    assert actor.add() == 1
+    running = actor.enter.remote(gate, "a")
+    pid = gate.entered("a")
+    dpool.kill(actor)
+    with pytest.raises(dpool.errors.ActorDied):
+        running.result(LONG_S)
+    with pytest.raises(dpool.errors.ActorDied, match="killed"):
+        actor.add()
+    wait_until(lambda: not is_running(pid) and not named("k"), LONG_S)
+    with pytest.raises(TypeError):
+        dpool.kill(1)  # type: ignore[arg-type]
+
+
+def test_a_caller_that_dies_does_not_disturb_the_others(gate: Gate) -> None:
+    counter = dpool.ActorProxy(Counter)
+    with dpool.Executor(2) as ex:
+        victim = ex.submit(call_and_wait, counter, gate)
+        pid = gate.entered("a")
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(dpool.errors.WorkerCrashed):
+            victim.result(LONG_S)
+        assert ex.submit(use, counter, 1).result(LONG_S) == counter.value
+    assert counter.add() == counter.value
+
+
+def call_and_wait(actor: Any, gate: Gate) -> None:
+    for _ in range(500):
+        actor.add.submit()
+    gate.enter("a")
+
+
+def test_all_are_told_when_the_node_dies(log: str) -> None:
+    result = run_script(
+        """
+import dpool, os, signal, sys
+from tests.actors.test_faults import Fragile
+actor = dpool.remote(Fragile).options(max_restarts=-1).remote(sys.argv[1])
+actor.add()
+call = actor.enter.remote(None, "x")
+from dpool._core import driver
+os.kill(driver.runtime().welcome.pid, signal.SIGKILL)
+for one in (lambda: actor.add(), lambda: actor.add()):
+    try:
+        one()
+    except dpool.errors.ActorDied as error:
+        print("node" in str(error))
+print(dpool.get(dpool.remote(len).remote("abc")))
+""",
+        log,
+    ).check()
+    assert result.stdout.splitlines() == ["True", "True", "3"]
+
+
+def test_everything_at_once(log: str) -> None:
+    """Many callers, an actor that is killed again and again: every call ends, and no restart is lost."""
+    actor = dpool.remote(Fragile).options(max_restarts=-1).remote(log)
+    outcomes: list[bool] = []
+
+    def call() -> None:
+        for _ in range(150):
+            error = actor.add.remote().exception(LONG_S)
+            outcomes.append(error is None)
+            assert error is None or isinstance(error, dpool.errors.ActorDied)
+
+    threads = [threading.Thread(target=call) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(5):
+        before = made(log)
+        dpool.kill(actor, no_restart=False)
+        wait_until(lambda before=before: made(log) > before, LONG_S)  # type: ignore[misc]
+    for thread in threads:
+        thread.join(LONG_S)
+    assert len(outcomes) == 450
+    assert sum(outcomes) >= 400
+    assert actor.add() >= 1
+
+
+def test_a_stopped_actor_delays_and_loses_nothing(log: str) -> None:
+    actor = dpool.ActorProxy(Fragile, log)
+    pid = actor.pid()
+    os.kill(pid, signal.SIGSTOP)
+    calls = [actor.add.submit() for _ in range(1000)]
+    assert not calls[0].done()
+    os.kill(pid, signal.SIGCONT)
+    assert dpool.get(calls, timeout=LONG_S) == list(range(1, 1001))
