@@ -68,7 +68,7 @@ def test_the_call_and_those_behind_it_fail_and_name_the_cause(log: str, gate: Ga
     ):
         running.result(LONG_S)
     for one in behind:
-        with pytest.raises(dpool.errors.ActorDied, match="SIGKILL|signal 9"):
+        with pytest.raises(dpool.errors.ActorDied, match=r"SIGKILL|signal 9"):
             one.result(LONG_S)
     with pytest.raises(dpool.errors.ActorDied):
         actor.add()
@@ -209,6 +209,7 @@ print(dpool.get(dpool.remote(len).remote("abc")))
 def test_everything_at_once(log: str) -> None:
     """Many callers, an actor that is killed again and again: every call ends, and no restart is lost."""
     actor = dpool.remote(Fragile).options(max_restarts=-1).remote(log)
+    actor.add()
     outcomes: list[bool] = []
 
     def call() -> None:
@@ -217,7 +218,7 @@ def test_everything_at_once(log: str) -> None:
             outcomes.append(error is None)
             assert error is None or isinstance(error, dpool.errors.ActorDied)
 
-    threads = [threading.Thread(target=call) for _ in range(3)]
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     for _ in range(5):
