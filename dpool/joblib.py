@@ -4,7 +4,7 @@
  Parallel ─ BatchedCalls ─► DpoolBackend.submit ─► _Arguments: large ones stored once, memory maps by their file
      ▲                            │
      │                            ▼
-     │                   _Kept: one Executor for each (n_jobs, environment, …) of this process ─► workers: batches.run_batch
+     │                   _Kept: one Executor for each (n_jobs, environment, …) ─► workers: batches.run_batch
      └─ callback (io thread) ◄── future
 ```
 
@@ -356,7 +356,9 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         """From now until it is done we serve this `Parallel`; if we serve another, it gets a backend of its own."""
         with _lock:
             if self._owner() not in (None, parallel):
-                raise FallbackToBackend(_backend_again(self.nesting_level, self.inner_max_num_threads, self.backend_kwargs))
+                raise FallbackToBackend(
+                    DpoolBackend(self.nesting_level, self.inner_max_num_threads, **self.backend_kwargs)
+                )
             self._owner = weakref.ref(parallel)
 
     def _prepare_worker_env(self, n_jobs: int) -> dict[str, str]:

@@ -235,7 +235,7 @@ class Setup(NamedTuple):
     main_file: str | None
     main_package: str | None
     filters: bytes
-    """Pickled `warnings.filters`, one by one."""
+    """`warnings.filters`; see `warning_filters`."""
     authkey: bytes
     loggers: dict[str, int]
     log_format: str | None
