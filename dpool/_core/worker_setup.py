@@ -20,19 +20,9 @@ from dpool._core.config import WORKER_POLL_S
 from dpool._core.context import WorkerContext, here
 from dpool._core.frames import Page
 from dpool._core.messages import Setup, Spawn
+from dpool._core.preload import THREAD_VARIABLES, Preloaded, limit_loaded
 from dpool._core.serialize import Importer, install_main
 from dpool._core.worker import Worker
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
-
 
 def run_worker(message: Spawn, fds: list[int]) -> None:
     """Become the worker and serve; never returns."""
@@ -92,7 +82,8 @@ def _signals() -> None:
 def _take_over(setup: Setup, context: WorkerContext) -> None:
     import atexit
 
-    atexit._clear()
+    if not Preloaded.anything:  # else what is there belongs to the modules, and was not there before
+        atexit._clear()
     os.environ.clear()
     os.environ.update(setup.environ)
     _limit_threads(setup)
@@ -112,6 +103,8 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     _multiprocessing(setup, context)
     _logging(setup)
     _random(context)
+    if Preloaded.anything:
+        limit_loaded()
 
 
 def _limit_threads(setup: Setup) -> None:
