@@ -5,12 +5,13 @@
      ▲                            │
      │                            ▼
      │                   _Kept: one Executor for each (n_jobs, environment, …) ─► workers: batches.run_batch
-     └─ callback (io thread) ◄── future
+     └─ callback (_Callbacks: a thread for each backend that works) ◄── future
 ```
 
-Threads: joblib submits from the thread that called `Parallel` and, holding its own lock, from the io thread in the
-callback of an earlier batch. So `submit` neither waits nor raises: whatever goes wrong is on the future, whose callback
-joblib waits for.
+Threads: joblib submits from the thread that called `Parallel` and, holding a lock of that call, in the callback of an
+earlier batch, where it also runs the user's iterable. That may take long, or wait for another call: so callbacks are
+not for the io thread, which serves everybody. `submit` neither waits nor raises: whatever goes wrong is on the future,
+whose callback joblib waits for.
 
 Nesting: a worker has its share of the CPUs, what there is divided by the workers of its pool. A `Parallel` inside a
 task uses as many processes as that share, and with a share of one runs in the worker itself.
@@ -21,9 +22,11 @@ Source of the contract: joblib's ParallelBackendBase, 1.3 to 1.6.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from functools import partial
@@ -112,6 +115,7 @@ class _Kept:
             self.running += by
 
 
+_log = logging.getLogger("concurrent.futures")
 _lock = threading.RLock()
 _kept: list[_Kept] = []
 
@@ -142,6 +146,48 @@ def close_executors() -> None:
         closing, _kept[:] = _kept[:], []
     for one in closing:
         one.close(wait=True)
+
+
+# -- callbacks
+
+
+class _Callbacks:
+    """Calls in order, in a thread that ends when there are none for a while."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: deque[Callable[[], object]] = deque()
+        self._pid = 0
+        """Of the process in which the thread runs; 0: it does not."""
+
+    def add(self, call: Callable[[], object]) -> None:
+        """Let `call()` run soon. Any thread; does not wait."""
+        pid = os.getpid()
+        with self._changed:
+            if self._pid not in (0, pid):  # we were forked: these calls are the parent's
+                self._due.clear()
+            self._due.append(call)
+            self._changed.notify()
+            if self._pid == pid:
+                return
+            self._pid = pid
+        try:
+            threading.Thread(target=self._run, name="dpool-joblib", daemon=True).start()
+        except RuntimeError:  # no more threads: the program ends, or has too many
+            self._run(0.0)
+
+    def _run(self, idle_s: float = LOOK_S) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._due, idle_s):
+                    self._pid = 0
+                    return
+                call = self._due.popleft()
+            try:
+                call()
+            except Exception:
+                _log.exception("exception in a callback of joblib's")
+            del call
 
 
 # -- arguments
@@ -289,6 +335,7 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self._took_s: float | None = None
         self._owner: Callable[[], Any] = _nobody
         """Whose calls this serves: a weak reference."""
+        self._callbacks = _Callbacks()
         self._over = threading.Event()
         """The call may be over."""
 
@@ -453,8 +500,10 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
     def _ended(self, kept: _Kept, callback: Callable[[Any], object] | None, future: Future[Any]) -> None:
         self._running.pop(future, None)
         kept.change(-1)
-        if callback is None:
-            return
+        if callback is not None:
+            self._callbacks.add(partial(self._tell, callback, future))
+
+    def _tell(self, callback: Callable[[Any], object], future: Future[Any]) -> None:
         try:
             callback(future)
         finally:

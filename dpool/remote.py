@@ -29,7 +29,8 @@ def init(
             /var/tmp if that one lies in memory.
         preload: names of modules that workers have from the start: imported once, at the time of this call and in a
             process of their own while the program goes on, and shared by all workers, which are forked from it. A
-            module that does not import, or starts threads, is left out, with a warning.
+            module that does not import, or starts threads, is left out, with a warning. No effect inside a task.
+            Source: `multiprocessing.set_forkserver_preload`.
 
     RuntimeError if the runtime is in use with other settings; ValueError for what cannot be.
     """

@@ -16,6 +16,7 @@ Source: `multiprocessing.set_forkserver_preload`.
 
 from __future__ import annotations
 
+import importlib
 import os
 import select
 import signal
@@ -55,9 +56,7 @@ class Preloaded:
     anything: bool = False
 
 
-def fork_preloaded(
-    message: Preload, node: int, tell: Callable[[Any], None], become_child: Callable[[], None]
-) -> bool:
+def fork_preloaded(message: Preload, node: int, tell: Callable[[Any], None], become_child: Callable[[], None]) -> bool:
     """Fork a zygote that has the modules: True in it, once it has; False in this one if that cannot be.
 
     If it can, this one waits until the other ends, and then ends itself. Called with no thread but this one. `node`:
@@ -115,7 +114,6 @@ def _import_all(modules: list[str], path: list[str], writer: int, tell: Callable
     """Import them, and say before each that it is its turn; ends the process if one starts a thread."""
     import atexit
     import gc
-    import importlib
 
     atexit._clear()
     os.environ.update(_WITHOUT_THREADS)
@@ -143,10 +141,10 @@ def limit_loaded() -> None:
     if all(number == 1 for number in wanted.values()):
         return
     try:
-        from threadpoolctl import ThreadpoolController
+        controller = importlib.import_module("threadpoolctl").ThreadpoolController()
     except ImportError:  # then they go on with one
         return
-    for library in ThreadpoolController().lib_controllers:
+    for library in controller.lib_controllers:
         if library.internal_api in wanted:
             library.set_num_threads(wanted[library.internal_api])
 

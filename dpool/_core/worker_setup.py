@@ -24,6 +24,7 @@ from dpool._core.preload import THREAD_VARIABLES, Preloaded, limit_loaded
 from dpool._core.serialize import Importer, install_main
 from dpool._core.worker import Worker
 
+
 def run_worker(message: Spawn, fds: list[int]) -> None:
     """Become the worker and serve; never returns."""
     sock_fd, page_fd, out_fd, err_fd = fds

@@ -90,7 +90,7 @@ def test_one_that_does_not_exist(tmp_path: Path) -> None:
 
 
 def test_exit_functions_of_modules_run_in_each_worker_and_only_there(tmp_path: Path) -> None:
-    script = f"""
+    script = """
         import dpool
         dpool.init(preload=["leaving"])
         with dpool.Executor(1) as ex:
