@@ -13,6 +13,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_NUM_CPUS`, `DPOOL_NUM_GPUS` | what this machine offers, instead of what is found | found |
 | `DPOOL_OBJECT_STORE_MEMORY` | bytes of shared memory for objects | a third of the memory that the cgroup allows |
 | `DPOOL_SPILL_DIR` | where objects go for which the store has no room | the session directory's, or /var/tmp |
+| `DPOOL_PRELOAD` | modules that workers have from the start, with commas between them | none |
 | `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
 """
 
@@ -41,6 +42,8 @@ class Config(NamedTuple):
     object_store_memory: int = 0
     """Bytes; 0: a third of the memory."""
     spill_dir: str = ""
+    preload: tuple[str, ...] = ()
+    """Modules that are imported before workers are forked."""
 
     poll_s: float = 250e-6
     """How long a thread that waits for a short task polls before it sleeps: long enough for a worker that sleeps to
@@ -133,4 +136,5 @@ def from_environment() -> Config:
         resources=_resources(env.get("DPOOL_RESOURCES", "")),
         object_store_memory=int(_number("DPOOL_OBJECT_STORE_MEMORY", default.object_store_memory)),
         spill_dir=env.get("DPOOL_SPILL_DIR", ""),
+        preload=tuple(filter(None, map(str.strip, env.get("DPOOL_PRELOAD", "").split(",")))),
     ).validate()

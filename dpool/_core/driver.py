@@ -166,6 +166,12 @@ class NativeRuntime:
             self._start_io()
         return pool
 
+    def start_now(self) -> None:
+        """Start the node before there is anything for it to do."""
+        self._check_process()
+        with self._start_lock:
+            self.start()
+
     def forget(self, pool: ExecutorPool) -> None:
         """The pool has ended; with the last one the io thread ends too."""
         with self._start_lock:

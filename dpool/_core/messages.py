@@ -223,6 +223,19 @@ class SpawnFailed(NamedTuple):
     reason: str
 
 
+class Preload(NamedTuple):
+    """Modules that workers shall have from the start."""
+
+    modules: list[str]
+    path: list[str]
+    """Where they are found."""
+
+
+class PreloadFailed(NamedTuple):
+    module: str
+    reason: str
+
+
 class Setup(NamedTuple):
     """What a worker takes over from the process that submits."""
 
@@ -235,7 +248,7 @@ class Setup(NamedTuple):
     main_file: str | None
     main_package: str | None
     filters: bytes
-    """Pickled `warnings.filters`, one by one."""
+    """`warnings.filters`; see `warning_filters`."""
     authkey: bytes
     loggers: dict[str, int]
     log_format: str | None
@@ -469,6 +482,8 @@ CONTROL: tuple[type[Any], ...] = (
     SpawnProgram,
     Spawned,
     SpawnFailed,
+    Preload,
+    PreloadFailed,
     StoreHello,
     StoreWant,
     StoreMissed,

@@ -289,6 +289,7 @@ class Node:
             self._had_driver = True
             self.config = Config(*message.config)
             sys.path[:] = message.path
+            self._preload()
         self._do(s.ClientJoined(client.number))
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
 
@@ -629,6 +630,7 @@ class Node:
     def _to_zygote(self, message: Any, fds: tuple[int, ...]) -> None:
         if self._zygote is None:
             self._use_zygote(launch.spawn_zygote(self.session))
+            self._preload()
         assert self._zygote is not None
         try:
             self._zygote.send(message, fds)
@@ -636,6 +638,11 @@ class Node:
             return  # what it said before is read first; then all that it has not done is asked for again
         if self._zygote.pending:
             self._epoll.modify(self._zygote.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _preload(self) -> None:
+        """A new zygote hears first what the program wants to be imported."""
+        if self.config.preload:
+            self._to_zygote(m.Preload(list(self.config.preload), list(sys.path)), ())
 
     def _zygote_event(self, mask: int) -> None:
         assert self._zygote is not None
@@ -658,6 +665,10 @@ class Node:
             proc = self._procs.get(message.worker)
             if proc is not None:
                 self._start_failed(proc, f"start: {message.reason}")
+        elif isinstance(message, m.PreloadFailed):
+            _log("preload.failed", module=message.module, reason=message.reason)
+            text = f"the module {message.module!r} was not preloaded for the workers: {message.reason}"
+            self.warn_drivers("preload", text)
 
     def _zygote_died(self) -> None:
         """Its workers live on; those that it had not forked yet are asked for again by a new one."""
