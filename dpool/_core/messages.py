@@ -245,6 +245,8 @@ class Setup(NamedTuple):
     """BLAS and OpenMP threads for each worker."""
     depth: int
     """How deeply nested the workers' tasks will be: 1 for those of a driver."""
+    at_start: list[tuple[str, str, Any]]
+    """What a worker calls when it has taken over all this: module, function, argument."""
 
 
 # store client (driver or worker, on a socket of its own) → node; see node_store.py

@@ -111,6 +111,7 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     _multiprocessing(setup, context)
     _logging(setup)
     _random(context)
+    _call_at_start(setup)
 
 
 def _limit_threads(setup: Setup) -> None:
@@ -177,6 +178,19 @@ def _random(context: WorkerContext) -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed(int.from_bytes(os.urandom(4), "big"))
+
+
+def _call_at_start(setup: Setup) -> None:
+    """What the faces of dpool want done in workers; and in the workers of this one, should it make some."""
+    if not setup.at_start:
+        return
+    from importlib import import_module
+
+    from dpool._core import replicate
+
+    for module, function, argument in setup.at_start:
+        getattr(import_module(module), function)(argument)
+    replicate.at_start[:] = setup.at_start
 
 
 def leave_process(code: int) -> None:
