@@ -159,6 +159,8 @@ def _refuse(what: str, status: int) -> NoReturn:
 def _forget_frames(error: BaseException, code: CodeType | None) -> None:
     """When the interpreter shows `error`, the frames of those who called the program are left out."""
     show = sys.excepthook
+    if not callable(show):
+        return  # and the interpreter says so
 
     def excepthook(kind: type[BaseException], raised: BaseException, traceback: TracebackType | None) -> None:
         if raised is error:
