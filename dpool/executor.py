@@ -410,7 +410,7 @@ class ReusableExecutor(Executor):
         """See `Executor.shutdown`; `kill_workers`: do not wait for running tasks, end their workers."""
         if kill_workers:
             self.kill_workers()
-        super().shutdown(wait, cancel_futures=cancel_futures)
+        Executor.shutdown(self, wait, cancel_futures=cancel_futures)
 
 
 class _Reusable:

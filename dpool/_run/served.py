@@ -28,7 +28,7 @@ class _Served(ABCMeta):
         if not changed:
             return super().__new__(mcls, name, bases, space, **settings)
         if "__new__" not in space:
-            space = {**space, "__new__": _naming(f"{space.get('__module__')}.{name}", changed)}
+            space = {**space, "__new__": _naming(changed)}
         return type(name, tuple(_standards.get(base, base) for base in bases), space, **settings)
 
 
@@ -40,11 +40,11 @@ def _internals(base: type) -> set[str]:
     return {name for name in vars(standard) if name.startswith("_") and not name.startswith("__")}
 
 
-def _naming(name: str, changed: list[str]) -> Any:
+def _naming(changed: list[str]) -> Any:
     """A `__new__` that says that the class stays standard: when it is used, for many libraries only define one."""
 
     def new(cls: type, *args: Any, **kwargs: Any) -> Any:
-        stays_standard(name, f"it changes internals ({', '.join(changed)})")
+        stays_standard(f"{cls.__module__}.{cls.__qualname__}", f"it changes internals ({', '.join(changed)})")
         return object.__new__(cls)
 
     return new
@@ -129,7 +129,9 @@ def loky_executor(standard: type) -> type:
     if standard in _executors:
         return _executors[standard]
 
-    class ProcessPoolExecutor(dpool.executor.ReusableExecutor, metaclass=_Served):
+    class ProcessPoolExecutor(dpool.executor.Executor, metaclass=_Served):
+        shutdown = dpool.executor.ReusableExecutor.shutdown  # type: ignore[assignment]
+
         def __init__(
             self,
             max_workers: int | None = None,
