@@ -7,6 +7,7 @@ changes is not in dpool.
 
 from __future__ import annotations
 
+import sys
 from abc import ABCMeta
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ class _Served(ABCMeta):
     """The type of the classes here, and of the subclasses that a program makes of them."""
 
     def __new__(mcls, name: str, bases: tuple[type, ...], space: dict[str, Any], **settings: Any) -> Any:
+        space.setdefault("__module__", sys._getframe(1).f_globals.get("__name__"))  # it would be ours else
         changed = sorted({each for base in bases for each in _internals(base) & space.keys()})
         if not changed:
             return super().__new__(mcls, name, bases, space, **settings)

@@ -278,5 +278,3 @@ def test_subprocesses_of_the_program_are_left_alone(tmp_path: Path) -> None:
         process.join()
     """
     same(write(tmp_path, text)).check()
-
-
