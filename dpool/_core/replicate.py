@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from typing import Any
 
 from dpool._core.context import here
 from dpool._core.launch import SECRETS
 from dpool._core.messages import Setup
-
-at_start: list[tuple[str, str, Any]] = []
-"""What every worker of this process, and of those workers, calls before its first task: module, function, argument."""
 
 
 def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
@@ -36,7 +32,7 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         log_datefmt=log_datefmt,
         threads=max(1, cpus // max(1, max_workers or cpus)),
         depth=here.worker.depth + 1 if here.worker is not None else 1,
-        at_start=at_start,
+        at_start=[ask() for ask in here.at_start],
     )
     return pickle.dumps(setup, 5)
 

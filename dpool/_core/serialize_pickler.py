@@ -199,7 +199,9 @@ class Pickler(pickle.Pickler):
         if not attributes.get("__annotations__", True):
             del attributes["__annotations__"]  # made by merely looking at it
         if cls.__dict__.get("__slots__") and make is cloudpickle._make_skeleton_class:
-            args[3]["__slots__"] = cls.__slots__  # set afterwards, it would only be a name: instances had a __dict__
+            args[3]["__slots__"] = cls.__dict__[
+                "__slots__"
+            ]  # set afterwards, it would only be a name: instances had a __dict__
         tracker = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls]
         name = self.definition if cls is self.root else ""
         state = ((attributes, slots), fill, tracker)

@@ -181,16 +181,13 @@ def _random(context: WorkerContext) -> None:
 
 
 def _call_at_start(setup: Setup) -> None:
-    """What the faces of dpool want done in workers; and in the workers of this one, should it make some."""
+    """What others than the runtime want done in workers."""
     if not setup.at_start:
         return
     from importlib import import_module
 
-    from dpool._core import replicate
-
     for module, function, argument in setup.at_start:
         getattr(import_module(module), function)(argument)
-    replicate.at_start[:] = setup.at_start
 
 
 def leave_process(code: int) -> None:

@@ -2,7 +2,8 @@
 
 ```
  cli ─► command: options ─► serving.install: what is replaced, when its module is imported ──► hooks
-             │                     └─ the same in every worker (`_core.replicate.at_start`)
+             │                     └─ the same in every worker (`_core.context.here.at_start`)
+             ├─► inheriting: what the program changes in its own modules, for its workers
              ├─► report: counts, printed at the end
              └─► program.run: the script, module, directory or zip file becomes `__main__`
 ```

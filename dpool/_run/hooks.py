@@ -10,12 +10,12 @@ Threads: any; the import system holds the lock of the module that is being impor
 from __future__ import annotations
 
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
 
     Action = Callable[[ModuleType], object]
 
@@ -23,6 +23,7 @@ _waiting: dict[str, list[Action]] = {}
 """By module: what is to be done once it has been imported."""
 
 
+_watchers: list[tuple[Callable[[ModuleSpec], bool], Action]] = []
 _kinds: set[type] = set()
 """Types that `replace` has made, each for one module."""
 
@@ -34,23 +35,35 @@ def when_imported(name: str, action: Action) -> None:
         action(module)
         return
     _waiting.setdefault(name, []).append(action)
+    _begin()
+
+
+def watch_imports(concerns: Callable[[ModuleSpec], bool], action: Action) -> None:
+    """Call `action(module)` after the import of each module whose spec concerns us, from now on."""
+    _watchers.append((concerns, action))
+    _begin()
+
+
+def _begin() -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
 
 
 class _Finder:
-    """Finds nothing itself: it asks the others, and has their loader tell when it has done its work."""
+    """Finds nothing itself: it asks the others, and has the spec that they find tell when the module is there."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in _waiting:
+        if name not in _waiting and not _watchers:
             return None
         for finder in list(sys.meta_path):
             find = None if finder is self else getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = None if find is None else find(name, path, target)
             if spec is not None:
-                _watch(spec)
+                actions = [action for concerns, action in _watchers if concerns(spec)]
+                if actions or name in _waiting:
+                    _watch(spec, actions)
                 return spec
         return None
 
@@ -58,20 +71,34 @@ class _Finder:
 _finder: Any = _Finder()
 
 
-def _watch(spec: ModuleSpec) -> None:
-    """Have `spec`'s loader call us back. It stays the object that it is, since others look at it."""
-    loader: Any = spec.loader
-    execute = loader.exec_module
+class _WatchedSpec(ModuleSpec):
+    """A spec that tells when its module has been executed: the import system then sets `_initializing` to False.
 
-    def exec_module(module: ModuleType) -> None:
-        execute(module)
-        if module.__name__ != spec.name:
-            return  # the loader of a zip file loads several
-        loader.__dict__.pop("exec_module", None)
-        for action in _waiting.pop(spec.name, ()):
-            action(module)
+    So no frame of ours stands in the traceback of a module that fails, and the loader stays as it is.
+    """
 
-    loader.exec_module = exec_module
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__["_initializing"])
+
+    @_initializing.setter
+    def _initializing(self, value: bool) -> None:
+        self.__dict__["_initializing"] = value
+        if value:
+            return
+        self.__class__ = ModuleSpec  # type: ignore[assignment]
+        actions = self.__dict__.pop("_actions")
+        module = sys.modules.get(self.name)
+        if module is not None:  # else it has failed, and is waited for further on
+            for action in (*actions, *_waiting.pop(self.name, ())):
+                action(module)
+
+
+def _watch(spec: ModuleSpec, actions: list[Action]) -> None:
+    """Have the actions called when the module of `spec` has been executed."""
+    if type(spec) is ModuleSpec and spec.loader is not None:
+        spec.__class__ = _WatchedSpec
+        spec.__dict__["_actions"] = actions
 
 
 def is_inside(name: Any, packages: tuple[str, ...]) -> bool:

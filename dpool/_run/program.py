@@ -17,6 +17,9 @@ from importlib.util import MAGIC_NUMBER, find_spec
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NamedTuple, NoReturn
 
+from dpool._core.context import here
+from dpool._run import inheriting
+
 
 class Source(NamedTuple):
     """Which program, and its arguments."""
@@ -34,6 +37,7 @@ def run(source: Source) -> None:
         SystemExit: there is no such program; as `python` says it.
     """
     main = _new_main()
+    here.at_start.append(inheriting.for_workers)
     code: CodeType | None = None
     try:
         if source.kind == "module":
@@ -62,7 +66,8 @@ def _new_main() -> ModuleType:
 
 
 def _take_path(first: str) -> None:
-    """`first` takes the place of what Python had put in front of `sys.path` for us."""
+    """`first`, where the program's own modules are, takes the place of what Python put first in `sys.path` for us."""
+    inheriting.watch(first or os.getcwd())
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0:1] = [first]
 
@@ -158,7 +163,7 @@ def _refuse(what: str, status: int) -> NoReturn:
 
 def _forget_frames(error: BaseException, code: CodeType | None) -> None:
     """When the interpreter shows `error`, the frames of those who called the program are left out."""
-    show = sys.excepthook
+    show: Any = sys.excepthook
     if not callable(show):
         return  # and the interpreter says so
 

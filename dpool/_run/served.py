@@ -132,7 +132,7 @@ def loky_executor(standard: type) -> type:
         return _executors[standard]
 
     class ProcessPoolExecutor(dpool.executor.Executor, metaclass=_Served):
-        shutdown = dpool.executor.ReusableExecutor.shutdown  # type: ignore[assignment]
+        shutdown = dpool.executor.ReusableExecutor.shutdown
 
         def __init__(
             self,

@@ -15,6 +15,7 @@ from functools import partial, wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dpool._core.context import here
 from dpool._run.hooks import is_inside, replace, when_imported
 
 if TYPE_CHECKING:
@@ -150,17 +151,15 @@ def install(chosen: Options) -> None:
         when_imported("dpool._core.store_client", partial(report.count_reads, chosen.tally))
 
 
-def install_in_worker(settings: tuple[Any, ...]) -> None:
-    """The same in a worker, which has got the options as a plain tuple."""
-    install(Options(*settings))
-
-
 def serve(chosen: Options) -> None:
     """Serve in this process and in every worker of it."""
-    from dpool._core import replicate
-
     install(chosen)
-    replicate.at_start.append(("dpool._run.serving", "install_in_worker", tuple(chosen)))
+    here.at_start.append(lambda: ("dpool._run.serving", "serve_in_worker", tuple(chosen)))
+
+
+def serve_in_worker(settings: tuple[Any, ...]) -> None:
+    """The same in a worker, which has got the options as a plain tuple."""
+    serve(Options(*settings))
 
 
 def _replace(row: Row, module: ModuleType) -> None:

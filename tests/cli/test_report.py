@@ -72,7 +72,9 @@ def test_calls_of_joblib(tmp_path: Path) -> None:
     from joblib import Parallel, delayed
     Parallel(n_jobs=2, batch_size=5)(delayed(abs)(x) for x in range(20))
     """
-    assert report(tmp_path, text) == expected(tasks=4, calls=20)
+    found = report(tmp_path, text)
+    assert 4 <= found.pop("tasks") <= 20  # joblib hands out what it has pre-dispatched in slices
+    assert found == {name: value for name, value in expected(calls=20).items() if name != "tasks"}
 
 
 def test_crashes(tmp_path: Path) -> None:
