@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dpool._core.frames import Page
+
 
 class WorkerContext(NamedTuple):
     """The worker that this process is."""
@@ -33,6 +35,8 @@ class _Here:
     worker: WorkerContext | None = None
     holds_cpus: bool = False
     """The lease that runs now holds CPUs, which are given back while the task blocks."""
+    page: Page | None = None
+    """Of this process, if it is a worker: see `frames`."""
     at_start: list[Callable[[], tuple[str, str, Any]]] = []  # noqa: RUF012
     """Asked for each executor of this process: what its workers shall call before their first task, as module, function
     and argument."""

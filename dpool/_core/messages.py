@@ -110,6 +110,12 @@ class TasksDelivered(NamedTuple):
     tasks: list[bytes]
 
 
+class AskOutput(NamedTuple):
+    """Pass on what the workers have written so far, then say `OutputTold`."""
+
+    number: int
+
+
 class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
 
@@ -168,6 +174,12 @@ class Output(NamedTuple):
 
     stream: int
     data: bytes
+
+
+class OutputTold(NamedTuple):
+    """What had been written at `AskOutput` has been passed on."""
+
+    number: int
 
 
 class Notice(NamedTuple):
@@ -457,6 +469,7 @@ CONTROL: tuple[type[Any], ...] = (
     ExportFunction,
     TasksDispatched,
     TasksDelivered,
+    AskOutput,
     Bye,
     Welcome,
     Refused,
@@ -464,6 +477,7 @@ CONTROL: tuple[type[Any], ...] = (
     WorkerUp,
     WorkerDied,
     Output,
+    OutputTold,
     Notice,
     Retire,
     Closed,

@@ -52,7 +52,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
         setup.driver_pid,
         message.place,
     )
-    here.worker = context
+    here.worker, here.page = context, page
     importer = Importer()
     _take_over(setup, context)
     code = 0

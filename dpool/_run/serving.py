@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._core.context import here
+from dpool._run import ordering
 from dpool._run.hooks import is_inside, replace, when_imported
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def install(chosen: Options) -> None:
         when_imported("joblib.parallel", _serve_joblib)
     if "sync" not in chosen.without:
         when_imported("multiprocessing.context", _serve_contexts)
+    ordering.install()
     if chosen.tally:
         from dpool._run import report
 

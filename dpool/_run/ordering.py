@@ -1,0 +1,68 @@
+"""The order of what is printed: what a task wrote stands before what the program writes when it has the result.
+
+```
+ a task's print ─► Stream.write: counted in the worker's page ─► pipe ─► node ─► the program's stream
+ the program's print ─► Stream.write ─► has a worker written? ─► ask the node for it, first ─► its own text
+```
+
+Workers of `multiprocessing` write to the terminal themselves, so this holds there. With dpool their lines go through
+the node, on another way than the results, and would come a moment later.
+
+The program's streams are changed when the runtime is imported, and those of a worker at its start.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+from dpool._core.context import here
+from dpool._run.hooks import when_imported
+
+_former: list[Any] = []
+"""The streams that ours have replaced: collected, they would close their files."""
+
+
+class _Stream(io.TextIOWrapper):
+    """Standard output or error."""
+
+    def write(self, text: str) -> int:
+        if here.page is not None:
+            here.page.count_written()
+        driver = sys.modules.get("dpool._core.driver")
+        if driver is not None and driver._Current.runtime is not None:
+            driver._Current.runtime.catch_up_output()
+        return super().write(text)
+
+
+_Stream.__name__ = _Stream.__qualname__ = "TextIOWrapper"
+
+
+def install() -> None:
+    """From now on in a worker, in a program once it needs the runtime."""
+    if here.worker is not None:
+        _replace_streams()
+    else:
+        when_imported("dpool._core.driver", lambda _: _replace_streams())
+
+
+def _replace_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:
+            continue  # it has been replaced, or there is none
+        stream.flush()
+        ours = _Stream(
+            stream.buffer,
+            stream.encoding,
+            stream.errors,
+            newline="\n",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        ours.mode = stream.mode  # type: ignore[misc]
+        _former.append(stream)
+        setattr(sys, name, ours)
+        if getattr(sys, f"__{name}__") is stream:
+            setattr(sys, f"__{name}__", ours)
