@@ -17,8 +17,6 @@ ROOT = SCRIPTS.parent.parent
 NEEDS = {"joblib_default": "joblib", "large_array": "numpy", "loky_reusable": "loky"}
 ONLY_SERVED = {"killed_worker"}
 """Under plain Python these never end."""
-ANY_ORDER = {"prints"}
-"""What workers and program print at the same time has no order, under plain Python."""
 NO_TASKS = {"thread_pool"}
 
 
@@ -48,12 +46,8 @@ def test_same_output(name: str) -> None:
     script = SCRIPTS / f"{name}.py"
     expected = run(script)
     found, report = served(script)
-    if name in ANY_ORDER:
-        assert sorted(found.stdout.splitlines()) == sorted(expected.stdout.splitlines())
-        assert sorted(found.stderr.splitlines()) == sorted(expected.stderr.splitlines())
-    else:
-        assert found.stdout == expected.stdout
-        assert found.stderr == ""
+    assert found.stdout == expected.stdout
+    assert found.stderr == expected.stderr
     assert bool(report["tasks"]) == (name not in NO_TASKS)
     assert report["standard"] == []
     if name == "large_array":

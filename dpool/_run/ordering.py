@@ -8,7 +8,7 @@
 Workers of `multiprocessing` write to the terminal themselves, so this holds there. With dpool their lines go through
 the node, on another way than the results, and would come a moment later.
 
-The program's streams are changed when the runtime is imported, and those of a worker at its start.
+Threads: any. Lines come in between only where a line begins, as far as this is in our hands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 from typing import Any
 
 from dpool._core.context import here
-from dpool._run.hooks import when_imported
 
 _former: list[Any] = []
 """The streams that ours have replaced: collected, they would close their files."""
@@ -27,12 +26,18 @@ _former: list[Any] = []
 class _Stream(io.TextIOWrapper):
     """Standard output or error."""
 
+    _in_line = False
+    """What was written last did not end a line: nothing shall come in between, as `print` writes in several pieces."""
+
     def write(self, text: str) -> int:
         if here.page is not None:
             here.page.count_written()
-        driver = sys.modules.get("dpool._core.driver")
-        if driver is not None and driver._Current.runtime is not None:
-            driver._Current.runtime.catch_up_output()
+        if not self._in_line:
+            driver = sys.modules.get("dpool._core.driver")
+            if driver is not None and driver._Current.runtime is not None:
+                driver._Current.runtime.catch_up_output()
+        if text:
+            self._in_line = text[-1] != "\n"
         return super().write(text)
 
 
@@ -40,14 +45,7 @@ _Stream.__name__ = _Stream.__qualname__ = "TextIOWrapper"
 
 
 def install() -> None:
-    """From now on in a worker, in a program once it needs the runtime."""
-    if here.worker is not None:
-        _replace_streams()
-    else:
-        when_imported("dpool._core.driver", lambda _: _replace_streams())
-
-
-def _replace_streams() -> None:
+    """Change this process's streams; at its start, before somebody keeps one."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is not io.TextIOWrapper:
