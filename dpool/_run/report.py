@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _READ = struct.Struct("q")
 """One read of the object store: bytes that were not copied (negative: they were copied after all)."""
-CHUNKS = {"_run_chunk": 1, "_run_batch": 0}
-"""Functions of the faces that carry several calls, and the argument that is the list of these."""
+BATCHES = ("_run_batch", "run_batch")
+"""Functions of dpool's whose first argument is a list of calls."""
 
 
 class Tally:
@@ -79,8 +79,9 @@ def _calls_in(fn: Any, args: Any, kwargs: Any) -> int:
     """How many calls a task makes."""
     if kwargs.__class__ is int:
         return len(args)
-    place = CHUNKS.get(getattr(fn, "__name__", ""))
-    return len(args[place]) if place is not None and fn.__module__.startswith("dpool.") else 1
+    if getattr(fn, "__name__", "") in BATCHES and fn.__module__.startswith("dpool."):
+        return len(args[0])
+    return 1
 
 
 def _count_pool(tally: Tally, module: Any) -> None:
