@@ -160,8 +160,8 @@ def serve(chosen: Options) -> None:
 
 
 def serve_in_worker(settings: tuple[Any, ...]) -> None:
-    """The same in a worker, which has got the options as a plain tuple."""
-    serve(Options(*settings))
+    """The same in a worker, which has got the options as a plain tuple; it says nothing, or each would say it."""
+    serve(Options(*settings)._replace(quiet=True))
 
 
 def _replace(row: Row, module: ModuleType) -> None:

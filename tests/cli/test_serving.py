@@ -333,6 +333,21 @@ def test_subclass_that_changes_internals(tmp_path: Path) -> None:
     assert (quiet.stdout, quiet.stderr) == (found.stdout, "")
 
 
+def test_workers_name_nothing(tmp_path: Path) -> None:
+    text = """
+    import multiprocessing.pool
+    def task():
+        class Deep(multiprocessing.pool.ThreadPool, multiprocessing.pool.Pool):
+            def _setup_queues(self):
+                super()._setup_queues()
+        with Deep(1) as pool:
+            return pool.apply(who)
+    with multiprocessing.Pool(2) as pool:
+        print(pool.apply(task))
+    """
+    assert run(tmp_path, text).stdout == "dpool\n"
+
+
 def test_pool_whose_processes_are_no_daemons(tmp_path: Path) -> None:
     """How programs make pools that can be nested: needless here, and it works."""
     text = """
