@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._core.context import here
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 INSTALLED = ("site-packages", "dist-packages")
 """Directories of modules that are not the program's own, wherever they lie."""
+MOST = 100_000
+"""Items of a list, dictionary or set that are noted; what is larger at the import is compared as a whole."""
 _looks: dict[str, Look] = {}
 
 
@@ -50,7 +53,7 @@ class Look:
     def __init__(self, module: ModuleType) -> None:
         self._module = module
         self._names = dict(vars(module))
-        self._inside = {name: inside for name, value in self._names.items() if (inside := _inside(value, module))}
+        self._inside = {name: inside for name, value in self._names.items() if (inside := _inside(value, module, MOST))}
 
     def changes(self) -> list[tuple[str, str, Any, list[str]]]:
         """The difference between then and now."""
@@ -60,7 +63,7 @@ class Look:
             value = now.get(name)
             if value is not self._names[name]:
                 continue  # it is another one altogether
-            inside = _inside(value, self._module)
+            inside = _inside(value, self._module, inf)
             if inside is None:
                 continue
             if kind == "attributes":
@@ -70,11 +73,11 @@ class Look:
         return [tuple(one) for one in found if one.kind == "content" or one.new or one.gone]
 
 
-def _inside(value: Any, module: ModuleType) -> tuple[str, Any] | None:
-    """What can be changed in a value of `module` while it stays the same; a copy."""
+def _inside(value: Any, module: ModuleType, most: float) -> tuple[str, Any] | None:
+    """What can be changed in a value of `module` while it stays the same, if it has at most so many items; a copy."""
     kind = type(value)
     if kind in (list, dict, set):
-        return "content", value.copy()
+        return ("content", value.copy()) if len(value) <= most else None
     if isinstance(value, type) and value.__module__ == module.__name__:
         return "attributes", {name: each for name, each in vars(value).items() if not _is_special(name)}
     if kind.__module__ == module.__name__ and hasattr(value, "__dict__"):
