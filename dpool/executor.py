@@ -355,11 +355,21 @@ def _take(future: Any, until: float | None) -> Any:
 # -- the reusable executor
 
 
+class ReusableExecutor(Executor):
+    """What `get_reusable_executor` returns: an Executor whose `shutdown` may kill the workers, as loky's."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
+        """See `Executor.shutdown`; `kill_workers`: do not wait for running tasks, end their workers."""
+        if kill_workers:
+            self.kill_workers()
+        Executor.shutdown(self, wait, cancel_futures=cancel_futures)
+
+
 class _Reusable:
     """The one executor of `get_reusable_executor`."""
 
     lock = threading.RLock()
-    executor: Executor | None = None
+    executor: ReusableExecutor | None = None
     arguments: tuple[Any, ...] = ()
 
 
@@ -374,7 +384,7 @@ def get_reusable_executor(
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
     env: Mapping[str, str] | None = None,
-) -> Executor:
+) -> ReusableExecutor:
     """The executor that this process shares, made or resized as asked for.
 
     Args:
@@ -408,7 +418,7 @@ def get_reusable_executor(
             if kill_workers:
                 executor.kill_workers()
             executor.shutdown(wait=True)
-        executor = Executor(max_workers, context, initializer, initargs, idle_timeout=timeout, env=env)
+        executor = ReusableExecutor(max_workers, None, initializer, initargs, idle_timeout=timeout, env=env)
         _Reusable.executor, _Reusable.arguments = executor, arguments
         return executor
 

@@ -48,6 +48,7 @@ from dpool._core.future import DONE, Future
 from dpool._core.lane import Link
 from dpool._core.lineage import Lineage
 from dpool._core.messages import (
+    AskOutput,
     Blocked,
     Bye,
     Closed,
@@ -56,6 +57,7 @@ from dpool._core.messages import (
     Notice,
     OpenStore,
     Output,
+    OutputTold,
     Refused,
     Retire,
     Welcome,
@@ -73,6 +75,8 @@ MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
 END_WITH_NODE_S = 1.0
 """How long the kernel may take from closing a dead node's sockets to handing its children on."""
+OUTPUT_S = 0.5
+"""How long to wait for what workers have written: it matters only for the order of lines."""
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
 CLOSED = "closed its connection"
@@ -148,6 +152,9 @@ class NativeRuntime:
         """… and how often they have been woken."""
         self._blocked = 0
         """Threads of this worker's task that wait."""
+        self._output_asked = itertools.count(1)
+        self._output_told = 0
+        """The last of these numbers that the node has answered."""
         self._warned: set[str] = set()
         self._lineage = Lineage(self) if config.gcs == "on" else None
 
@@ -353,6 +360,9 @@ class NativeRuntime:
                 pool.closed()
         elif kind is Output:
             _write_output(message)
+        elif kind is OutputTold:
+            self._output_told = message.number
+            self.poke_reader()
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:
@@ -361,6 +371,16 @@ class NativeRuntime:
             self._reap()
         elif kind is Refused:
             self._node_closed(f"refused us: {message.reason}")
+
+    def catch_up_output(self) -> None:
+        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
+        pools = list(self.pools.values())
+        if not pools or os.getpid() != self.pid or self.dispatching_here() or not all(p.may_wait() for p in pools):
+            return
+        if any([pool.has_written() for pool in pools]):
+            number = next(self._output_asked)
+            self.tell(AskOutput(number))
+            self.wait_until(lambda: self._output_told >= number or self.node_lost, OUTPUT_S)
 
     def notice(self, text: str) -> None:
         """Warn the user once."""

@@ -110,6 +110,12 @@ class TasksDelivered(NamedTuple):
     tasks: list[bytes]
 
 
+class AskOutput(NamedTuple):
+    """Pass on what the workers have written so far, then say `OutputTold`."""
+
+    number: int
+
+
 class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
 
@@ -168,6 +174,12 @@ class Output(NamedTuple):
 
     stream: int
     data: bytes
+
+
+class OutputTold(NamedTuple):
+    """What had been written at `AskOutput` has been passed on."""
+
+    number: int
 
 
 class Notice(NamedTuple):
@@ -258,6 +270,8 @@ class Setup(NamedTuple):
     """BLAS and OpenMP threads for each worker."""
     depth: int
     """How deeply nested the workers' tasks will be: 1 for those of a driver."""
+    at_start: list[tuple[str, str, Any]]
+    """What a worker calls when it has taken over all this: module, function, argument."""
 
 
 # store client (driver or worker, on a socket of its own) → node; see node_store.py
@@ -468,6 +482,7 @@ CONTROL: tuple[type[Any], ...] = (
     ExportFunction,
     TasksDispatched,
     TasksDelivered,
+    AskOutput,
     Bye,
     Welcome,
     Refused,
@@ -475,6 +490,7 @@ CONTROL: tuple[type[Any], ...] = (
     WorkerUp,
     WorkerDied,
     Output,
+    OutputTold,
     Notice,
     Retire,
     Closed,

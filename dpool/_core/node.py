@@ -459,6 +459,7 @@ class Node:
     _MESSAGES: dict[type[Any], Callable[[Any, Client, Any], None]] = {  # noqa: RUF012
         m.OpenPool: _open_pool,
         m.UpdateSetup: _update_setup,
+        m.AskOutput: lambda self, c, x: self._tell_output(c, x.number),
         m.ResizePool: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ResizePool(p, x.max_workers)),
         m.ClosePool: _close_pool,
         m.RequestLeases: _request,
@@ -792,6 +793,17 @@ class Node:
             self._send(pool.client, m.Output(proc.stream(fd), lines))
             if pool.client.channel.waiting() > MAX_OUTBOX:
                 self._pause_output(pool.client)
+
+    def _tell_output(self, client: Client, number: int) -> None:
+        """Read what the client's workers have written, and say that it has been read."""
+        for proc in list(self._procs.values()):
+            pool = self._pools.get(proc.pool)
+            if pool is None or pool.client is not client:
+                continue
+            for fd in proc.pipes:
+                if fd in self._handlers:  # else it is at its end, or the client does not read
+                    self._output(proc, fd)
+        self._send(client, m.OutputTold(number))
 
     def _pause_output(self, client: Client) -> None:
         for proc in self._procs.values():

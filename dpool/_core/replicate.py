@@ -33,6 +33,7 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         log_datefmt=log_datefmt,
         threads=max(1, cpus // max(1, max_workers or cpus)),
         depth=here.worker.depth + 1 if here.worker is not None else 1,
+        at_start=[ask() for ask in here.at_start],
     )
     return pickle.dumps(setup, 5)
 

@@ -44,7 +44,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
         setup.driver_pid,
         message.place,
     )
-    here.worker = context
+    here.worker, here.page = context, page
     importer = Importer()
     _take_over(setup, context)
     code = 0
@@ -106,6 +106,7 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     _random(context)
     if Preloaded.anything:
         limit_loaded()
+    _call_at_start(setup)
 
 
 def _limit_threads(setup: Setup) -> None:
@@ -154,6 +155,16 @@ def _random(context: WorkerContext) -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed(int.from_bytes(os.urandom(4), "big"))
+
+
+def _call_at_start(setup: Setup) -> None:
+    """What others than the runtime want done in workers."""
+    if not setup.at_start:
+        return
+    from importlib import import_module
+
+    for module, function, argument in setup.at_start:
+        getattr(import_module(module), function)(argument)
 
 
 def leave_process(code: int) -> None:
