@@ -120,7 +120,10 @@ class Executor(_base.Executor):
         """
         if buffersize is None:  # else the caller runs in between, and may change what comes again
             iterables = self._pool.share(iterables)
-        return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
+        submit = self._submit
+        if "submit" in self.__dict__ or type(self).submit is not Executor.submit:  # by a subclass, or by tqdm
+            submit = _replaced(self.submit)
+        return _map(submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled); `wait`: return when
@@ -151,6 +154,12 @@ class Executor(_base.Executor):
             self._pool.interrupt()
         self.shutdown(wait=False)
         self._wait_closed(interrupted)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an Executor cannot be pickled or passed to a task: its workers belong to this process. "
+            "A task that needs workers makes an Executor of its own"
+        )
 
     # -- beyond it
 
@@ -202,6 +211,12 @@ class Executor(_base.Executor):
         self._pool.stop(number)
 
     # -- what others read
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """For `isinstance(executor, ProcessPoolExecutor)`, by which programs ask whether this is a pool of processes."""
+        standard: type = getattr(sys.modules.get("concurrent.futures.process"), "ProcessPoolExecutor", type(self))
+        return standard
 
     @property
     def _max_workers(self) -> int:
@@ -281,6 +296,11 @@ def _collected(pool: Pool) -> None:
 
 
 # -- map
+
+
+def _replaced(submit: Callable[..., Any]) -> Callable[..., Any]:
+    """An executor's own `submit` in the form in which `_map` calls it."""
+    return lambda route, fn, args, kwargs: submit(fn, *args, **kwargs)
 
 
 class _At:
@@ -386,11 +406,12 @@ def _unchunked(results: Iterator[Any]) -> Iterator[Any]:
 
 def _take(future: Any, until: float | None) -> Any:
     """The result, with no reference to it left behind; what was not taken in time is cancelled."""
+    take = getattr(future, "_take", future.result)
     try:
-        return future._take() if until is None else future._take(max(0.0, until - monotonic()))
+        return take() if until is None else take(max(0.0, until - monotonic()))
     finally:
         future.cancel()
-        del future
+        del future, take
 
 
 def _length(iterables: tuple[Any, ...]) -> int | None:

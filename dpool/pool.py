@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -354,6 +355,12 @@ class Pool:
     def _check_running(self) -> None:
         if self._state != RUN:
             raise ValueError("Pool not running")
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """For `isinstance(pool, multiprocessing.pool.Pool)`, by which programs tell a pool from an executor."""
+        standard: type = getattr(sys.modules.get("multiprocessing.pool"), "Pool", type(self))
+        return standard
 
     @property
     def _pool(self) -> list[Any]:

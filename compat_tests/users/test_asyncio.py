@@ -1,0 +1,47 @@
+"""asyncio: `run_in_executor` with data of real size."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import dpool
+from compat_tests.users.support import assert_ran_in, diabetes
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("sklearn")
+
+
+def strengths(data: Any) -> Any:
+    return np.linalg.svd(data, compute_uv=False)
+
+
+def test_gather(executor: dpool.Executor, note: Any) -> None:
+    noted = note(strengths)
+    parts = [np.tile(diabetes()[0][at::8], (20, 1)) for at in range(8)]
+
+    async def run() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(executor, noted, part) for part in parts))
+
+    for found, part in zip(asyncio.run(run()), parts, strict=True):
+        assert found == pytest.approx(strengths(part))
+    assert_ran_in(executor, noted)
+
+
+def test_the_loop_goes_on_meanwhile(executor: dpool.Executor, note: Any) -> None:
+    noted = note(strengths)
+
+    async def run() -> int:
+        ticks = 0
+        work = asyncio.get_running_loop().run_in_executor(executor, noted, np.ones((1500, 200)))
+        while not work.done():
+            await asyncio.sleep(0)
+            ticks += 1
+        assert (await work)[0] == pytest.approx((1500 * 200) ** 0.5)
+        return ticks
+
+    assert asyncio.run(run()) > 1
+    assert_ran_in(executor, noted)
