@@ -212,9 +212,9 @@ class Executor(_base.Executor):
 
     # -- what others read
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
-        """For `isinstance(executor, ProcessPoolExecutor)`, by which programs ask whether this is a pool of processes."""
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """For `isinstance(executor, ProcessPoolExecutor)`, by which programs ask whether it is a pool of processes."""
         standard: type = getattr(sys.modules.get("concurrent.futures.process"), "ProcessPoolExecutor", type(self))
         return standard
 
@@ -300,7 +300,33 @@ def _collected(pool: Pool) -> None:
 
 def _replaced(submit: Callable[..., Any]) -> Callable[..., Any]:
     """An executor's own `submit` in the form in which `_map` calls it."""
-    return lambda route, fn, args, kwargs: submit(fn, *args, **kwargs)
+    return lambda route, fn, args, kwargs: _Called(submit(fn, *args, **kwargs))
+
+
+class _Called:
+    """A future whose result comes after its callbacks, so that a bar which these move is at its end when `map` is."""
+
+    __slots__ = ("called", "future")
+    wait_s = 1.0
+    """For `map` in a callback, whose thread is the one that would call."""
+
+    def __init__(self, future: Any) -> None:
+        self.future = future
+        self.called = called = threading.Lock()
+        called.acquire()
+        future.add_done_callback(lambda _: called.release())
+
+    def _take(self, timeout: float | None = None) -> Any:
+        try:
+            return getattr(self.future, "_take", self.future.result)(timeout)
+        finally:
+            if self.future.done():
+                self.called.acquire(timeout=self.wait_s)
+            del self
+
+    def cancel(self) -> bool:
+        cancelled: bool = self.future.cancel()
+        return cancelled
 
 
 class _At:
@@ -406,12 +432,11 @@ def _unchunked(results: Iterator[Any]) -> Iterator[Any]:
 
 def _take(future: Any, until: float | None) -> Any:
     """The result, with no reference to it left behind; what was not taken in time is cancelled."""
-    take = getattr(future, "_take", future.result)
     try:
-        return take() if until is None else take(max(0.0, until - monotonic()))
+        return future._take() if until is None else future._take(max(0.0, until - monotonic()))
     finally:
         future.cancel()
-        del future, take
+        del future
 
 
 def _length(iterables: tuple[Any, ...]) -> int | None:

@@ -356,8 +356,8 @@ class Pool:
         if self._state != RUN:
             raise ValueError("Pool not running")
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """For `isinstance(pool, multiprocessing.pool.Pool)`, by which programs tell a pool from an executor."""
         standard: type = getattr(sys.modules.get("multiprocessing.pool"), "Pool", type(self))
         return standard

@@ -1,4 +1,4 @@
-"""The leak check and the marks of `tests`, two workers of each kind, and what the interpreter's suites need switched off."""
+"""The leak check of `tests`, two workers of each kind, and a way to see where a function ran."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""scikit-learn under `parallel_config("dpool")`: that the work is done by dpool's workers (the numbers of more of its
-functions are compared in tests/joblib/test_sklearn.py)."""
+"""scikit-learn under `parallel_config("dpool")`: dpool's workers do the work.
+
+More of its functions are compared with themselves in tests/joblib/test_sklearn.py.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ from typing import Any
 
 import pytest
 
-joblib = pytest.importorskip("joblib")
+pytest.importorskip("joblib")
 pytest.importorskip("sklearn")
 
+import joblib
 from sklearn.datasets import load_breast_cancer, load_wine
 from sklearn.ensemble import BaggingClassifier, ExtraTreesRegressor, StackingClassifier
 from sklearn.linear_model import LogisticRegression

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import io
 import os
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +17,17 @@ contrib = pytest.importorskip("tqdm.contrib.concurrent")
 
 ITEMS = 40
 EXPECTED = [item * item for item in range(ITEMS)]
+
+
+@pytest.fixture(autouse=True)
+def a_lock_of_its_own() -> Iterator[None]:
+    """The lock of bars lives as long as tqdm, and its name with it; each test begins without one."""
+    yield
+    for kind in (tqdm.tqdm, contrib.tqdm_auto):
+        if "_lock" in vars(kind):
+            del kind._lock
+    if hasattr(tqdm.std.TqdmDefaultWriteLock, "mp_lock"):
+        del tqdm.std.TqdmDefaultWriteLock.mp_lock
 
 
 def square_and_pid(item: int) -> tuple[int, int]:
@@ -43,34 +54,6 @@ def test_process_map(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     found = contrib.process_map(square_and_pid, range(ITEMS), max_workers=WORKERS, file=file)
     check(found, file.getvalue())
-
-
-def lock_kept_for(gate: str, ready: str) -> None:
-    from tests.helpers import wait_until
-
-    with tqdm.tqdm.get_lock():
-        open(ready, "wb").close()
-        wait_until(lambda: os.path.exists(gate), 30)
-
-
-@pytest.mark.parametrize("kind", [dpool.Executor, dpool.Pool])
-def test_bars_in_workers_and_here_take_turns(kind: Any, tmp_path: Any) -> None:
-    from tests.helpers import wait_until
-
-    gate, ready = str(tmp_path / "gate"), str(tmp_path / "ready")
-    lock = tqdm.tqdm.get_lock()
-    with (
-        kind(1, initializer=tqdm.tqdm.set_lock, initargs=(lock,)) as workers,
-        concurrent.futures.ThreadPoolExecutor(2) as threads,
-    ):
-        call = workers.apply if isinstance(workers, dpool.Pool) else lambda fn, args: workers.submit(fn, *args).result()
-        holding = threads.submit(call, lock_kept_for, (gate, ready))
-        wait_until(lambda: os.path.exists(ready), 30)
-        assert not lock.mp_lock.acquire(block=False), "a worker has it"
-        open(gate, "wb").close()
-        holding.result(30)
-        assert lock.mp_lock.acquire(timeout=30)
-        lock.mp_lock.release()
 
 
 def counted(position: int) -> int:

@@ -29,7 +29,7 @@ class _Both:
             return False
         taken = False
         try:
-            taken = self.named.acquire(block, timeout)
+            taken = bool(self.named.acquire(block, timeout))
         finally:
             if not taken:
                 self.own.release()
@@ -81,7 +81,8 @@ def reduce_write_lock(pickler: Any, write_lock: Any) -> Any:
 
 
 def _write_lock(mp_lock: Any) -> Any:
-    from tqdm.std import TqdmDefaultWriteLock
+    import tqdm.std as std
 
-    TqdmDefaultWriteLock.mp_lock = mp_lock
-    return TqdmDefaultWriteLock()
+    kind: Any = vars(std)["TqdmDefaultWriteLock"]
+    kind.mp_lock = mp_lock
+    return kind()
