@@ -142,7 +142,7 @@ def prepare(job: Job, directory: Path) -> tuple[str, list[str]]:
     metadata = (ROOT / "setup.cfg").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
     wanted = f"{job.interpreter.path} {hashlib.sha256(metadata).hexdigest()} {job.packages}"
     if not stamp.exists() or stamp.read_text() != wanted:
-        print(f"compat {job.name}: making its environment", flush=True)
+        print(f"making the environment {home}", flush=True)
         subprocess.run([job.interpreter.path, "-m", "venv", "--clear", str(home)], check=True)
         subprocess.run([*_pip(python), "--editable", str(ROOT), *job.packages], check=True)
         missing.write_text("".join(f"{line}\n" for line in _install_extra(python, job.extra)))
@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--require", action="store_true", help="fail when 3.10, 3.11 or 3.13 has no suite here")
     parser.add_argument("--only", choices=("suites", "users"), help="only the interpreters' suites, or only the users")
     parser.add_argument("--prepare", action="store_true", help="make the environments and run nothing")
-    at_once = 2 * (os.cpu_count() or 1)
+    at_once = 1 + (os.cpu_count() or 1)
     parser.add_argument("--at-once", type=int, default=at_once, metavar="N", help="runs side by side (%(default)s)")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     return parser
