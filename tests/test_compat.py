@@ -75,7 +75,7 @@ def test_an_environment_is_made_once_for_each_state_of_the_metadata(
         (tmp_path / "job").mkdir(exist_ok=True)
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(runner.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     python, missing = runner.prepare(job(), tmp_path)
     assert (python, missing) == (str(tmp_path / "job/bin/python"), [])
     assert [command[2] for command in commands] == ["venv", "pip"]
