@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dpool
 from compat_tests.users.support import assert_ran_in, diabetes
+from tests.helpers import wait_until
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("sklearn")
@@ -31,17 +34,22 @@ def test_gather(executor: dpool.Executor, note: Any) -> None:
     assert_ran_in(executor, noted)
 
 
-def test_the_loop_goes_on_meanwhile(executor: dpool.Executor, note: Any) -> None:
-    noted = note(strengths)
+def strengths_when_told(data: Any, gate: str) -> Any:
+    wait_until(lambda: os.path.exists(gate), 60)
+    return strengths(data)
 
-    async def run() -> int:
-        ticks = 0
-        work = asyncio.get_running_loop().run_in_executor(executor, noted, np.ones((1500, 200)))
-        while not work.done():
+
+def test_the_loop_goes_on_meanwhile(executor: dpool.Executor, note: Any, tmp_path: Path) -> None:
+    noted = note(strengths_when_told)
+    gate = tmp_path / "gate"
+
+    async def run() -> float:
+        work = asyncio.get_running_loop().run_in_executor(executor, noted, np.ones((1500, 200)), str(gate))
+        for _ in range(100):
             await asyncio.sleep(0)
-            ticks += 1
-        assert (await work)[0] == pytest.approx((1500 * 200) ** 0.5)
-        return ticks
+            assert not work.done()
+        gate.touch()
+        return float((await work)[0])
 
-    assert asyncio.run(run()) > 1
+    assert asyncio.run(run()) == pytest.approx((1500 * 200) ** 0.5)
     assert_ran_in(executor, noted)

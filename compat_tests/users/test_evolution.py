@@ -75,7 +75,6 @@ def test_platypus_takes_a_pool(note: Any) -> None:
 
 
 def minimise(function: Any, runner: Any) -> tuple[Any, Any]:
-    pytest.importorskip("pymoo")
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import ElementwiseProblem
     from pymoo.optimize import minimize
@@ -93,9 +92,13 @@ def minimise(function: Any, runner: Any) -> tuple[Any, Any]:
 
 
 def test_pymoo(pool: dpool.Pool, note: Any) -> None:
-    starmap = pytest.importorskip("pymoo.parallelization.starmap")
+    pytest.importorskip("pymoo")
+    try:
+        from pymoo.parallelization.starmap import StarmapParallelization
+    except ImportError:  # older versions have it elsewhere
+        from pymoo.core.problem import StarmapParallelization
     noted = note(trade)
-    found = minimise(noted, starmap.StarmapParallelization(pool.starmap))
+    found = minimise(noted, StarmapParallelization(pool.starmap))
     assert_ran_in(pool, noted)
     for ours, theirs in zip(found, minimise(trade, None), strict=True):
         assert np.array_equal(ours, theirs)
