@@ -16,7 +16,8 @@ from concurrent.futures import _base
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dpool._core.runtime import open_runtime
+from dpool._core.iterables import check_buffersize, length, slices
+from dpool._core.runtime import MAP, STARMAP, open_runtime
 
 if TYPE_CHECKING:
     from dpool._core.future import Future
@@ -298,9 +299,31 @@ def _collected(pool: Pool) -> None:
 # -- map
 
 
+def _calls(iterables: tuple[Iterable[Any], ...], chunksize: int) -> Iterator[tuple[Any, Any]]:
+    """The arguments of each task: of a call, or a chunk's items and how they are given to the function."""
+    if chunksize == 1:
+        return ((args, {}) for args in zip(*iterables, strict=False))
+    if len(iterables) == 1:
+        return ((items, MAP) for items in slices(iterables[0], chunksize))
+    return ((items, STARMAP) for items in slices(zip(*iterables, strict=False), chunksize))
+
+
 def _replaced(submit: Callable[..., Any]) -> Callable[..., Any]:
     """An executor's own `submit` in the form in which `_map` calls it."""
-    return lambda route, fn, args, kwargs: _Called(submit(fn, *args, **kwargs))
+
+    def called(route: Route, fn: Any, args: Any, kwargs: Any) -> _Called:
+        if kwargs == MAP:
+            return _Called(submit(_run_chunk, fn, 1, *args))
+        if kwargs == STARMAP:
+            return _Called(submit(_run_chunk, fn, len(args[0]), *itertools.chain.from_iterable(args)))
+        return _Called(submit(fn, *args))
+
+    return called
+
+
+def _run_chunk(fn: Callable[..., Any], width: int, *values: Any) -> list[Any]:
+    """The task of a chunk: `fn` with so many of the values at a time; futures among them came as values."""
+    return [fn(*values[at : at + width]) for at in range(0, len(values), width)]
 
 
 class _Called:
@@ -329,50 +352,6 @@ class _Called:
         return cancelled
 
 
-class _At:
-    """In a chunk: the place of one of the chunk's values."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]], *values: Any) -> list[Any]:
-    if values:
-        chunk = [tuple(values[arg.number] if type(arg) is _At else arg for arg in args) for args in chunk]
-    return [fn(*args) for args in chunk]
-
-
-def _chunk_call(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> tuple[Any, tuple[Any, ...]]:
-    """The task that runs a chunk; it gets the values of futures and references among the items."""
-    if not any(
-        kind is _ref_type() or issubclass(kind, _base.Future)
-        for kind in set(map(type, itertools.chain.from_iterable(chunk)))
-    ):
-        return _run_chunk, (fn, chunk)
-    values: dict[int, tuple[int, Any]] = {}
-
-    def placed(arg: Any) -> Any:
-        if type(arg) is not _ref_type() and not isinstance(arg, _base.Future):
-            return arg
-        return _At(values.setdefault(id(arg), (len(values), arg))[0])
-
-    placed_chunk = [tuple(map(placed, args)) for args in chunk]
-    return _run_chunk, (fn, placed_chunk, *(value for _, value in values.values()))
-
-
-def _ref_type() -> Any:
-    """ObjectRef, if there can be one."""
-    return getattr(sys.modules.get("dpool._core.objectref"), "ObjectRef", _At)
-
-
-def _chunks(iterables: tuple[Iterable[Any], ...], size: int) -> Iterator[list[tuple[Any, ...]]]:
-    items = zip(*iterables, strict=False)
-    while chunk := list(itertools.islice(items, size)):
-        yield chunk
-
-
 def _map(
     submit: Any,
     route: Any,
@@ -385,20 +364,14 @@ def _map(
 ) -> Iterator[Any]:
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None:
-        if not isinstance(buffersize, int):
-            raise TypeError("buffersize must be an integer or None")
-        if buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
+    check_buffersize(buffersize)
     until = None if timeout is None else monotonic() + timeout
-    total = _length(iterables) if progress else None
-    if chunksize == 1:
-        calls: Iterator[tuple[Any, tuple[Any, ...]]] = ((fn, args) for args in zip(*iterables, strict=False))
-    else:
-        calls = (_chunk_call(fn, chunk) for chunk in _chunks(iterables, chunksize))
+    total = length(*iterables) if progress else None
+    calls = _calls(iterables, chunksize)
     first = itertools.islice(calls, buffersize) if buffersize is not None else calls
-    futures = deque(submit(route, call, args, {}) for call, args in first)
-    results = _results(submit, route, futures, calls if buffersize is not None else iter(()), until)
+    futures = deque(submit(route, fn, args, kwargs) for args, kwargs in first)
+    more = (submit(route, fn, args, kwargs) for args, kwargs in calls)
+    results = _results(futures, more if buffersize is not None else iter(()), until)
     next(results)  # into its `try`: dropped from now on, it cancels
     if chunksize > 1:
         results = _unchunked(results)
@@ -409,13 +382,12 @@ def _map(
     return results
 
 
-def _results(submit: Any, route: Any, futures: deque[Any], more: Iterator[Any], until: float | None) -> Iterator[Any]:
+def _results(futures: deque[Any], more: Iterator[Any], until: float | None) -> Iterator[Any]:
     """None, then the results in order, none kept here; whatever ends the iteration cancels the rest."""
     try:
         yield None
         while futures:
-            for call, args in itertools.islice(more, 1):
-                futures.append(submit(route, call, args, {}))
+            futures.extend(itertools.islice(more, 1))
             yield _take(futures.popleft(), until)
     finally:
         for future in futures:
@@ -437,13 +409,6 @@ def _take(future: Any, until: float | None) -> Any:
     finally:
         future.cancel()
         del future
-
-
-def _length(iterables: tuple[Any, ...]) -> int | None:
-    try:
-        return min(len(one) for one in iterables) if iterables else 0
-    except TypeError:
-        return None
 
 
 # -- the reusable executor

@@ -19,17 +19,8 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dpool._core.pool_feed import (
-    BULK,
-    IN_MEMORY,
-    Feed,
-    IMapIterator,
-    IMapUnorderedIterator,
-    bulk_of,
-    is_array,
-    slices,
-    submitting,
-)
+from dpool._core.iterables import IN_MEMORY, check_buffersize, is_array, length, slices
+from dpool._core.pool_feed import BULK, Feed, IMapIterator, IMapUnorderedIterator, bulk_of, submitting
 from dpool._core.pool_results import TERMINATE, AsyncResult, MapResult, as_multiprocessing
 from dpool._core.runtime import MAP, STARMAP, open_runtime
 
@@ -281,7 +272,7 @@ class Pool:
     ) -> Any:
         self._check_running()
         _check_chunksize(chunksize)
-        _check_buffersize(buffersize)
+        check_buffersize(buffersize)
         in_memory = type(iterable) in IN_MEMORY or is_array(iterable)
         (items,) = self._inner.share((iterable,))
         chunked = chunksize > 1
@@ -293,7 +284,7 @@ class Pool:
         if progress:
             from dpool._core.progress import with_progress
 
-            return with_progress(results, _length(iterable))
+            return with_progress(results, length(iterable))
         return results
 
     def _fed(self, feed: Feed | MapResult) -> None:
@@ -408,25 +399,9 @@ def _check_chunksize(chunksize: int) -> None:
         raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
 
 
-def _check_buffersize(buffersize: Any) -> None:
-    if buffersize is None:
-        return
-    if not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-
-
 def _calls(items: Any, chunksize: int) -> Iterator[Any]:
     """The arguments of each task; an iterable that cannot be iterated raises here, as in the standard library."""
     return slices(items, chunksize) if chunksize > 1 else zip(items)
-
-
-def _length(iterable: Any) -> int | None:
-    try:
-        return len(iterable)
-    except TypeError:
-        return None
 
 
 def _shown(result: MapResult, iterable: Any, progress: bool) -> list[Any]:
@@ -434,7 +409,7 @@ def _shown(result: MapResult, iterable: Any, progress: bool) -> list[Any]:
     if progress:
         from dpool._core.progress import with_progress
 
-        for _ in with_progress(result.items_ended(), _length(iterable)):
+        for _ in with_progress(result.items_ended(), length(iterable)):
             continue
     found: list[Any] = result.get()
     return found

@@ -17,20 +17,19 @@ live ones. A pool ends once: CLOSED after its tasks are done, or BROKEN with the
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
 from dpool._core import frames, promises, storage, wire
+from dpool._core.arguments import FutureInside
+from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
 from dpool._core.lane import Lane, Route
 from dpool._core.launch import await_deaths
-from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Failed, Ready, Resolved
 from dpool._core.logic.dispatch import Slot
 from dpool._core.messages import (
     CancelRequests,
@@ -45,8 +44,10 @@ from dpool._core.messages import (
     UpdateSetup,
     WorkerDied,
 )
-from dpool._core.serialize import ATOMIC, FutureInside
-from dpool._core.storage import Stored
+from dpool._core.pool_crash import crash, fail_all, how
+from dpool._core.pool_initializer import Initializer
+from dpool._core.pool_workers import Clock, WorkerProcess
+from dpool._core.serialize import ATOMIC
 
 if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
@@ -102,10 +103,6 @@ class ExecutorPool:
         self._forced = False
         """All workers have been signalled: what they ran is not to run again."""
         self._max_workers = max_workers
-        self._initializer = initializer
-        self._initargs = initargs
-        self._init_frame: tuple[Any, Any] | None = None
-        self._init_fds: tuple[int, ...] = ()
         self._lifetime = max_tasks_per_child
         self._strict = strict
         self._all_at_once = all_at_once
@@ -113,8 +110,6 @@ class ExecutorPool:
         self.env = env or {}
         self._opened = False
         self._failed_starts = 0
-        self._failed_inits = 0
-        """Initializers in a row that failed, of a standing pool."""
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
         self._slots: dict[int, tuple[Slot, Lane | None]] = {}
         self._submitted = 0
@@ -124,11 +119,10 @@ class ExecutorPool:
         """Deaths of workers that are being dealt with."""
         self._unpickled = 0
         """Tasks that did not pickle: like any others, they make workers start."""
-        self._waiting: dict[int, tuple[Future[Any], Any, tuple[Any, ...], dict[str, Any]]] = {}
-        self._dependencies = Dependencies()
-        self._dep_numbers = 0
         self._deferred: list[Callable[[], Any]] = []
         self._prepare = runtime.exporter.prepare
+        self.initializer = Initializer(initializer, initargs, self._prepare)
+        self.dependents = Dependents(self, self._prepare)
         self.main = self.lane((), single=False)
         self.route = Route(self, self.main, 0, None, "")
 
@@ -245,12 +239,9 @@ class ExecutorPool:
         self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException
     ) -> Future[Any]:
         """A future is among the arguments, or they do not pickle."""
-        import concurrent.futures
-
         future: Future[Any] = Future(route)
         if isinstance(error, FutureInside):
-            needs = [a for a in (*args, *kwargs.values()) if isinstance(a, concurrent.futures.Future)]
-            self._wait_for(future, needs, fn, args, kwargs)
+            self.dependents.add(future, fn, args, kwargs)
         elif not isinstance(error, Exception):
             raise error
         else:
@@ -259,85 +250,6 @@ class ExecutorPool:
                 self._unpickled += 1
                 self.want_workers(self.main, at_least=self._unpickled)
         return future
-
-    # -- futures as arguments
-
-    def _wait_for(
-        self,
-        future: Future[Any],
-        needs: list[Any],
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        numbers: dict[int, Any] = {id(need): need for need in needs}
-        with self.lock:
-            self._dep_numbers += 1
-            number = self._dep_numbers
-            self._waiting[number] = (future, fn, args, kwargs)
-            future._more().group = number
-            self._handle(self._dependencies.handle(Add(number, tuple(numbers))))
-        for need in numbers.values():
-            need.add_done_callback(self._need_done)
-
-    def _need_done(self, need: Any) -> None:
-        """A future that tasks wait for has ended."""
-        failed = need.cancelled() or need.exception() is not None
-        event = Failed(id(need)) if failed else Resolved(id(need))
-        with self.lock:
-            self._handle(self._dependencies.handle(event), need)
-        self.run_deferred()
-        if self.closing:
-            self.check_drained()
-
-    def _handle(self, instructions: list[Any], need: Any = None) -> None:
-        for instruction in instructions:
-            if isinstance(instruction, Ready):
-                self.later(partial(self._now_ready, instruction.task))
-            elif isinstance(instruction, Fail):
-                future = self._waiting.pop(instruction.task)[0]
-                self._fail_with(future, need)
-
-    def _fail_with(self, future: Future[Any], need: Any) -> None:
-        from concurrent.futures import CancelledError
-
-        error = (
-            CancelledError("a future among the task's arguments was cancelled")
-            if need.cancelled()
-            else need.exception()
-        )
-        self.later(partial(finish, future, None, error))
-
-    def _now_ready(self, number: int) -> None:
-        """All that the task waited for is there: it is submitted with the values."""
-        from concurrent.futures import Future as AnyFuture
-
-        with self.lock:
-            if number not in self._waiting:
-                return  # cancelled meanwhile
-            future, fn, args, kwargs = self._waiting[number]
-
-        def value(a: Any) -> Any:
-            return a.result() if isinstance(a, AnyFuture) else a
-
-        try:
-            future._export, future._call = self._prepare(
-                fn, tuple(map(value, args)), {k: value(v) for k, v in kwargs.items()}
-            )
-        except BaseException as error:
-            finish(future, None, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            assert future._route is not None
-            lane = future._route.lane
-            lane.queue.append(future)
-            lane.push()
-        finally:
-            with self.lock:
-                self._waiting.pop(number, None)
-        if self.closing:
-            self.check_drained()
 
     def later(self, action: Callable[[], Any]) -> None:
         """Run `action` when no lock is held."""
@@ -377,10 +289,10 @@ class ExecutorPool:
         """
         if self.state in (BROKEN, CLOSED) or self.runtime.node_lost:  # the next node is asked again
             return
-        if self._failed_inits >= MAX_FAILED_STARTS:
+        if self.initializer.failures >= MAX_FAILED_STARTS:
             if self._working():
                 return  # they can do it
-            self._failed_inits = 0  # another occasion
+            self.initializer.failures = 0  # another occasion
         if not self._opened:
             self._open()
         waiting = len(lane.queue) + lane.dispatcher.in_flight() - len(lane.dispatcher.slots) - lane.requested
@@ -404,7 +316,7 @@ class ExecutorPool:
     def populate(self) -> None:
         """Have all workers started that there may be, now and not at the first task."""
         with self.lock:
-            if self.state is OPEN and self._failed_inits < MAX_FAILED_STARTS:
+            if self.state is OPEN and self.initializer.failures < MAX_FAILED_STARTS:
                 self.want_workers(self.main, at_least=self.max_workers)
 
     def _give_up_spare(self, lane: Lane, wanted: int) -> int:
@@ -472,9 +384,9 @@ class ExecutorPool:
         if self.state in (CLOSED, BROKEN):
             self._say_exit(slot)
             return
-        hold = message.fresh and self._initializer is not None
+        hold = message.fresh and bool(self.initializer)
         if hold:
-            hold = self._send_initializer(slot)
+            self._send_initializer(slot)
         lane.granted(slot, hold)
         if self.closing:
             self.check_drained()
@@ -499,45 +411,23 @@ class ExecutorPool:
         lane = self._slots.get(slot.worker, (slot, None))[1] or self.main
         lane.on_readable(slot)
 
-    def _send_initializer(self, slot: Slot) -> bool:
-        """The first frame of a fresh worker; False if there is nothing to wait for."""
-        from pickle import dumps
-
+    def _send_initializer(self, slot: Slot) -> None:
+        """The first frame of a fresh worker, which is held until it has answered."""
         try:
-            export, call = self._prepared_initializer()
+            self.initializer.prepared()
         except BaseException as error:
             self._initializer_failed(slot, error, again=False)
             self.kill_for(self.main, slot, lambda _: None)
-            return True
-        items = slot.link.shipped.missing(export)
-        env, slot.link.gpus = slot.link.gpus, None
-        if call.__class__ is Stored:
-            call = call.wire
-        data = dumps((0, frames.INIT, (items, [], env), 0 if export.inline else export.number, [call]), 5)
+            return
         try:
-            wire.send(slot.link.sock, data, self._init_fds)
+            self.initializer.send(slot.link)
         except OSError as error:
             self._initializer_failed(slot, error)
-        return True
-
-    def _prepared_initializer(self) -> tuple[Any, Any]:
-        if self._init_frame is None:
-            from dpool._core.inherit import pickling_for_workers
-
-            with pickling_for_workers() as inherited:
-                export, call = self._prepare(self._initializer, self._initargs, {})  # type: ignore[arg-type]
-                if call.__class__ is tuple:
-                    from pickle import dumps
-
-                    call = dumps((call, {}), 5)
-            self._init_frame = export, call
-            self._init_fds = inherited.take()
-        return self._init_frame
 
     def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
         """The initializer of a worker has ended."""
         if value is None:
-            self._failed_starts = self._failed_inits = 0
+            self._failed_starts = self.initializer.failures = 0
             lane.initialized(slot)
             if self.closing:
                 self.check_drained()
@@ -560,8 +450,8 @@ class ExecutorPool:
             self.break_all(failure)
             return
         slot.retiring = True
-        self._failed_inits = self._failed_inits + 1 if again else MAX_FAILED_STARTS
-        if self._failed_inits >= MAX_FAILED_STARTS:
+        self.initializer.failures = self.initializer.failures + 1 if again else MAX_FAILED_STARTS
+        if self.initializer.failures >= MAX_FAILED_STARTS:
             self._fail_queued(failure)
 
     def _working(self) -> bool:
@@ -578,7 +468,7 @@ class ExecutorPool:
                 pending += lane.queue
                 lane.queue.clear()
                 lane.hungry = True
-        _fail_all(pending, error)
+        fail_all(pending, error)
         if self.closing:
             self.check_drained()
 
@@ -689,7 +579,7 @@ class ExecutorPool:
         page = slot.link.page.slots
         began = page[frames.STARTED] > 0
         idle = page[frames.LIMIT] > 0 and not slot.frames and not slot.held  # it had got as far as its loop
-        initializing = slot.held and self._initializer is not None and not began and not slot.retiring
+        initializing = slot.held and bool(self.initializer) and not began and not slot.retiring
         lost = (lane or self.main).worker_died(slot)
         if message.unclaimed:
             self._claim(message.pid)
@@ -705,7 +595,7 @@ class ExecutorPool:
         for future in lost:
             self._lost(future, message, why)
         if self._strict and why is None and (message.signal or message.exit_code) and self.state is OPEN:
-            self.break_all(self._crash(None, message, 1))
+            self.break_all(crash(message, "a task", 1, self._strict))
         elif self._failed_starts >= MAX_FAILED_STARTS:
             self._give_up(message)
         for each in list(self._lanes.values()):
@@ -745,10 +635,10 @@ class ExecutorPool:
         with self.lock:
             if any(slot.link.page.slots[frames.STARTED] for slot, _ in self._slots.values()):
                 return  # no more can be started, but there are some that work
-        how = message.reason or _how(message)
+        last = message.reason or how(message)
         self.break_all(
             ExecutorBroken(
-                f"{self._failed_starts} workers in a row died before they ran anything (the last one: {how}); "
+                f"{self._failed_starts} workers in a row died before they ran anything (the last one: {last}); "
                 f"see {message.log_file}"
             )
         )
@@ -770,7 +660,7 @@ class ExecutorPool:
             if error is not None:
                 finish(future, None, error)
             if future._state in DONE:
-                self._task_ended()
+                self.task_ended()
                 return
             # it shared its frame with the one that was cancelled by force
         extra = future._more()
@@ -781,43 +671,8 @@ class ExecutorPool:
                 lane.queue.extendleft(to_pending([future]))
             lane.push()
             return
-        finish(future, None, self._crash(future, message, extra.attempts))
-        self._task_ended()
-
-    def _crash(self, future: Future[Any] | None, message: WorkerDied, attempts: int) -> BaseException:
-        """What the task of a dead worker raises."""
-        from os import uname
-
-        from dpool.errors import NodeLost, OutOfMemory, WorkerCrashed
-
-        host = uname().nodename
-        task = self.main.label(future) if future is not None else "a task"
-        if message.reason == "node":
-            return NodeLost(
-                f"the node process on {host} died while a worker (pid {message.pid}) ran {task}; "
-                "it has been started again. Submit the task again, or use max_retries=."
-            )
-        kind: type[WorkerCrashed] = OutOfMemory if message.reason == "oom" else WorkerCrashed
-        reason = {
-            "oom": ": the kernel killed it because memory ran out",
-            "stopped": ": it had been stopped (SIGSTOP) for too long",
-        }
-        advice = "Other tasks are not affected; max_retries= would run it again."
-        if self._strict:
-            advice = "The executor is broken, as strict=True asks for."
-        times = f" (attempt {attempts})" if attempts > 1 else ""
-        return kind(
-            f"the worker (pid {message.pid} on {host}) {_how(message)}{reason.get(message.reason, '')} "
-            f"while it ran {task}{times}; "
-            f"its output is in {message.log_file}. {advice}",
-            task=task,
-            pid=message.pid,
-            host=host,
-            signal=message.signal or None,
-            exit_code=None if message.signal else message.exit_code,
-            attempts=attempts,
-            log_file=message.log_file,
-        )
+        finish(future, None, crash(message, self.main.label(future), extra.attempts, self._strict))
+        self.task_ended()
 
     def kill_for(self, lane: Lane, slot: Slot, why: Callable[[Future[Any]], BaseException | None]) -> None:
         """Have a worker killed on purpose; `why` gives what its task shall raise."""
@@ -860,16 +715,15 @@ class ExecutorPool:
 
     # -- ending
 
-    def _task_ended(self) -> None:
+    def task_ended(self) -> None:
+        """A task has ended, or has gone another way than through a lane."""
         if self.closing:
             self.check_drained()
 
     def task_cancelled(self, future: Future[Any]) -> None:
         extra = future._extra
         if extra is not None and extra.group is not None:
-            with self.lock:
-                if self._waiting.pop(extra.group, None) is not None:
-                    self._dependencies.handle(Cancelled(extra.group))
+            self.dependents.cancelled(extra.group)
         if self.closing:
             self.check_drained()
 
@@ -885,7 +739,7 @@ class ExecutorPool:
 
     def _cancel_pending(self, everything: bool) -> None:
         with self.lock:
-            pending = [entry[0] for entry in reversed(self._waiting.values())]  # who depends on another one comes first
+            pending = self.dependents.futures()[::-1]  # who depends on another one comes first
         for lane in list(self._lanes.values()):
             pending += lane.take_all_back(everything)
         for future in pending:
@@ -895,9 +749,9 @@ class ExecutorPool:
     def check_drained(self) -> None:
         """If the last task of a closing pool has ended, let the workers go."""
         with self.lock:
-            if self.drained.is_set() or not self.closing or self._waiting or self._recovering:
+            if self.drained.is_set() or not self.closing or self.dependents or self._recovering:
                 return
-            if self.standing and self._initializer is not None and self.state is CLOSING and self._initializing():
+            if self.standing and self.initializer and self.state is CLOSING and self._initializing():
                 return  # who closes the pool at once still finds that it has run
             for lane in self._lanes.values():
                 with lane.lock:
@@ -938,12 +792,7 @@ class ExecutorPool:
             slot.link.close()
         for pid in list(self.processes):
             self._forget_process(pid, 0)
-        with self.lock:
-            fds, self._init_fds = self._init_fds, ()
-        for fd in fds:
-            os.close(fd)
-        self._initargs = ()
-        self._init_frame = None
+        self.initializer.close()
         self.gone.set()
         self.runtime.forget(self)
         self.runtime.poke_reader()
@@ -956,9 +805,8 @@ class ExecutorPool:
             self.state = BROKEN
             self.broken = error
             self.closing = True
-            waiting = [entry[0] for entry in self._waiting.values()]
-            self._waiting.clear()
-        pending: list[Future[Any]] = list(waiting)
+            pending = self.dependents.futures()
+            self.dependents.clear()
         for lane in list(self._lanes.values()):
             with lane.lock:
                 pending += [
@@ -968,7 +816,7 @@ class ExecutorPool:
                     slot.frames.clear()
                 pending += lane.queue
                 lane.queue.clear()
-        _fail_all(pending, error)
+        fail_all(pending, error)
         self.check_drained()
 
     def terminate(self) -> None:
@@ -998,7 +846,7 @@ class ExecutorPool:
     def ending(self) -> bool:
         """Whether it is closed, or about to be, and nothing is left to do."""
         with self.lock:
-            idle = not self._waiting and not any(lane.busy() for lane in self._lanes.values())
+            idle = not self.dependents and not any(lane.busy() for lane in self._lanes.values())
             return self.drained.is_set() or (self._abandoned and idle)
 
     def disown(self, error: BaseException) -> None:
@@ -1008,7 +856,7 @@ class ExecutorPool:
         self.drained, self.gone = threading.Event(), threading.Event()
         self.drained.set()
         self.gone.set()
-        self._waiting.clear()
+        self.dependents.clear()
         for lane in self._lanes.values():
             lane.lock = self.lock
             lane.queue.clear()
@@ -1104,82 +952,5 @@ class ExecutorPool:
         await_deaths(pids, DEATH_S)
 
 
-def _fail_all(pending: list[Future[Any]], error: BaseException) -> None:
-    """Each gets an exception of its own."""
-    for future in pending:
-        copy = type(error)(*error.args)
-        copy.__cause__ = error.__cause__
-        finish(future, None, copy)
-
-
 def _atomic(items: Any) -> bool:
     return not items or type(items[0]) in ATOMIC
-
-
-def _how(message: WorkerDied) -> str:
-    if not message.signal:
-        return f"exited with code {message.exit_code}" if not message.reason.startswith("start") else message.reason
-    try:
-        return f"was killed by {signal.Signals(message.signal).name}"
-    except ValueError:
-        return f"was killed by signal {message.signal}"
-
-
-class Clock:
-    """The time-out of one task; keeps neither the task nor its result alive."""
-
-    __slots__ = ("_future", "_pool")
-
-    def __init__(self, pool: ExecutorPool, future: Future[Any]) -> None:
-        self._pool = pool
-        self._future = ref(future)
-
-    @property
-    def dead(self) -> bool:
-        """Whether the task has ended."""
-        future = self._future()
-        return future is None or future._state in DONE
-
-    def __call__(self) -> None:
-        future = self._future()
-        if future is not None:
-            self._pool.task_timed_out(future)
-
-
-class WorkerProcess:
-    """What `Executor._processes` and `Pool._pool` show of one worker: what both can of `multiprocessing.Process`."""
-
-    __slots__ = ("_pool", "_worker", "ended", "exitcode", "name", "pid")
-    daemon = True
-
-    def __init__(self, pool: ExecutorPool, worker: int, pid: int, ordinal: int) -> None:
-        self._pool = pool
-        self._worker = worker
-        self.pid = pid
-        self.name = f"DpoolWorker-{ordinal}"
-        self.exitcode: int | None = None
-        """None while it lives; negative: the signal that killed it."""
-        self.ended = threading.Event()
-
-    def is_alive(self) -> bool:
-        """Whether the node has not reported its end yet."""
-        return not self.ended.is_set()
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Send SIGKILL."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.is_alive():
-            self._pool.runtime.tell(KillWorker(self._pool.number, self._worker, int(number)))
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended."""
-        self._pool.runtime.wait_until(self.ended.is_set, timeout)
-
-    def __repr__(self) -> str:
-        return f"<WorkerProcess pid={self.pid} {'alive' if self.is_alive() else 'ended'}>"

@@ -150,6 +150,7 @@ def _note(pickler: Pickler, ref: ObjectRef) -> None:
 
 
 def _reduce_ref(pickler: Pickler, ref: ObjectRef) -> Any:
+    pickler.stands_in()
     _note(pickler, ref)
     return _rebuilt(ref)
 

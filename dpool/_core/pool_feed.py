@@ -23,14 +23,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from dpool._core.future import DONE, FINISHED, Future, InStore, finish
+from dpool._core.iterables import is_array
 from dpool._core.pool_results import error_of, left_until, time_over, wait_for
 from dpool._core.serialize import size_of
 
 if TYPE_CHECKING:
     from dpool._core.runtime import Pool as Inner
 
-IN_MEMORY = (list, tuple, range, dict, set, frozenset, str, bytes, bytearray, deque)
-"""Types whose iterators never wait."""
 WINDOW_S = 0.010
 """Work for each worker that a window should hold: some frames of it (see `Config.frame_s`)."""
 LEAST, MOST = 4, 2048
@@ -38,20 +37,6 @@ LEAST, MOST = 4, 2048
 UNLIMITED = 1 << 60
 BULK = 16 << 20
 """Bytes of arguments from which on a task is large: then only a few are under way, and their memory is used again."""
-
-
-def is_array(items: Any) -> bool:
-    """Whether it is a numpy array of one dimension or more: its slices pickle faster than its items."""
-    kind = type(items)
-    return kind.__name__ == "ndarray" and kind.__module__ == "numpy" and items.ndim > 0
-
-
-def slices(items: Any, size: int) -> Iterator[Any]:
-    """`items` in pieces of `size`, each of a kind that pickles fast: a slice of a range is a range."""
-    if type(items) in (list, tuple, range) or is_array(items):
-        return (items[at : at + size] for at in range(0, len(items), size))
-    source = iter(items)
-    return iter(lambda: tuple(islice(source, size)), ())
 
 
 def bulk_of(items: Any) -> int:

@@ -44,6 +44,7 @@ class _Known:
 
 
 def _reduce(pickler: Pickler, future: Future[Any]) -> Any:
+    pickler.stands_in()
     handle = _promise(future)
     pickler.keep.append(handle)
     return make_future, (handle.obj,)

@@ -32,6 +32,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from dpool._core.arguments import FutureInside, by_value, futures_in
 from dpool._core.config import INLINE_LIMIT
 from dpool._core.mainspace import Importer, install_main
 from dpool._core.serialize_globals import Definition, Globals, Needs, named, numbers
@@ -64,7 +65,6 @@ __all__ = [
     "Definition",
     "Export",
     "Exporter",
-    "FutureInside",
     "Importer",
     "Shipped",
     "dump_exception",
@@ -370,17 +370,16 @@ class Exporter:
     def _with_payload(self, entry: _Entry, args: Args, kwargs: Kwargs) -> tuple[Export, bytes | Stored]:
         export: Export = entry.export
         try:
-            if type(kwargs) is int:
-                args = _items(args)
-            elif _all_plain(args) and (not kwargs or _all_plain(kwargs.values())) and not _any_long(args, kwargs):
+            if (
+                type(kwargs) is not int
+                and _all_plain(args)
+                and (not kwargs or _all_plain(kwargs.values()))
+                and not _any_long(args, kwargs)
+            ):
                 data = pickle.dumps((args, kwargs), PROTOCOL)
                 if len(data) <= INLINE_LIMIT:
                     return export, data
-            if type(kwargs) is not int:
-                args, kwargs = _arguments(args, kwargs)
-            parts = Parts()
-            pickler = Pickler(parts=parts)
-            dump((args, kwargs), pickler)
+            parts, pickler = _dump_call((), args, kwargs)
         except FutureInside:
             raise
         except Exception as error:
@@ -414,18 +413,14 @@ class Exporter:
         function: bytes | None = None
         names: list[str] = []
         keep: list[Any] = []
-        if type(kwargs) is int:
-            args = _items(args)
-        else:
-            args, kwargs = _arguments(args, kwargs)
-        content: tuple[Any, ...] = (fn, args, kwargs)
+        called: tuple[Any, ...] = (fn,)
         if type(fn) is FunctionType:
             function, names, _, keep = self._capture(fn, label)
-            content = (args, kwargs)
-        parts = Parts()
-        pickler = Pickler(parts=parts)
+            called = ()
         try:
-            dump(content, pickler)
+            parts, pickler = _dump_call(called, args, kwargs)
+        except FutureInside:
+            raise
         except Exception as error:
             raise named(error, f"the call of {label!r}") from error.__cause__
         payload = pack(parts, pickler.keep)
@@ -469,6 +464,41 @@ def _is_current(entry: _Entry, fn: Any) -> bool:
     ):
         return False
     return plan.holds()
+
+
+class _StandsIn(Exception):
+    """There is an ObjectRef or a Future somewhere in a chunk."""
+
+
+def _stop() -> None:
+    raise _StandsIn
+
+
+def _dump(content: Any, may_stand_in: bool = True) -> tuple[Parts, Pickler]:
+    parts = Parts()
+    pickler = Pickler(parts=parts)
+    if not may_stand_in:
+        pickler.stands_in = _stop
+    try:
+        dump(content, pickler)
+    except BaseException:
+        parts.release()
+        raise
+    return parts, pickler
+
+
+def _dump_call(called: tuple[Any, ...], args: Args, kwargs: Kwargs) -> tuple[Parts, Pickler]:
+    """The pickle of a call, or of a chunk: its items are looked at only if there are references or futures in it."""
+    if type(kwargs) is int:
+        try:
+            return _dump((*called, args, kwargs), may_stand_in=False)
+        except _StandsIn:
+            pass
+        except Exception:
+            if futures_in(args, kwargs):  # others than dpool's do not pickle
+                raise FutureInside from None
+            raise
+    return _dump((*called, *by_value(args, kwargs)))
 
 
 def _travels_raw(args: Args) -> bool:
@@ -530,36 +560,6 @@ def size_of(value: Any) -> int:
     data = getattr(value, "data", None)  # sparse matrices
     found = getattr(data, "nbytes", 0)
     return found if isinstance(found, int) else 0
-
-
-class FutureInside(Exception):
-    """A Future is among the arguments."""
-
-
-def _arguments(args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-    """The arguments with references marked as to be replaced by their values; FutureInside if one is a Future."""
-    futures = sys.modules.get("concurrent.futures._base")
-    if futures is not None and any(isinstance(value, futures.Future) for value in (*args, *kwargs.values())):
-        raise FutureInside
-    objectref = sys.modules.get("dpool._core.objectref")
-    if objectref is None:
-        return args, kwargs
-    marked: dict[int, Any] = {}
-
-    def mark(value: Any) -> Any:
-        if type(value) is not objectref.ObjectRef:
-            return value
-        return marked.setdefault(id(value), objectref.ByValue(value))  # the same one twice is the same value twice
-
-    return tuple(map(mark, args)), {name: mark(value) for name, value in kwargs.items()}
-
-
-def _items(items: Any) -> Any:
-    """The items of a chunk, references among them marked as to be replaced by their values."""
-    objectref = sys.modules.get("dpool._core.objectref")
-    if objectref is None or type(items) not in (list, tuple) or objectref.ObjectRef not in set(map(type, items)):
-        return items
-    return [objectref.ByValue(item) if type(item) is objectref.ObjectRef else item for item in items]
 
 
 def label_of(fn: Any) -> str:

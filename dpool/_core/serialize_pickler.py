@@ -37,12 +37,18 @@ from dpool._core.serialize_reducers import BY_TYPE, REMADE, Root, cloud, reduce_
 from dpool._store.serde import reducer_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dpool._store.serde import Parts
 
 PROTOCOL = 5
 _FOR_THE_STORE = frozenset(("numpy", "pyarrow.lib", "torch", "torch.nn.parameter"))
 """Modules of the types that the store has its own way with."""
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: not a static type of the interpreter or an extension
+
+
+def _may_be() -> None:
+    """ObjectRefs and Futures travel as what they are."""
 
 
 class Pickler(pickle.Pickler):
@@ -71,6 +77,8 @@ class Pickler(pickle.Pickler):
         self.parts = parts
         self.keep: list[Any] = []
         """Handles of objects in the store that the pickle refers to: they must live as long as it."""
+        self.stands_in: Callable[[], None] = _may_be
+        """Called when an ObjectRef or a Future is met; what it raises ends the pickling."""
         self.reducers = self.dispatch_table = registered()
         self.known = known
         self.home = home

@@ -114,8 +114,8 @@ class _Segment:
             window = self._windows.setdefault(writable, memory.Window(self.fd, self.size, writable))
         return window
 
-    def __del__(self) -> None:
-        os.close(self.fd)  # not before the last thread that is at work on it; the mappings go with their last views
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:  # also when modules are being emptied
+        _close(self.fd)  # not before the last thread that is at work on it; the mappings go with their last views
 
 
 class _Lease:

@@ -129,7 +129,7 @@ class Window:
         if first < end:
             _libc.madvise(self._address + first, end - first, _COLLAPSE)
 
-    def __del__(self) -> None:
+    def __del__(self, _libc: ctypes.CDLL = _libc) -> None:  # also when modules are being emptied
         if hasattr(self, "_room"):
             _libc.munmap(self._start, self._room)
 

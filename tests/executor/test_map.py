@@ -313,6 +313,8 @@ def test_map_goes_through_the_submit_of_a_subclass(chunksize: int, tasks: int) -
         assert list(ex.map(square, range(30), chunksize=chunksize)) == [n * n for n in range(30)]
         assert ex.submitted == tasks
         assert len(ex.ended) == tasks, "the callbacks have run when the results are there"
+        assert list(ex.map(add, range(30), range(30, 60), chunksize=chunksize)) == list(range(30, 90, 2))
+        assert list(ex.map(add, [1, ex.submit(add, 1, 1)], [ex.submit(add, 2, 2), 3], chunksize=chunksize)) == [5, 5]
 
 
 def test_map_goes_through_a_submit_that_was_put_in_place(ex: dpool.Executor) -> None:

@@ -222,7 +222,8 @@ def test_a_reference_is_stored_once_for_a_hundred_tasks(ex: dpool.Executor, gate
     waiting = [ex.submit(gate.enter, "task", None) for _ in range(2)]
     futures = [ex.submit(total, ref, ref, more=ref) for _ in range(100)]
     stats = dpool.store_stats()
-    assert (stats.objects, stored_bytes(), stats.used) == (1, before, used)
+    assert (stats.objects, stored_bytes()) == (1, before)
+    assert stats.used <= used  # room that an earlier test took may have come free meanwhile
     gate.open()
     assert [future.result(LONG_S) for future in futures] == [3.0 * len(array)] * 100
     assert [one.result(LONG_S) for one in waiting] == [None, None]

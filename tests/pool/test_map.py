@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -18,6 +19,17 @@ from tests.helpers import wait_until
 
 def add(a: int, b: int = 100) -> int:
     return a + b
+
+
+def size(value: Any) -> str:
+    """What a worker got: a number as it is, the length of text, what a list has in it."""
+    if isinstance(value, list):
+        return f"list of {type(value[0]).__name__}"
+    return str(value if isinstance(value, int) else len(value))
+
+
+def sizes(*values: Any) -> tuple[str, ...]:
+    return tuple(map(size, values))
 
 
 def reciprocal(x: float) -> float:
@@ -232,6 +244,33 @@ def test_the_pool_may_be_closed_while_large_items_are_under_way() -> None:
     pool.close()
     pool.join()
     assert [size for size, _ in result.get(0)] == [4 << 20] * 30
+
+
+@pytest.mark.parametrize("chunksize", [1, 2, 50])
+def test_futures_arrive_as_their_results(pool: dpool.Pool, gate: Gate, chunksize: int) -> None:
+    with dpool.Executor(1) as other, ThreadPoolExecutor(1) as threads:
+        late = other.submit(gate.enter, "task", 1)
+        soon = threads.submit(square, 2)
+        stored = dpool.put(bytes(300_000))
+        found = pool.map_async(size, [late, "ab", soon, late, stored, [late]], chunksize)
+        pairs = pool.starmap_async(sizes, [(late, soon), [stored, late], iter("xy"), ([late], b"")], chunksize)
+        lazily = pool.imap(size, [late, soon, stored], chunksize)
+        gate.open()
+        assert found.get(LONG_S) == ["1", "2", "4", "1", "300000", "list of Future"]
+        assert pairs.get(LONG_S) == [("1", "4"), ("300000", "1"), ("1", "1"), ("list of Future", "0")]
+        assert list(lazily) == ["1", "4", "300000"]
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_a_future_that_failed_fails_its_chunk(pool: dpool.Pool, chunksize: int) -> None:
+    with dpool.Executor(1) as other:
+        bad = other.submit(reciprocal, 0)
+        with pytest.raises(ZeroDivisionError):
+            pool.map(size, [1, bad, 2, 3, 4, 5], chunksize)
+        others = pool.imap(size, [1, 2, 3, bad, 5, 6, 7, 8, 9], chunksize)
+        assert [next(others) for _ in range(3)] == ["1", "2", "3"]
+        with pytest.raises(ZeroDivisionError):
+            next(others)
 
 
 def test_references_arrive_as_their_values(pool: dpool.Pool) -> None:
