@@ -94,22 +94,35 @@ def _check_semaphores() -> None:
     if synchronize is not None:
         for kind in ("Lock", "RLock", "Semaphore", "BoundedSemaphore"):
             BY_TYPE[getattr(synchronize, kind)] = _reduce_semaphore
+    if "tqdm.std" in sys.modules:
+        from dpool._core.inherit_tqdm import reduce_write_lock
+
+        BY_TYPE[sys.modules["tqdm.std"].TqdmDefaultWriteLock] = reduce_write_lock
 
 
 def _reduce_semaphore(pickler: Any, semaphore: Any) -> Any:
     from multiprocessing import context
 
     if context.get_spawning_popen() is not None:
+        if _unnamed(semaphore) and "tqdm.std" in sys.modules:
+            from dpool._core.inherit_tqdm import is_of_tqdm, with_a_name
+
+            if is_of_tqdm(semaphore):
+                return with_a_name(semaphore).__reduce_ex__(2)
         refuse_unnamed(semaphore)
     return NotImplemented
 
 
 def refuse_unnamed(semaphore: Any) -> None:
     """Raise the error that tells what to do, if a semaphore cannot be opened by name in a worker."""
-    if getattr(semaphore._semlock, "name", None) is None:
+    if _unnamed(semaphore):
         kind = type(semaphore).__name__
         raise RuntimeError(
             f"a {kind} that was made with the 'fork' start method has no name, so only a fork of this process could "
             "use it, and dpool's workers are none. Make it, or the queue, event or value that holds it, with "
             "multiprocessing.get_context('spawn') or with a multiprocessing.Manager()"
         )
+
+
+def _unnamed(semaphore: Any) -> bool:
+    return getattr(semaphore._semlock, "name", None) is None
