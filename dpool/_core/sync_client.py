@@ -133,7 +133,7 @@ class Connection:
                 continue
             except (OSError, wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
                 raise LinkLost(f"{type(error).__name__} {error}") from error
-            message = m.decode(data if isinstance(data, bytes) else data[:])
+            message = _decoded(data if isinstance(data, bytes) else data[:])
             if type(message) is m.Refused:
                 raise LinkLost(f"the node refused: {message.reason}")
             return message
@@ -222,6 +222,18 @@ class Connection:
             os.close(fd)
         self.fds = []
         self._sock.close()
+
+
+def _decoded(data: bytes) -> Any:
+    """The message; what a signal handler raises meanwhile is not taken for a malformed one."""
+    try:
+        return m.decode(data)
+    except m.ProtocolError as error:
+        try:
+            m.decode(data)
+        except m.ProtocolError:
+            raise LinkLost(str(error)) from error
+        raise (error.__cause__ or error) from None
 
 
 class Link:
@@ -425,6 +437,10 @@ class Link:
             if fd >= 0:
                 os.close(fd)
         self.lock_fd = self._page_fd = -1
+        self.words, self._map = memoryview(b""), None
+        self.segments.clear()
+        if _Links.known.get(self.session) is self:
+            del _Links.known[self.session]
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -450,7 +466,11 @@ class Core:
 
     def __del__(self) -> None:
         link = getattr(self, "link", None)
-        if isinstance(link, Link) and link is _Links.home and len(link.cores) <= 1 and link.pid == os.getpid():
+        if not isinstance(link, Link) or link.pid != os.getpid() or any(one is not self for one in link.cores.values()):
+            return
+        if link.lost:
+            link.close()
+        elif link is _Links.home:
             _tidy_up_elsewhere()
 
     def ask(self, op: int, n: int = 0) -> m.SyncReply:
@@ -623,7 +643,6 @@ def _forget_home() -> None:
 
 def _drop_if_unused(link: Link) -> None:
     if not link.cores:
-        _Links.known.pop(link.session, None)
         link.close()
 
 

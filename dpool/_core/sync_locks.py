@@ -19,7 +19,7 @@ from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import WORDS
 from dpool._core.serialize_reducers import BY_TYPE
-from dpool._core.sync_client import Core, Link, link_to, make
+from dpool._core.sync_client import Core, Link, LinkLost, link_to, make, node_lost
 from dpool._core.sync_mutex import Mutex
 
 if TYPE_CHECKING:
@@ -252,12 +252,13 @@ def _value(semaphore: Semaphore) -> int | str:
 
 class _Flag(Core):
     what = "event"
-    __slots__ = ("slot", "word")
+    __slots__ = ("slot", "word", "words")
 
     def __init__(self, link: Link, handle: Handle, slot: int) -> None:
         super().__init__(link, handle)
         self.slot = slot
         self.word = slot * WORDS + k.FLAG
+        self.words = link.words
 
 
 class Event(Face):
@@ -275,11 +276,9 @@ class Event(Face):
     def is_set(self) -> bool:
         """Whether it is set. Raises NodeLost."""
         core = self._core
-        if core.link.words[core.word]:
+        if core.words[core.word]:
             return True
         if not core.link.alive():
-            from dpool._core.sync_client import node_lost
-
             raise node_lost(core.what)
         return False
 
@@ -294,12 +293,12 @@ class Event(Face):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set; False if `timeout` seconds pass before."""
         core = self._core
-        if core.link.words[core.word]:
+        if core.words[core.word]:
             return True
         return bool(core.wait(k.WAIT, k.BLOCK, _until(timeout)).status == k.OK)
 
     def __repr__(self) -> str:
-        word = self._core.link.words[self._core.word]
+        word = self._core.words[self._core.word]
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if word else 'unset'}>"
 
 
@@ -405,8 +404,6 @@ class Condition(Face):
 
 
 def _proper(error: BaseException, core: Core) -> BaseException:
-    from dpool._core.sync_client import LinkLost, node_lost
-
     if isinstance(error, LinkLost):
         core.link.lost = True
         return node_lost(core.what)
@@ -460,15 +457,20 @@ class Barrier(Face):
         core = self._core
         until = _until(self._timeout if timeout is None else timeout)
         connection = core._take()
+        leads = False
         try:
             request = connection.begin(core.obj, k.WAIT, k.BLOCK | (k.ACTION if self._action is not None else 0))
             reply = connection.finish(request, until)
-            if reply.status == k.LEAD:
+            leads = reply.status == k.LEAD
+            if leads:
                 assert self._action is not None
                 self._action()
                 reply = connection.ask(core.obj, k.LED)
         except BaseException as error:
-            connection.close() if self._led(error) else connection.abandon()
+            if leads:
+                connection.close()  # and by that it breaks
+            else:
+                connection.abandon()
             raise _proper(error, core) from None
         core.link.idle += (connection,)
         if reply.status == k.WITHDRAWN:
@@ -476,11 +478,6 @@ class Barrier(Face):
         if reply.status != k.OK:
             raise threading.BrokenBarrierError
         return int(reply.n)
-
-    @staticmethod
-    def _led(error: BaseException) -> bool:
-        """By the connection's end a barrier breaks whose action has raised; one that is interrupted goes on."""
-        return not isinstance(error, KeyboardInterrupt)
 
     def reset(self) -> None:
         """As new; those who wait get BrokenBarrierError."""

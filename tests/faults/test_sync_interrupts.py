@@ -17,6 +17,11 @@ from tests.faults.support import DEADLINE_S
 from tests.helpers import Script, wait_until
 
 TURNS = 1500
+pytestmark = pytest.mark.filterwarnings(
+    # a connection whose making is cut short is closed by the garbage collector, which says so
+    "ignore:unclosed <socket:ResourceWarning",
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+)
 
 
 class Interrupted(Exception):
@@ -80,6 +85,7 @@ def test_waiting_for_a_lock() -> None:
     lock, stop, hits = mp.Lock(), mp.Event(), 0
     with dpool.Executor(2) as executor:
         futures = [executor.submit(_hold_now_and_then, lock, stop) for _ in range(2)]
+        wait_until(lambda: not _try(lock), DEADLINE_S, "they are at it")
         with interrupts(0.0011) as armed:
             for _ in range(TURNS // 10):
                 got = False
