@@ -444,8 +444,10 @@ class StoreResolved(NamedTuple):
 
 
 class SyncHello(NamedTuple):
-    """The first message of a connection for locks, queues, …; `holds`: what a child that was just forked has of its
-    parent's, for as long as this connection lives.
+    """The first message of a connection for locks, queues, …
+
+    `holds`: what a child that was just forked has of its parent's, for as long as this connection lives; `page`: the
+    shared page's descriptor is wanted.
     """
 
     protocol: int
@@ -453,6 +455,7 @@ class SyncHello(NamedTuple):
     python: str
     pid: int
     holds: list[bytes]
+    page: bool
 
 
 class SyncMake(NamedTuple):
@@ -492,7 +495,7 @@ class SyncReturn(NamedTuple):
 
 
 class SyncWelcome(NamedTuple):
-    """The shared page's descriptor comes along."""
+    """The shared page's descriptor comes along if it was wanted."""
 
     session: str
 

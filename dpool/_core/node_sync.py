@@ -180,7 +180,7 @@ class NodeSync:
             self._watch(message.pid)
         self._sides[number] = side
         self._by_pid.setdefault(side.pid, set()).add(number)
-        self._send(side, m.SyncWelcome(self._node.session), (self._page.fd,))
+        self._send(side, m.SyncWelcome(self._node.session), (self._page.fd,) if message.page else ())
         return side
 
     def _watch(self, pid: int) -> None:

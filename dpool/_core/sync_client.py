@@ -84,7 +84,7 @@ def object_gone(what: str) -> BaseException:
 class Connection:
     """One question at a time."""
 
-    __slots__ = ("_open", "_receiver", "_requests", "_sock", "fds", "poller")
+    __slots__ = ("_open", "_receiver", "_requests", "_sock", "fds", "given", "poller")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -92,16 +92,20 @@ class Connection:
         self._requests = itertools.count(1)
         self._open = 0
         """The question that has not been answered."""
+        self.given = False
+        """An answer has been read whose asker has not yet taken over what it gives."""
         self.fds: list[int] = []
         self.poller = select.poll()
         self.poller.register(sock.fileno(), select.POLLIN)
 
-    def hello(self, pid: int, holds: list[bytes]) -> m.SyncWelcome:
+    def hello(self, pid: int, page: bool) -> m.SyncWelcome:
         """Say who we are."""
-        self._send(m.SyncHello(PROTOCOL, *m.versions(), pid, holds))
+        self._send(m.SyncHello(PROTOCOL, *m.versions(), pid, [], page))
         welcome = self._receive(monotonic() + ANSWER_S)
         if type(welcome) is not m.SyncWelcome:
             raise LinkLost(f"the node answered {welcome!r:.100}")
+        self.fds, self._receiver.fds = self._receiver.fds, []
+        self._receiver.consumed()
         return welcome
 
     def _send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
@@ -146,6 +150,7 @@ class Connection:
         if type(message) is not m.SyncReply or message.request != request:
             raise LinkLost(f"the node answered {message!r:.100}")
         if message.status != k.REGISTERED:
+            self.given = True
             self._open = 0
         self.fds, self._receiver.fds = self._receiver.fds, []
         self._receiver.consumed()
@@ -202,10 +207,10 @@ class Connection:
     def abandon(self) -> None:
         """Something has raised: what was given to this connection is not ours, and what it waits for no longer is."""
         try:
-            if self._open and not self._receiver.inbox:
-                self._send(m.SyncWithdraw(self._open))  # a barrier is not broken by that; by a mere close it is
-            else:
+            if self.given or self._receiver.inbox:
                 self._send(m.SyncReturn(os.getpid()))
+            elif self._open:
+                self._send(m.SyncWithdraw(self._open))  # a barrier is not broken by that; by a mere close it is
         except (LinkLost, OSError):
             pass  # then there is nobody to tell
         finally:
@@ -221,6 +226,7 @@ class Connection:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        self._receiver.close_fds()
         self._sock.close()
 
 
@@ -264,8 +270,10 @@ class Link:
     # -- connections
 
     def take(self) -> Connection:
-        """A connection that nobody uses; give it back by `link.idle += (connection,)`, which no signal handler can
-        interrupt.
+        """A connection that nobody uses.
+
+        Give it back by `connection.given = False` and `link.idle += (connection,)`: these are no calls, so no signal
+        handler can come in between.
         """
         try:
             connection = self.idle.pop()
@@ -295,16 +303,12 @@ class Link:
         """A new connection on `sock`, and the session that its node serves."""
         connection = Connection(sock)
         try:
-            welcome = connection.hello(self.pid, [])
-            fds, connection._receiver.fds = connection._receiver.fds, []
-            connection._receiver.consumed()
-            connection.fds = fds
-            if len(fds) != 1:
-                raise OSError(24, "this process has no file descriptors left (see `ulimit -n`)")
-            if self.lock_fd < 0:
-                self._use_page(fds.pop())
-            else:
-                os.close(fds.pop())
+            wanted = self.lock_fd < 0
+            welcome = connection.hello(self.pid, wanted)
+            if wanted:
+                if len(connection.fds) != 1:
+                    raise OSError(24, "this process has no file descriptors left (see `ulimit -n`)")
+                self._use_page(connection.fds.pop())
         except BaseException:
             connection.close()
             raise
@@ -334,6 +338,7 @@ class Link:
                 self.lost = True
                 connection.close()
             else:
+                connection.given = False
                 self.idle += (connection,)
         return not self.lost
 
@@ -364,6 +369,7 @@ class Link:
                 handle = self.store().hold([obj, 0, 0, 0, 0])
                 if self.lock_fd < 0:
                     connection = self.take()
+                    connection.given = False
                     self.idle += (connection,)
                 core = make(self, handle)
             except (storage.StoreGone, LinkLost) as error:
@@ -383,6 +389,7 @@ class Link:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.idle += (connection,)
         if handle is None:
             raise OSError(f"dpool's node cannot make it: {reply.data.decode()}")
@@ -400,7 +407,7 @@ class Link:
         except OSError:
             return
         try:
-            wire.send(sock, m.encode(m.SyncHello(PROTOCOL, *m.versions(), self.pid, holds)))
+            wire.send(sock, m.encode(m.SyncHello(PROTOCOL, *m.versions(), self.pid, holds, False)))
         except OSError:
             sock.close()
             return
@@ -470,7 +477,7 @@ class Core:
             return
         if link.lost:
             link.close()
-        elif link is _Links.home:
+        if link.home:
             _tidy_up_elsewhere()
 
     def ask(self, op: int, n: int = 0) -> m.SyncReply:
@@ -483,6 +490,7 @@ class Core:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
         if reply.status == k.GONE:
             raise object_gone(self.what)
@@ -498,6 +506,7 @@ class Core:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
         if reply.status == k.GONE:
             raise object_gone(self.what)
@@ -513,6 +522,7 @@ class Core:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
 
     def _take(self) -> Connection:
@@ -588,6 +598,7 @@ def home() -> Link:
 
         link = Link("", True)
         connection, link.session = link.join(runtime().open_store())
+        connection.given = False
         link.idle += (connection,)
         _Links.home = _Links.known[link.session] = link
         _hook()

@@ -180,6 +180,7 @@ class Semaphore(Face):
     """A `multiprocessing.Semaphore`. A permit that was got by `with` goes back when its process dies."""
 
     _kind = _Permits
+    _core: _Permits
 
     def __init__(self, value: int = 1) -> None:
         self._make(value, 0)
@@ -205,7 +206,7 @@ class Semaphore(Face):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return bool(reply.status == k.OK)
+        return reply.status == k.OK  # no call: what has been got must get out
 
     def release(self) -> None:
         """Give a permit. ValueError if there are as many as there may be."""
@@ -314,6 +315,7 @@ class Condition(Face):
     """A `multiprocessing.Condition`; `lock` is a `Lock` or `RLock` of dpool's, by default a new RLock."""
 
     _kind = _Waiters
+    _core: _Waiters
 
     def __init__(self, lock: Lock | RLock | None = None) -> None:
         if lock is not None and not isinstance(lock, (Lock, RLock)):
@@ -353,9 +355,10 @@ class Condition(Face):
             connection.abandon()
             self._take_again(mutex, count)
             raise _proper(error, core) from None
+        connection.given = False
         core.link.idle += (connection,)
         self._take_again(mutex, count)
-        return bool(status == k.OK)
+        return status == k.OK
 
     @staticmethod
     def _take_again(mutex: Mutex, count: int) -> None:
@@ -433,6 +436,7 @@ class Barrier(Face):
     """A `multiprocessing.Barrier`. It breaks when a process that waits at it dies."""
 
     _kind = _Parties
+    _core: _Parties
 
     def __init__(self, parties: int, action: Callable[[], Any] | None = None, timeout: float | None = None) -> None:
         if parties < 1:
@@ -472,12 +476,13 @@ class Barrier(Face):
             else:
                 connection.abandon()
             raise _proper(error, core) from None
+        connection.given = False
         core.link.idle += (connection,)
         if reply.status == k.WITHDRAWN:
             core.ask(k.ABORT)
         if reply.status != k.OK:
             raise threading.BrokenBarrierError
-        return int(reply.n)
+        return reply.n
 
     def reset(self) -> None:
         """As new; those who wait get BrokenBarrierError."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -33,6 +35,11 @@ OPS = {
 }
 names = st.sampled_from(sorted(KINDS))
 whos = st.sampled_from(WHO)
+
+
+def vars_of(sync: s.Sync, name: bytes) -> Any:
+    """The object itself."""
+    return sync._objects[name]
 
 
 class SyncMachine(RuleBasedStateMachine):
@@ -197,9 +204,9 @@ class SyncMachine(RuleBasedStateMachine):
     def holds(self):
         self.sync.check()
         for name, count in self.permits.items():
-            assert self.sync._objects[name].count == count
+            assert vars_of(self.sync, name).count == count
         for name, items in self.inside.items():
-            assert sorted(item.data for item in self.sync._objects[name].items) == sorted(items)
+            assert sorted(item.data for item in vars_of(self.sync, name).items) == sorted(items)
 
     @invariant()
     def nobody_waits_for_what_is_there(self):
