@@ -351,6 +351,13 @@ class Node:
             self._store = NodeStore(self, _log)
         return self._store
 
+    def spill_directory(self) -> str:
+        """Where there is room on a disk."""
+        from dpool._store.spill import choose_directory
+
+        root = self.config.tmpdir or os.path.dirname(self.session)
+        return choose_directory(self.config.spill_dir, self.session, root)
+
     def _sync_said(self, client: Client, message: Any, fds: list[int]) -> None:
         if client.sync is not None:
             self._sync.said(client.sync, message, fds)
