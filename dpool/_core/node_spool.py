@@ -1,7 +1,7 @@
 """Where items of queues lie when nobody fetches them: a file without a name, on disk, instead of the node's memory.
 
-An item that is written here is represented by a *token*: ELSEWHERE, offset, length. The file's space is given back when the
-item is, and all of it when the file is empty.
+An item that is written here is represented by a *token*: ELSEWHERE, offset, length. The file's space is given back when
+the item is, and all of it when the file is empty.
 """
 
 from __future__ import annotations
