@@ -32,7 +32,8 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -728,6 +729,17 @@ class NativeRuntime:
             before, self._blocked = self._blocked, self._blocked + change
             if bool(before) != bool(self._blocked):
                 self.tell(Blocked(bool(self._blocked)))
+
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """The task of this worker waits, for something else than a future: others may have its CPUs meanwhile."""
+        with self._start_lock:
+            self.start()
+        self._block(+1)
+        try:
+            yield
+        finally:
+            self._block(-1)
 
     def _worth_polling(self) -> bool:
         return self.may_poll(0)

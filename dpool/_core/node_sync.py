@@ -265,6 +265,8 @@ class NodeSync:
         if any(type(ref) is not bytes or len(ref) != OBJECT_BYTES for ref in refs):
             raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
         data = message.data
+        if data[:1] == k.ELSEWHERE:
+            raise m.ProtocolError("no item begins like that")
         if message.op == k.PUT and len(data) >= node_spool.LEAST:
             data = self._kept(data)
         self._do(s.Ask(side.number, side.pid, message.request, message.obj, message.op, message.n, data, refs))

@@ -49,6 +49,8 @@ ALIVE_S = 0.2
 AGAIN_S = 5.0
 """How long it is tried to make an object while one node ends and the next begins."""
 
+SHORT_S = 0.002
+"""After so long a task that waits lets others have its CPUs."""
 MOST_IDLE = 8
 """Connections that are kept for the next question."""
 TIDY_TRIES = 200
@@ -191,6 +193,18 @@ class Connection:
         """Wait for the answer; when the time is over (or `look()`, asked now and then, is true) it is WITHDRAWN, if
         it has not just come.
         """
+        if not here.holds_cpus:
+            return self._finish(request, until, look)
+        soon = monotonic() + SHORT_S
+        reply = self._take(request, soon if until is None else min(soon, until))
+        if reply is not None:
+            return reply
+        from dpool._core.driver import runtime
+
+        with runtime().blocking():  # who is waited for may need the CPUs that this task has
+            return self._finish(request, until, look)
+
+    def _finish(self, request: int, until: float | None, look: Callable[[], bool] | None) -> m.SyncReply:
         while True:
             step = until
             if look is not None:

@@ -364,13 +364,17 @@ class Condition(Face):
     def _take_again(mutex: Mutex, count: int) -> None:
         if not count or mutex.is_mine():
             return
+        from dpool.errors import NodeLost
+
         interrupted: BaseException | None = None
-        while True:  # a caller that leaves its `with` block must have the lock, whatever comes in between
+        while True:  # a caller that leaves its `with` block must have the lock, whatever a signal handler raises
             try:
                 mutex.acquire(True, None)
                 mutex.count = count
                 break
-            except KeyboardInterrupt as error:
+            except (NodeLost, OSError):
+                raise
+            except BaseException as error:
                 interrupted = error
         if interrupted is not None:
             raise interrupted
