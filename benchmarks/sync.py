@@ -80,7 +80,7 @@ def _get_all(queue: Any, answers: Any, items: int) -> None:
 
 
 def judge(results: Results) -> list[Verdict]:
-    return [at_most("an item through a Queue / multiprocessing", results.ratio("dpool", "mp", "item_us"), 3)]
+    return [at_most("an item through a Queue / multiprocessing", results.ratio("dpool", "mp", "item_us"), 5)]
 
 
 BENCHMARK = Benchmark(
