@@ -13,7 +13,7 @@ from dpool._core.logic import IllegalMove
 from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
 
-WHO = tuple(range(1, 8))
+WHO = tuple(range(1, 5))
 PIDS = {who: 1 + who % 3 for who in WHO}
 KINDS = {
     b"semaphore": (s.SEMAPHORE, 2, 0),
@@ -33,7 +33,7 @@ OPS = {
     s.QUEUE: (k.PUT, k.GET, k.SIZE, k.TASK_DONE, k.JOIN),
     s.MUTEX: (k.LOCK, k.UNLOCKED, k.FORCE),
 }
-names = st.sampled_from(sorted(KINDS))
+names = st.sampled_from([*sorted(KINDS), b"queue", b"queue", b"small", b"semaphore"])
 whos = st.sampled_from(WHO)
 
 
@@ -218,4 +218,4 @@ class SyncMachine(RuleBasedStateMachine):
 
 
 def test_whatever_is_said_nothing_is_lost():
-    run_state_machine_as_test(SyncMachine, settings=settings(max_examples=150, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(SyncMachine, settings=settings(max_examples=250, stateful_step_count=50, deadline=None))
