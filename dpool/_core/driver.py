@@ -32,7 +32,8 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -755,6 +756,17 @@ class NativeRuntime:
             if bool(before) != bool(self._blocked):
                 self.tell(Blocked(bool(self._blocked)))
 
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """The task of this worker waits, for something else than a future: others may have its CPUs meanwhile."""
+        with self._start_lock:
+            self.start()
+        self._block(+1)
+        try:
+            yield
+        finally:
+            self._block(-1)
+
     def _worth_polling(self) -> bool:
         return self.may_poll(0)
 
@@ -907,7 +919,28 @@ class NativeRuntime:
         try:
             self._wait_for_pools(interrupted)
         finally:
+            if any(needed() for needed in storage.needed_to_the_end):
+                import atexit  # those who wait for each other there are waited for first
+
+                atexit.register(self._close_last)
+            else:
+                self.close()
+
+    def leave_if_idle(self) -> bool:
+        """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
+        with self._start_lock:
+            if self.config.linger_s or self.pools or self.exiting:
+                return True
+            if storage.in_use():
+                return False
             self.close()
+            return True
+
+    def _close_last(self) -> None:
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util._exit_function()  # waits for child processes; it would be called next
+        self.close()
 
     def _wait_for_pools(self, interrupted: bool) -> None:
         try:

@@ -6,8 +6,8 @@ are then handed over, its semaphores opened by name. While an executor's initial
 place of the spawning `Popen`: it duplicates the descriptors, which travel with the initializer's frame to every
 worker.
 
-Semaphores made with the fork start method have no name, so only a fork of the user's process could inherit them; they
-are refused with an error that says what to use instead.
+Semaphores made with the fork start method have no name, so only a fork of the user's process could inherit them; they,
+and what has them inside, are refused with an error that says what to use instead (`dpool.multiprocessing`).
 """
 
 from __future__ import annotations
@@ -88,41 +88,65 @@ def received(fds: list[int]) -> None:
     _received[:] = fds
 
 
+_WITH_SEMAPHORES = {
+    "synchronize": ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Barrier"),
+    "queues": ("Queue", "JoinableQueue", "SimpleQueue"),
+    "sharedctypes": ("Synchronized", "SynchronizedArray", "SynchronizedString"),
+}
+"""Submodule of multiprocessing → its classes that have semaphores inside."""
+_OURS = {"Synchronized": "Value", "SynchronizedArray": "Array", "SynchronizedString": "Array"}
+"""Class → what makes its like in `dpool.multiprocessing`, where that has another name."""
+
+
 def _check_semaphores() -> None:
     """Have semaphores, also those inside of queues, values, …, looked at before they are pickled."""
-    synchronize = sys.modules.get("multiprocessing.synchronize")
-    if synchronize is not None:
-        for kind in ("Lock", "RLock", "Semaphore", "BoundedSemaphore"):
-            BY_TYPE[getattr(synchronize, kind)] = _reduce_semaphore
+    for name, kinds in _WITH_SEMAPHORES.items():
+        module = sys.modules.get(f"multiprocessing.{name}")
+        if module is not None:
+            for kind in kinds:
+                BY_TYPE[getattr(module, kind)] = _reduce_semaphore
     if "tqdm.std" in sys.modules:
         from dpool._core.inherit_tqdm import reduce_write_lock
 
         BY_TYPE[sys.modules["tqdm.std"].TqdmDefaultWriteLock] = reduce_write_lock
 
 
-def _reduce_semaphore(pickler: Any, semaphore: Any) -> Any:
+def _reduce_semaphore(pickler: Any, one: Any) -> Any:
     from multiprocessing import context
 
     if context.get_spawning_popen() is not None:
-        if _unnamed(semaphore) and "tqdm.std" in sys.modules:
+        if "tqdm.std" in sys.modules and _unnamed(one):
             from dpool._core.inherit_tqdm import is_of_tqdm, with_a_name
 
-            if is_of_tqdm(semaphore):
-                return with_a_name(semaphore).__reduce_ex__(2)
-        refuse_unnamed(semaphore)
+            if is_of_tqdm(one):
+                return with_a_name(one).__reduce_ex__(2)
+        refuse_unnamed(one)
     return NotImplemented
 
 
-def refuse_unnamed(semaphore: Any) -> None:
+def _semaphore_in(one: Any) -> Any:
+    """The semaphore that a lock is, or that something else has inside; None if it has none."""
+    while not hasattr(one, "_semlock"):
+        inner = (vars(one).get(name) for name in ("_rlock", "_lock", "_cond"))
+        one = next((found for found in inner if found is not None), None)
+        if one is None:
+            return None
+    return one._semlock
+
+
+def refuse_unnamed(one: Any) -> None:
     """Raise the error that tells what to do, if a semaphore cannot be opened by name in a worker."""
-    if _unnamed(semaphore):
-        kind = type(semaphore).__name__
+    if _unnamed(one):
+        kind = type(one).__name__
+        name = _OURS.get(kind, kind)
         raise RuntimeError(
-            f"a {kind} that was made with the 'fork' start method has no name, so only a fork of this process could "
-            "use it, and dpool's workers are none. Make it, or the queue, event or value that holds it, with "
-            "multiprocessing.get_context('spawn') or with a multiprocessing.Manager()"
+            f"a multiprocessing.{name} that was made with the 'fork' start method has semaphores without a name, so "
+            "only a fork of this process could use it, and dpool's workers are none. Use dpool.multiprocessing."
+            f"{name} instead, which works everywhere, or make it with multiprocessing.get_context('spawn') or a "
+            "multiprocessing.Manager()"
         )
 
 
-def _unnamed(semaphore: Any) -> bool:
-    return getattr(semaphore._semlock, "name", None) is None
+def _unnamed(one: Any) -> bool:
+    semaphore = _semaphore_in(one)
+    return semaphore is not None and getattr(semaphore, "name", None) is None

@@ -467,6 +467,74 @@ class StoreResolved(NamedTuple):
     data: bytes
 
 
+# synchronisation: client → node
+
+
+class SyncHello(NamedTuple):
+    """The first message of a connection for locks, queues, …
+
+    `holds`: what a child that was just forked has of its parent's, for as long as this connection lives; `page`: the
+    shared page's descriptor is wanted.
+    """
+
+    protocol: int
+    version: str
+    python: str
+    pid: int
+    holds: list[bytes]
+    page: bool
+
+
+class SyncMake(NamedTuple):
+    """A new object, held by the sender; a kind and values as in logic/sync.py. The answer is SyncReply."""
+
+    request: int
+    obj: bytes
+    kind: int
+    value: int
+    bound: int
+
+
+class SyncAsk(NamedTuple):
+    """A question as in logic/sync_kinds.py; `request` 0: no answer. The answer is SyncReply."""
+
+    request: int
+    obj: bytes
+    op: int
+    n: int
+    data: bytes
+    refs: list[bytes]
+
+
+class SyncWithdraw(NamedTuple):
+    """Do not wait any longer; answered, unless the answer has gone out."""
+
+    request: int
+
+
+class SyncReturn(NamedTuple):
+    """The last answer was read, and nobody got what it gave: give it to somebody else."""
+
+    pid: int
+
+
+# node → synchronisation client
+
+
+class SyncWelcome(NamedTuple):
+    """The shared page's descriptor comes along if it was wanted."""
+
+    session: str
+
+
+class SyncReply(NamedTuple):
+    request: int
+    status: int
+    n: int
+    data: bytes
+    refs: list[bytes]
+
+
 CONTROL: tuple[type[Any], ...] = (
     Hello,
     OpenPool,
@@ -524,6 +592,13 @@ CONTROL: tuple[type[Any], ...] = (
     StoreReport,
     StoreDropped,
     StoreResolved,
+    SyncHello,
+    SyncMake,
+    SyncAsk,
+    SyncWithdraw,
+    SyncReturn,
+    SyncWelcome,
+    SyncReply,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
 _TYPES = {

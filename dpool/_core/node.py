@@ -59,7 +59,7 @@ writes.
 class Client:
     """One connection: a driver's, or a worker's for its own nested executors."""
 
-    __slots__ = ("channel", "driver", "hello", "number", "pools", "side")
+    __slots__ = ("channel", "driver", "hello", "number", "pools", "side", "sync")
 
     def __init__(self, number: int, channel: wire.ControlChannel) -> None:
         self.number = number
@@ -67,6 +67,8 @@ class Client:
         self.hello: m.Hello | None = None
         self.side: Any = None
         """It is a process's connection to the object store, and this is what the store knows of it."""
+        self.sync: Any = None
+        """The same for a connection to locks, queues, …"""
         self.driver = False
         self.pools: dict[int, int] = {}
         """Its number of a pool → ours."""
@@ -112,6 +114,8 @@ class Node:
         self._linger_armed = 0
         self._store: Any = None
         """The object store, once a process has something for it."""
+        self._sync: Any = None
+        """Locks, queues, … once there are some."""
         self._records: Any = None
         """The recorder to the control store, once it has been started."""
         self._oom_kills = oom_kills()
@@ -246,6 +250,8 @@ class Node:
                 self._add_client(socket.socket(fileno=fds.pop()), driver_side=False)
             elif client.side is not None or isinstance(message, m.StoreHello):
                 self._store_said(client, message, fds)
+            elif client.sync is not None or isinstance(message, m.SyncHello):
+                self._sync_said(client, message, fds)
             else:
                 self._client_said(client, message)
         except Exception as error:  # whatever a peer says, it must not take the others along
@@ -300,6 +306,8 @@ class Node:
         client.channel.close()
         if client.side is not None:
             self._store.closed(client.side)
+        if client.sync is not None:
+            self._sync.closed(client.sync)
         if client.hello is not None:
             if self._store is not None and not any(
                 o.side and o.side.pid == client.hello.pid for o in self._clients.values()
@@ -334,14 +342,42 @@ class Node:
         version, python = m.versions()
         if (message.protocol, message.version, message.python) != (PROTOCOL, version, python):
             raise m.ProtocolError(f"this node runs dpool {version} on Python {python}")
+        client.side = self.store().hello(client.number, client.channel, message, fds)
+
+    def store(self) -> Any:
+        """The object store, made at first use."""
         if self._store is None:
             from dpool._core.node_store import NodeStore
 
             self._store = NodeStore(self, _log)
-        client.side = self._store.hello(client.number, client.channel, message, fds)
+        return self._store
+
+    def spill_directory(self) -> str:
+        """Where there is room on a disk."""
+        from dpool._store.spill import choose_directory
+
+        root = self.config.tmpdir or os.path.dirname(self.session)
+        return choose_directory(self.config.spill_dir, self.session, root)
+
+    def _sync_said(self, client: Client, message: Any, fds: list[int]) -> None:
+        if client.sync is not None:
+            self._sync.said(client.sync, message, fds)
+            return
+        version, python = m.versions()
+        if (message.protocol, message.version, message.python) != (PROTOCOL, version, python):
+            raise m.ProtocolError(f"this node runs dpool {version} on Python {python}")
+        if self._sync is None:
+            from dpool._core.node_sync import NodeSync
+
+            self._sync = NodeSync(self, _log)
+        client.sync = self._sync.hello(client.number, client.channel, message)
+
+    def sync_freed(self, obj: bytes) -> bool:
+        """Nobody holds this id any more: was it a lock, a queue, …?"""
+        return self._sync is not None and bool(self._sync.freed(obj))
 
     def read_store_side(self, number: int) -> bool:
-        """Read one message of a process's store socket now; False if there is none."""
+        """Read one message of a process's socket now; False if there is none."""
         client = self._clients.get(number)
         if client is None:
             return False
@@ -353,8 +389,9 @@ class Node:
         return number in self._clients
 
     def readable_store_sides(self) -> list[int]:
-        """Those processes whose store sockets have something to read now."""
-        numbers = {client.channel.fileno(): client.number for client in self._clients.values() if client.side}
+        """The sockets for the store, and for locks and queues, that have something to read now."""
+        sides = [client for client in self._clients.values() if client.side or client.sync]
+        numbers = {client.channel.fileno(): client.number for client in sides}
         waiter = select.poll()
         for fd in numbers:
             waiter.register(fd, select.POLLIN)
@@ -368,7 +405,7 @@ class Node:
         while listener in self._handlers and waiter.poll(0):
             self._accept(select.EPOLLIN)
         for client in list(self._clients.values()):
-            if client.hello is None and client.side is None:
+            if client.hello is None and client.side is None and client.sync is None:
                 self.read_store_side(client.number)
 
     def refuse_store_side(self, number: int, message: Any, error: Exception) -> None:

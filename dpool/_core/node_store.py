@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -126,12 +126,12 @@ class NodeStore:
         self._promised_by: dict[int, set[bytes]] = {}
         self._watchers: dict[bytes, list[int]] = {}
         self._releases: list[tuple[int, list[bytes]]] = []
+        self._ended_holders: list[int] = []
         self._settling = False
         self._questions: list[tuple[Side, Any]] = []
         self._pressed = False
         self._chunk = min(CHUNK, capacity // 64 // memory.PAGE * memory.PAGE)
-        root = config.tmpdir or os.path.dirname(node.session)
-        self._files = spill.SpillDirectory(spill.choose_directory(config.spill_dir, node.session, root), node.session)
+        self._files = spill.SpillDirectory(node.spill_directory(), node.session)
         self._spill_thread = spill.SpillThread(self._told)
         self._restore_thread = spill.SpillThread(self._told)
         self._memory_thread = spill.SpillThread(self._told)
@@ -181,7 +181,7 @@ class NodeStore:
     def process_gone(self, pid: int) -> None:
         """A process has ended for certain: what it said last is read, then nothing is held or mapped by it."""
         for side in [side for side in self._sides.values() if side.pid == pid]:
-            self._drain(side)
+            self._drain(side.number)
             if side.number in self._sides:
                 self._gone(side)
         self._references_of_dead(pid)
@@ -215,10 +215,28 @@ class NodeStore:
         """Nobody holds anything: the node may go."""
         return len(self.references) == 0
 
-    def _drain(self, side: Side) -> None:
+    def _drain(self, number: int) -> None:
         for _ in range(MAX_DRAIN):
-            if not self._node.read_store_side(side.number):
+            if not self._node.read_store_side(number):
                 return
+
+    # -- what queues keep, and who has what besides
+
+    def hold(self, objs: Iterable[bytes], holder: int) -> None:
+        """A queue (holder 0), a process or, below 0, a connection holds these."""
+        for obj in objs:
+            self._follow(r.Acquire(obj, holder))
+
+    def let_go_all(self, holder: int) -> None:
+        """The same for all that it holds."""
+        self._ended_holders.append(holder)
+        self.let_go((), holder)
+
+    def let_go(self, objs: Iterable[bytes], holder: int) -> None:
+        """It no longer does; told like the releases of processes, when all that was said before is known."""
+        if not self._releases:
+            self._node.call_soon(self._settle_releases)
+        self._releases.append((holder, list(objs)))
 
     # -- what processes say
 
@@ -293,13 +311,15 @@ class NodeStore:
         try:
             while True:
                 releases, self._releases = self._releases, []
+                ended, self._ended_holders = self._ended_holders, []
                 self._node.read_newcomers()
                 for number in self._node.readable_store_sides():
-                    if number in self._sides:
-                        self._drain(self._sides[number])
+                    self._drain(number)
                 for pid, objs in releases:
                     for obj in objs:
                         self._follow(r.Release(obj, pid))
+                for holder in ended:
+                    self._follow(r.ProcessDied(holder))
                 if not self._releases:
                     break
         finally:
@@ -431,7 +451,7 @@ class NodeStore:
                 self._unclaimed.get(maker, {}).pop(order.obj, None)
             if self._promises.pop(order.obj, False) is not False:
                 self._watchers.pop(order.obj, None)
-            else:
+            elif not self._node.sync_freed(order.obj):
                 for where in self.store.places(order.obj):  # whoever reads it without holding it must notice
                     self._mark(memory.LEAVING, where)
                 self._do(e.Free(order.obj))

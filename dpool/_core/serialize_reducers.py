@@ -60,6 +60,8 @@ _CLOUD_NAMES = frozenset(
         ("logging", "RootLogger"),
     }
 )
+_OURS_TOO = ("multiprocessing.", "dpool.")
+"""Modules that register reducers for types for which we have better ones."""
 _NEEDED = (
     "_DYNAMIC_CLASS_TRACKER_BY_CLASS",
     "_DYNAMIC_CLASS_TRACKER_BY_ID",
@@ -105,6 +107,8 @@ def registered() -> Reducers:
             home = getattr(reducer, "__module__", "")
             if home == "torch.multiprocessing.reductions":
                 continue  # they share memory with a process that reads at once; the store does that
+            if kind in BY_TYPE and home.startswith(_OURS_TOO):
+                continue  # theirs serve only processes that are being started
             if kind is not MethodType or home != "multiprocessing.reduction":
                 table[kind] = reducer
     return table

@@ -168,10 +168,12 @@ class ControlChannel:
     `flush`. The outbox is bounded: a peer that does not read while `limit` messages wait is treated as gone.
     """
 
-    __slots__ = ("_outbox", "_receiver", "limit", "sock")
+    __slots__ = ("_outbox", "_receiver", "limit", "sock", "unread")
 
     def __init__(self, sock: socket.socket, limit: int = 100_000) -> None:
         self.sock = sock
+        self.unread = False
+        """The peer has closed and left something unread that was sent to it, as the kernel says."""
         self._receiver = Receiver(sock)
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self.limit = limit
@@ -199,6 +201,7 @@ class ControlChannel:
             except BlockingIOError:
                 pass
             except OSError as error:
+                self.unread = True
                 raise Closed(str(error)) from error
         if len(self._outbox) >= self.limit:
             raise Closed(f"the peer has not read {self.limit} messages")
@@ -213,6 +216,7 @@ class ControlChannel:
             except BlockingIOError:
                 return
             except OSError as error:
+                self.unread = True
                 raise Closed(str(error)) from error
             del self._outbox[0]
             for fd in fds:
@@ -225,6 +229,7 @@ class ControlChannel:
             try:
                 data = self._receiver.receive(flags)
             except ConnectionResetError:  # it closed without reading all of ours; what it had said is still to be read
+                self.unread = True
                 data = self._receiver.receive(flags)
         except OSError as error:
             if isinstance(error, (BlockingIOError, InterruptedError)):

@@ -13,7 +13,15 @@ from dpool.errors import InitializerFailed
 
 SPAWN = multiprocessing.get_context("spawn")
 FORK = multiprocessing.get_context("fork")
-UNNAMED = ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "Queue", "SimpleQueue")
+UNNAMED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event", "SimpleQueue"), ()),
+    "Queue": (1,),
+    "JoinableQueue": (),
+    "Barrier": (2,),
+    "Value": ("i", 1),
+    "Array": ("c", b"text"),
+}
+"""What has a semaphore inside, with arguments to make it."""
 WAIT_S = 60.0
 _given: tuple[Any, ...] = ()
 
@@ -83,10 +91,12 @@ def test_more_descriptors_than_a_message_carries() -> None:
 
 @pytest.mark.parametrize("kind", UNNAMED)
 def test_a_semaphore_without_a_name_is_refused(kind: str) -> None:
-    held = getattr(FORK, kind)()
+    held = getattr(FORK, kind)(*UNNAMED[kind])
     with (
         dpool.Executor(1, initializer=_keep, initargs=(held,)) as executor,
-        pytest.raises(InitializerFailed, match=r"made with the 'fork' start method.*get_context\('spawn'\)"),
+        pytest.raises(
+            InitializerFailed, match=rf"a multiprocessing.{kind} .* 'fork' .* Use dpool.multiprocessing.{kind} instead"
+        ),
     ):
         executor.submit(_put, 0, 0).result(WAIT_S)
     if kind.endswith("Queue"):
