@@ -2,7 +2,7 @@
 #
 #   make demo     analyse the standard library: serially, with ProcessPoolExecutor and with dpool
 #   make test     the whole test suite                     (make test ARGS="-k crash")
-#   make compat   the own test suite of each Python found here, with dpool.Executor as the process pool
+#   make compat   the own test suite of each Python found here, with dpool's pools, and programs that use pools
 #   make bench    the benchmarks, peers in the same run    (make bench ARGS="round_trip --quick")
 #   make check    ruff, mypy --strict, the import walls
 #   make clean    remove the environment and every cache
@@ -19,7 +19,7 @@ python := $(bin)/python
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test compat bench check format clean
+.PHONY: help demo test compat environments bench check format clean
 
 help:
 	@sed -n 's/^#  *\(make [a-z]*  .*\)/  \1/p' $(firstword $(MAKEFILE_LIST))
@@ -32,6 +32,9 @@ test: $(VENV)/.with-test
 
 compat: $(VENV)/.with-test
 	@$(python) -m compat_tests $(ARGS)
+
+# What CI makes first, so that nothing is installed while something is measured or tested.
+environments: $(VENV)/.with-dev $(VENV)/.with-test
 
 bench: $(VENV)/.with-bench
 	@$(python) -m benchmarks $(ARGS)

@@ -33,4 +33,5 @@ QUESTIONS = (
     "pool_imap",
     "pool_arrays",
     "joblib_tasks",
+    "sync",
 )

@@ -1,23 +1,29 @@
-"""`python -m compat_tests`: run the suites on every interpreter of this machine that has them.
+"""`python -m compat_tests`: run the suites on every interpreter of this machine that has them, and the users' tests.
 
 ```
-interpreters ──► has it the suite? ──► .venv-compat/<version>: dpool, pytest ──► pytest compat_tests ──► a line each
-                 (else: Debian's copy for that version)
+interpreters ──► has it the suite? ──► .venv-compat/<version>: dpool, pytest ──► pytest compat_tests ──┐
+                 (else: Debian's copy for that version)                                               ├─► a line each
+main interpreter ─────► .venv-compat/users-<version>: dpool[compat] ──► pytest compat_tests/users ────┘
 ```
 
 Interpreters are looked for on PATH and among pyenv's; of each minor version the first that has a suite is taken.
-Exit status 0: all passed.
+The environments are made one after the other (each builds dpool in this tree); the suites mostly wait, so they run side
+by side, and what one prints is shown when it has ended. Exit status 0: all passed.
 """
 
 from __future__ import annotations
 
 import argparse
+import configparser
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +50,46 @@ class Interpreter(NamedTuple):
     suite: Path | None
 
 
-class Outcome(NamedTuple):
-    """What one interpreter's run came to: pytest's closing line and exit status."""
+class Job(NamedTuple):
+    """One run of pytest, in an environment of its own.
 
+    Attributes:
+        name: of the run, and of its environment's directory.
+        interpreter: of which the environment is made.
+        tests: what pytest is given.
+        extra: of dpool, that is installed with it.
+        packages: that are installed besides; a job that cannot do without one fails if it cannot be installed.
+    """
+
+    name: str
     interpreter: Interpreter
+    tests: list[str]
+    extra: str
+    packages: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    """What one run came to: pytest's closing line and exit status, and what could not be installed for it."""
+
+    job: Job
     closing_line: str
     status: int
-    seconds: float
+    not_installed: list[str]
+
+
+def jobs(interpreters: list[Interpreter], users: Interpreter | None) -> list[Job]:
+    """A job for each interpreter's suites and, with the interpreter `users`, one for the programs that use dpool."""
+    tests = ["compat_tests", "--ignore=compat_tests/users"]
+    found = [Job(_name(one), one, tests, "", ("pytest", "pytest-timeout", "joblib", "numpy")) for one in interpreters]
+    if users is not None:
+        found.append(
+            Job(f"users-{_name(users)}", users, ["compat_tests/users"], "compat", ("pytest", "pytest-timeout"))
+        )
+    return found
+
+
+def _name(interpreter: Interpreter) -> str:
+    return ".".join(map(str, interpreter.version))
 
 
 def candidates() -> list[str]:
@@ -90,37 +129,76 @@ def choose(paths: list[str]) -> list[Interpreter]:
     return sorted({found.version: found for found in reversed(known)}.values(), key=lambda found: found.version)
 
 
-def prepare(interpreter: Interpreter, directory: Path) -> str:
-    """The Python of an environment with dpool and pytest; made once, refreshed when dpool's metadata change.
+def prepare(job: Job, directory: Path) -> tuple[str, list[str]]:
+    """The Python of the job's environment, and what of the extra could not be installed there, with pip's reason.
+
+    The environment is made once, and again when dpool's metadata change.
 
     Raises:
         subprocess.CalledProcessError: the environment cannot be made or filled.
     """
-    home = directory / f"{interpreter.version[0]}.{interpreter.version[1]}"
-    python, stamp = home / "bin" / "python", home / "stamp"
+    home = directory / job.name
+    python, stamp, missing = str(home / "bin" / "python"), home / "stamp", home / "not-installed"
     metadata = (ROOT / "setup.cfg").read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-    wanted = f"{interpreter.path} {hashlib.sha256(metadata).hexdigest()}"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return str(python)
-    subprocess.run([interpreter.path, "-m", "venv", "--clear", str(home)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "--editable", str(ROOT), "pytest", "pytest-timeout", "joblib", "numpy"], check=True)
-    stamp.write_text(wanted)
-    return str(python)
+    wanted = f"{job.interpreter.path} {hashlib.sha256(metadata).hexdigest()} {job.packages}"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"making the environment {home}", flush=True)
+        subprocess.run([job.interpreter.path, "-m", "venv", "--clear", str(home)], check=True)
+        subprocess.run([*_pip(python), "--editable", str(ROOT), *job.packages], check=True)
+        missing.write_text("".join(f"{line}\n" for line in _install_extra(python, job.extra)))
+        stamp.write_text(wanted)
+    return python, missing.read_text().splitlines()
 
 
-def run(interpreter: Interpreter, python: str, arguments: list[str]) -> Outcome:
-    """Run the suite and pass its output through."""
-    suite = ["--suite", str(interpreter.suite)] if interpreter.suite else []
-    command = [python, "-m", "pytest", str(ROOT / "compat_tests"), "-q", *suite, *arguments]
+def _pip(python: str) -> list[str]:
+    return [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
+def _install_extra(python: str, extra: str) -> list[str]:
+    """Install what the extra asks for: all at once or, if that fails, one by one; "name: reason" for what cannot be."""
+    metadata = configparser.ConfigParser()
+    metadata.read(ROOT / "setup.cfg")
+    wanted = metadata.get("options.extras_require", extra, fallback="").split("\n")
+    wanted = [line for line in wanted if line and not line.startswith("#")]
+    if not wanted or subprocess.run([*_pip(python), *wanted], check=False).returncode == 0:
+        return []
+    refused = []
+    for requirement in wanted:
+        run = subprocess.run([*_pip(python), requirement], capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            errors = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
+            refused.append(f"{requirement}: {(errors or ['pip failed'])[-1]}")
+    return refused
+
+
+_printing = threading.Lock()
+
+
+def run(job: Job, python: str, not_installed: list[str], arguments: list[str]) -> Outcome:
+    """Run the tests, and show what they printed when they have ended."""
+    suite = ["--suite", str(job.interpreter.suite)] if job.interpreter.suite and not job.extra else []
+    command = [python, "-m", "pytest", *job.tests, "-q", *suite, *arguments]
     started = time.monotonic()
-    last = ""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=_clean_environment()) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line.strip() or last
-    return Outcome(interpreter, last, process.returncode, time.monotonic() - started)
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_clean_environment(),
+        check=False,
+    )
+    with _printing:
+        print(f"== {job.name}: {job.interpreter.path}, {time.monotonic() - started:.0f} s")
+        print(ended.stdout, end="", flush=True)
+        for line in not_installed:
+            print(f"not installed, its tests skip: {line}", flush=True)
+    lines = [line.strip("= ") for line in ended.stdout.splitlines() if _CLOSING.search(line)]
+    return Outcome(job, lines[-1] if lines else "it did not end as pytest does", ended.returncode, not_installed)
+
+
+_CLOSING = re.compile(r"\b(passed|failed|errors?|skipped|deselected|no tests ran)\b.* in [\d.]+s")
 
 
 def _clean_environment() -> dict[str, str]:
@@ -128,26 +206,48 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
-def main() -> int:
-    """Run and print one line per interpreter; 0 when every suite passed and none of `--require` is missing."""
+def run_all(wanted: list[Job], directory: Path, at_once: int, arguments: list[str]) -> list[Outcome]:
+    """Each as soon as its environment is there and fewer than `at_once` run."""
+    with ThreadPoolExecutor(at_once) as threads:
+        running: list[Future[Outcome]] = []
+        for job in wanted:
+            python, not_installed = prepare(job, directory)
+            running.append(threads.submit(run, job, python, not_installed, arguments))
+        return [one.result() for one in running]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m compat_tests", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--python", action="append", metavar="PATH", help="only this interpreter (repeatable)")
     parser.add_argument("--directory", type=Path, default=ROOT / ".venv-compat", help="where the environments are kept")
     parser.add_argument("--require", action="store_true", help="fail when 3.10, 3.11 or 3.13 has no suite here")
+    parser.add_argument("--only", choices=("suites", "users"), help="only the interpreters' suites, or only the users")
+    parser.add_argument("--prepare", action="store_true", help="make the environments and run nothing")
+    at_once = 1 + (os.cpu_count() or 1)
+    parser.add_argument("--at-once", type=int, default=at_once, metavar="N", help="runs side by side (%(default)s)")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
-    options = parser.parse_args()
-    chosen = choose(options.python or candidates())
-    outcomes = []
-    for interpreter in chosen:
-        print(f"== Python {'.'.join(map(str, interpreter.version))}: {interpreter.path}", flush=True)
-        outcomes.append(run(interpreter, prepare(interpreter, options.directory), options.pytest))
+    return parser
+
+
+def main() -> int:
+    """Run and print one line per run; 0 when every one passed and none of `--require` is missing."""
+    options = _parser().parse_args()
+    chosen = choose(options.python or candidates()) if options.only != "users" else []
+    own = Interpreter(os.path.realpath(sys.executable), sys.version_info[:2], None)
+    wanted = jobs(chosen, own if options.only != "suites" else None)
+    if options.prepare:
+        for job in wanted:
+            prepare(job, options.directory)
+        return 0
+    outcomes = run_all(wanted, options.directory, options.at_once, options.pytest)
     missing = [version for version in REQUIRED if version not in {found.version for found in chosen}]
-    for version in missing:
+    for version in missing if options.only != "users" else ():
         print(f"== Python {'.'.join(map(str, version))}: not run, no interpreter with test.test_concurrent_futures")
     for outcome in outcomes:
-        print(f"compat {'.'.join(map(str, outcome.interpreter.version))}: {outcome.closing_line}")
+        lacks = "".join(f"; not installed: {line}" for line in outcome.not_installed)
+        print(f"compat {outcome.job.name}: {outcome.closing_line}{lacks}")
     failed = any(outcome.status != 0 for outcome in outcomes) or not outcomes
     return 1 if failed or (options.require and missing) else 0
 

@@ -7,9 +7,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import joblib
+import joblib.testing
 import pytest
 
 from dpool.joblib import DpoolBackend
@@ -34,7 +38,20 @@ EXCLUDED = {
 _left_out = pytest.StashKey[list[str]]()
 
 
+PATIENCE = 10
+"""So many times as long as joblib's tests wait for a script (ten seconds), since other runs go on beside this one."""
+
+
+def _patient(check: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(check)
+    def run(command: list[str], timeout: float | None = 5, **more: Any) -> None:
+        check(command, timeout=None if timeout is None else PATIENCE * timeout, **more)
+
+    return run
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    joblib.testing.check_subprocess_call = _patient(joblib.testing.check_subprocess_call)
     joblib.register_parallel_backend("loky", DpoolBackend)
     joblib.parallel.BACKENDS.pop("dpool")  # one name is enough: every test runs once
 

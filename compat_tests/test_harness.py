@@ -10,11 +10,12 @@ import unittest
 import pytest
 from test.support import script_helper  # type: ignore[import-not-found,unused-ignore]
 
-from compat_tests import exclusions, pool_suite, substitute, suite
+from compat_tests import exclusions, pool_suite, substitute, suite, sync_suite
 
 VERSION = sys.version_info[:2]
 CLASSES = suite.process_pool_classes(suite.import_suite())
 POOLS = pool_suite.pool_classes()
+SYNC = sync_suite.sync_classes()
 
 
 def test_every_process_pool_class_uses_the_substitute() -> None:
@@ -38,7 +39,7 @@ def test_every_row_names_a_test(row: exclusions.Row) -> None:
     everywhere = row._replace(since=VERSION, before=None)
     matched = [
         test
-        for test in suite.test_ids(CLASSES) | suite.test_ids(POOLS)
+        for test in suite.test_ids(CLASSES) | suite.test_ids(POOLS) | suite.test_ids(SYNC)
         if exclusions.find((everywhere,), test, VERSION)
     ]
     assert bool(matched) == row.holds(VERSION), matched
@@ -117,4 +118,38 @@ def test_a_failing_test_of_pool_fails() -> None:
         broken("test_apply").run(result)
     finally:
         broken.tearDownClass()
+    assert len(result.failures) == 1
+
+
+# --- Locks, queues, … ---
+
+
+def test_the_tests_of_locks_and_queues_use_dpool() -> None:
+    module = sync_suite.import_suite()
+    assert module.multiprocessing.__name__ == "dpool.multiprocessing"
+    for name in ("Lock", "Queue", "Condition", "Value", "SimpleQueue"):
+        owner = getattr(module.ProcessesMixin, name, None) or getattr(module.multiprocessing, name)
+        assert type(owner("i", 1) if name == "Value" else owner()).__module__.startswith("dpool."), name
+    assert module is not pool_suite.import_suite()
+    assert pool_suite.import_suite().ProcessesMixin.Lock.__module__ != "dpool.multiprocessing"
+
+
+def test_no_test_of_locks_and_queues_is_missed() -> None:
+    found = suite.test_ids(SYNC)
+    module = sync_suite.import_suite()
+    for name in sync_suite.KINDS:
+        tests = [test for test in dir(getattr(module, name)) if test.startswith("test_")]
+        assert {f"WithProcesses{name[1:]}::{test}" for test in tests} <= found
+    assert len(found) > 80
+
+
+def test_a_failing_test_of_locks_fails() -> None:
+    class Broken:
+        def acquire(self, block=True, timeout=None):  # type: ignore[no-untyped-def]
+            return None
+
+    case = SYNC["WithProcessesTestLock"]
+    broken = type(case.__name__, (case,), {"Lock": staticmethod(Broken)})
+    result = unittest.TestResult()
+    broken("test_lock").run(result)
     assert len(result.failures) == 1

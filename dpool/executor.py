@@ -121,7 +121,10 @@ class Executor(_base.Executor):
         """
         if buffersize is None:  # else the caller runs in between, and may change what comes again
             iterables = self._pool.share(iterables)
-        return _map(self._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
+        submit = self._submit
+        if "submit" in self.__dict__ or type(self).submit is not Executor.submit:  # by a subclass, or by tqdm
+            submit = _replaced(self.submit)
+        return _map(submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled); `wait`: return when
@@ -152,6 +155,12 @@ class Executor(_base.Executor):
             self._pool.interrupt()
         self.shutdown(wait=False)
         self._wait_closed(interrupted)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an Executor cannot be pickled or passed to a task: its workers belong to this process. "
+            "A task that needs workers makes an Executor of its own"
+        )
 
     # -- beyond it
 
@@ -203,6 +212,12 @@ class Executor(_base.Executor):
         self._pool.stop(number)
 
     # -- what others read
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """For `isinstance(executor, ProcessPoolExecutor)`, by which programs ask whether it is a pool of processes."""
+        standard: type = getattr(sys.modules.get("concurrent.futures.process"), "ProcessPoolExecutor", type(self))
+        return standard
 
     @property
     def _max_workers(self) -> int:
@@ -293,6 +308,50 @@ def _calls(iterables: tuple[Iterable[Any], ...], chunksize: int) -> Iterator[tup
     return ((items, STARMAP) for items in slices(zip(*iterables, strict=False), chunksize))
 
 
+def _replaced(submit: Callable[..., Any]) -> Callable[..., Any]:
+    """An executor's own `submit` in the form in which `_map` calls it."""
+
+    def called(route: Route, fn: Any, args: Any, kwargs: Any) -> _Called:
+        if kwargs == MAP:
+            return _Called(submit(_run_chunk, fn, 1, *args))
+        if kwargs == STARMAP:
+            return _Called(submit(_run_chunk, fn, len(args[0]), *itertools.chain.from_iterable(args)))
+        return _Called(submit(fn, *args))
+
+    return called
+
+
+def _run_chunk(fn: Callable[..., Any], width: int, *values: Any) -> list[Any]:
+    """The task of a chunk: `fn` with so many of the values at a time; futures among them came as values."""
+    return [fn(*values[at : at + width]) for at in range(0, len(values), width)]
+
+
+class _Called:
+    """A future whose result comes after its callbacks, so that a bar which these move is at its end when `map` is."""
+
+    __slots__ = ("called", "future")
+    wait_s = 1.0
+    """For `map` in a callback, whose thread is the one that would call."""
+
+    def __init__(self, future: Any) -> None:
+        self.future = future
+        self.called = called = threading.Lock()
+        called.acquire()
+        future.add_done_callback(lambda _: called.release())
+
+    def _take(self, timeout: float | None = None) -> Any:
+        try:
+            return getattr(self.future, "_take", self.future.result)(timeout)
+        finally:
+            if self.future.done():
+                self.called.acquire(timeout=self.wait_s)
+            del self
+
+    def cancel(self) -> bool:
+        cancelled: bool = self.future.cancel()
+        return cancelled
+
+
 def _map(
     submit: Any,
     route: Any,
@@ -355,11 +414,21 @@ def _take(future: Any, until: float | None) -> Any:
 # -- the reusable executor
 
 
+class ReusableExecutor(Executor):
+    """What `get_reusable_executor` returns: an Executor whose `shutdown` may kill the workers, as loky's."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:
+        """See `Executor.shutdown`; `kill_workers`: do not wait for running tasks, end their workers."""
+        if kill_workers:
+            self.kill_workers()
+        Executor.shutdown(self, wait, cancel_futures=cancel_futures)
+
+
 class _Reusable:
     """The one executor of `get_reusable_executor`."""
 
     lock = threading.RLock()
-    executor: Executor | None = None
+    executor: ReusableExecutor | None = None
     arguments: tuple[Any, ...] = ()
 
 
@@ -374,7 +443,7 @@ def get_reusable_executor(
     initializer: Callable[..., object] | None = None,
     initargs: tuple[Any, ...] = (),
     env: Mapping[str, str] | None = None,
-) -> Executor:
+) -> ReusableExecutor:
     """The executor that this process shares, made or resized as asked for.
 
     Args:
@@ -408,7 +477,7 @@ def get_reusable_executor(
             if kill_workers:
                 executor.kill_workers()
             executor.shutdown(wait=True)
-        executor = Executor(max_workers, context, initializer, initargs, idle_timeout=timeout, env=env)
+        executor = ReusableExecutor(max_workers, None, initializer, initargs, idle_timeout=timeout, env=env)
         _Reusable.executor, _Reusable.arguments = executor, arguments
         return executor
 

@@ -4,13 +4,14 @@
  Parallel ─ BatchedCalls ─► DpoolBackend.submit ─► _Arguments: large ones stored once, memory maps by their file
      ▲                            │
      │                            ▼
-     │                   _Kept: one Executor for each (n_jobs, environment, …) of this process ─► workers: _run_batch
-     └─ callback (io thread) ◄── future
+     │                   _Kept: one Executor for each (n_jobs, environment, …) ─► workers: batches.run_batch
+     └─ callback (_Callbacks: a thread for each backend that works) ◄── future
 ```
 
-Threads: joblib submits from the thread that called `Parallel` and, holding its own lock, from the io thread in the
-callback of an earlier batch. So `submit` neither waits nor raises: whatever goes wrong is on the future, whose callback
-joblib waits for.
+Threads: joblib submits from the thread that called `Parallel` and, holding a lock of that call, in the callback of an
+earlier batch, where it also runs the user's iterable. That may take long, or wait for another call: so callbacks are
+not for the io thread, which serves everybody. `submit` neither waits nor raises: whatever goes wrong is on the future,
+whose callback joblib waits for.
 
 Nesting: a worker has its share of the CPUs, what there is divided by the workers of its pool. A `Parallel` inside a
 task uses as many processes as that share, and with a share of one runs in the worker itself.
@@ -21,16 +22,19 @@ Source of the contract: joblib's ParallelBackendBase, 1.3 to 1.6.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from pickle import PicklingError
-from time import monotonic, perf_counter
+from functools import partial
+from pickle import PicklingError, dumps
+from time import monotonic
 from typing import Any, NamedTuple
 
-from joblib import cpu_count, parallel_config, register_parallel_backend
+from joblib import cpu_count, register_parallel_backend
 from joblib._parallel_backends import (
     AutoBatchingMixin,
     FallbackToBackend,
@@ -39,6 +43,7 @@ from joblib._parallel_backends import (
     ThreadingBackend,
 )
 
+from dpool._core.batches import Share, map_again, run_batch
 from dpool._core.config import INLINE_LIMIT
 from dpool._core.context import here
 from dpool._core.future import Future
@@ -49,6 +54,8 @@ from dpool.executor import Executor
 
 IDLE_S = 300.0
 """Idle workers leave after so long, as with joblib's own pool."""
+LOOK_S = 1.0
+"""A call that waits for its end is told of it, and looks for itself so often."""
 MAX_KEPT = 4
 """Executors of different settings that are kept for later calls; what is in use counts, and is never closed."""
 SETTINGS = frozenset(("idle_worker_timeout", "initializer", "initargs", "max_retries"))
@@ -108,6 +115,7 @@ class _Kept:
             self.running += by
 
 
+_log = logging.getLogger("concurrent.futures")
 _lock = threading.RLock()
 _kept: list[_Kept] = []
 
@@ -140,23 +148,46 @@ def close_executors() -> None:
         one.close(wait=True)
 
 
-# -- in the worker
+# -- callbacks
 
 
-class _Worker:
-    """What a worker of joblib's knows of its pool."""
+class _Callbacks:
+    """Calls in order, in a thread that ends when there are none for a while."""
 
-    cpus: int | None = None
-    """Its share of the CPUs; None in a process that is no such worker."""
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: deque[Callable[[], object]] = deque()
+        self._pid = 0
+        """Of the process in which the thread runs; 0: it does not."""
 
+    def add(self, call: Callable[[], object]) -> None:
+        """Let `call()` run soon. Any thread; does not wait."""
+        pid = os.getpid()
+        with self._changed:
+            if self._pid not in (0, pid):  # we were forked: these calls are the parent's
+                self._due.clear()
+            self._due.append(call)
+            self._changed.notify()
+            if self._pid == pid:
+                return
+            self._pid = pid
+        try:
+            threading.Thread(target=self._run, name="dpool-joblib", daemon=True).start()
+        except RuntimeError:  # no more threads: the program ends, or has too many
+            self._run(0.0)
 
-def _run_batch(items: list[Any], backend: Any, n_jobs: int | None, cpus: int) -> tuple[list[Any], float]:
-    """The results of `[func(*args, **kwargs)]`, and the seconds that they took."""
-    _Worker.cpus = cpus
-    begun = perf_counter()
-    with parallel_config(backend=backend, n_jobs=n_jobs):
-        results = [func(*args, **kwargs) for func, args, kwargs in items]
-    return results, perf_counter() - begun
+    def _run(self, idle_s: float = LOOK_S) -> None:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._due, idle_s):
+                    self._pid = 0
+                    return
+                call = self._due.popleft()
+            try:
+                call()
+            except Exception:
+                _log.exception("exception in a callback of joblib's")
+            del call
 
 
 # -- arguments
@@ -221,7 +252,7 @@ class _Mapped:
         self._how = how
 
     def __reduce__(self) -> Any:
-        return _map_again, self._how
+        return map_again, self._how
 
 
 def _mapped(array: Any) -> _Mapped | None:
@@ -259,23 +290,11 @@ def _bounds(array: Any) -> tuple[int, int]:
     return low, high + array.itemsize
 
 
-def _map_again(
-    name: str, mode: Any, offset: int, size: int, start: int, dtype: Any, shape: Any, strides: Any, order: Any
-) -> Any:
-    """In the worker: the array that `_Mapped` stands for."""
-    import numpy
-
-    if order:
-        return numpy.memmap(name, dtype, mode, offset, shape, order)
-    buffer = numpy.memmap(name, numpy.uint8, mode, offset, (size,))
-    return numpy.ndarray(shape, dtype, buffer, start, strides)
-
-
 # -- the backend
 
 
 class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """joblib's batches in dpool's workers; one instance may serve several `Parallel` at a time.
+    """joblib's batches in dpool's workers; a `Parallel` that comes while another is served gets an instance of its own.
 
     Args:
         nesting_level: how many `Parallel` are around this one; joblib gives it.
@@ -309,9 +328,16 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self._limit: int | None = None
         self._arguments = _Arguments(None)
         self._cpus = 1
+        self._nested = b""
+        """Pickled: what `get_nested_backend` returns. The workers need it only if a task uses joblib."""
         self._running: dict[Future[Any], Any] = {}
         """Batches under way, with the callback of each."""
         self._took_s: float | None = None
+        self._owner: Callable[[], Any] = _nobody
+        """Whose calls this serves: a weak reference."""
+        self._callbacks = _Callbacks()
+        self._over = threading.Event()
+        """The call may be over."""
 
     def __reduce__(self) -> Any:
         return _backend_again, (self.nesting_level, self.inner_max_num_threads, self.backend_kwargs)
@@ -327,7 +353,7 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if n_jobs is None:
             return 1
-        share = _Worker.cpus
+        share = Share.cpus
         if n_jobs < 0:
             n_jobs = max((share or int(cpu_count())) + 1 + n_jobs, 1)
         return n_jobs if share is None else min(n_jobs, share)
@@ -354,9 +380,10 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         max_nbytes = settings.pop("max_nbytes", 1 << 20)
         _check_settings(settings)
         idle_s = settings.get("idle_worker_timeout")
+        self._claim(parallel)
         self.parallel = parallel
         self._n_jobs = n_jobs
-        self._cpus = self._share(n_jobs)
+        self._share_out(n_jobs)
         self._max_retries = settings.get("max_retries", 0)
         self._limit = None if max_nbytes is None else max(int(max_nbytes), INLINE_LIMIT)
         self._arguments = _Arguments(self._limit)
@@ -372,22 +399,31 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         )
         return n_jobs
 
+    def _claim(self, parallel: Any) -> None:
+        """From now until it is done we serve this `Parallel`; if we serve another, it gets a backend of its own."""
+        with _lock:
+            if self._owner() not in (None, parallel):
+                raise FallbackToBackend(
+                    DpoolBackend(self.nesting_level, self.inner_max_num_threads, **self.backend_kwargs)
+                )
+            self._owner = weakref.ref(parallel)
+
     def _prepare_worker_env(self, n_jobs: int) -> dict[str, str]:
         """Limits for the threads of numerical libraries, in the workers from their start."""
         env: dict[str, str] = super()._prepare_worker_env(n_jobs)
-        if self.inner_max_num_threads is None and _Worker.cpus is not None:
-            env.update(dict.fromkeys(self.MAX_NUM_THREADS_VARS, str(max(1, _Worker.cpus // n_jobs))))
+        if self.inner_max_num_threads is None and Share.cpus is not None:
+            env.update(dict.fromkeys(self.MAX_NUM_THREADS_VARS, str(max(1, Share.cpus // n_jobs))))
         return env
 
-    @staticmethod
-    def _share(n_jobs: int) -> int:
-        """CPUs of each of `n_jobs` tasks."""
-        return max(1, (_Worker.cpus or int(cpu_count())) // n_jobs)
+    def _share_out(self, tasks: int) -> None:
+        """Divide the CPUs among so many tasks at a time."""
+        self._cpus = max(1, (Share.cpus or int(cpu_count())) // tasks)
+        self._nested = dumps(self.get_nested_backend(), 5)
 
     def start_call(self) -> None:
         """A call begins: how many tasks it has may be known now."""
         tasks = getattr(self.parallel, "n_tasks", None) or self._n_jobs
-        self._cpus = self._share(min(self._n_jobs, tasks))
+        self._share_out(min(self._n_jobs, tasks))
 
     def stop_call(self) -> None:
         """A call has ended: what it had stored may go."""
@@ -397,6 +433,7 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         """A `Parallel` is done; the workers stay for the next one."""
         self._arguments.clear()
         self.reset_batch_stats()
+        self._owner = _nobody
 
     # -- nesting
 
@@ -412,15 +449,27 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         """joblib waits for results: in a task that holds CPUs, others may have them meanwhile."""
         kept = self._kept
         if not here.holds_cpus or kept is None:
+            self._await_results()
             yield
             return
         with _lock:
             route = kept.executor()._route
         route.lend(+1)  # type: ignore[attr-defined]
         try:
+            self._await_results()
             yield
         finally:
             route.lend(-1)  # type: ignore[attr-defined]
+
+    def _await_results(self) -> None:
+        """Sleep until the call that returns a list is over, for joblib would look every 10 ms whether it is."""
+        parallel = self.parallel
+        if parallel.return_generator or parallel.timeout is not None:
+            return
+        while not _is_over(parallel):
+            self._over.clear()
+            if not _is_over(parallel):
+                self._over.wait(LOOK_S)
 
     # -- batches
 
@@ -438,21 +487,28 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
                 executor = kept.executor()
             view = executor.options(name=_name(func), max_retries=self._max_retries)
             items = self._arguments.of(func.items)
-            future = _if_pickled(view.submit(_run_batch, items, func._backend, func._n_jobs, self._cpus))
+            future = _if_pickled(view.submit(run_batch, items, self._nested, self._cpus))
         except Exception as error:
             future = _failed(error)
         self._running[future] = callback
-        future.add_done_callback(lambda done: self._ended(kept, done))
-        if callback is not None:
-            future.add_done_callback(callback)
+        future.add_done_callback(partial(self._ended, kept, callback))
         return future
 
     apply_async = submit
     """The name before joblib 1.5."""
 
-    def _ended(self, kept: _Kept, future: Future[Any]) -> None:
+    def _ended(self, kept: _Kept, callback: Callable[[Any], object] | None, future: Future[Any]) -> None:
         self._running.pop(future, None)
         kept.change(-1)
+        if callback is not None:
+            self._callbacks.add(partial(self._tell, callback, future))
+
+    def _tell(self, callback: Callable[[Any], object], future: Future[Any]) -> None:
+        try:
+            callback(future)
+        finally:
+            if _is_over(self.parallel):
+                self._over.set()
 
     def retrieve_result_callback(self, out: Future[Any]) -> list[Any]:
         """The results of a batch that has ended, or what it raised."""
@@ -485,6 +541,11 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             future.cancel(force=True)
 
 
+def _is_over(parallel: Any) -> bool:
+    """Whether a call has all its results, or gives up."""
+    return parallel._aborting or not parallel._wait_retrieval()
+
+
 def _failed(error: BaseException) -> Future[Any]:
     future: Future[Any] = Future()
     future.set_exception(error)
@@ -499,6 +560,10 @@ def _if_pickled(future: Future[Any]) -> Future[Any]:
     pickling = PicklingError(f"could not pickle the task to send it to the workers: {type(error).__name__}: {error}")
     pickling.__cause__ = error
     return _failed(pickling)
+
+
+def _nobody() -> None:
+    """A weak reference to nothing."""
 
 
 def _backend_again(nesting_level: int | None, threads: int | None, settings: dict[str, Any]) -> DpoolBackend:

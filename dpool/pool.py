@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -345,6 +346,12 @@ class Pool:
     def _check_running(self) -> None:
         if self._state != RUN:
             raise ValueError("Pool not running")
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """For `isinstance(pool, multiprocessing.pool.Pool)`, by which programs tell a pool from an executor."""
+        standard: type = getattr(sys.modules.get("multiprocessing.pool"), "Pool", type(self))
+        return standard
 
     @property
     def _pool(self) -> list[Any]:

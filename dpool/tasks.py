@@ -33,6 +33,7 @@ def init(
     resources: Mapping[str, float] | None = None,
     object_store_memory: int | None = None,
     spill_dir: str | None = None,
+    preload: Iterable[str] | None = None,
     strict_resources: bool | None = None,
     ignore_reinit_error: bool = False,
 ) -> None:
@@ -45,6 +46,10 @@ def init(
         strict_resources: tasks that ask for more than there is fail (`dpool.errors.InfeasibleResources`), instead of
             waiting, with a warning, for a machine that has it.
         ignore_reinit_error: say nothing if the runtime is in use with other settings.
+        preload: names of modules that workers have from the start: imported once, at the time of this call and in a
+            process of their own while the program goes on, and shared by all workers, which are forked from it. A
+            module that does not import, or starts threads, is left out, with a warning. No effect inside a task.
+            Source: `multiprocessing.set_forkserver_preload`.
         object_store_memory: bytes of shared memory for objects; default: a third of the memory that the cgroup allows.
         spill_dir: directory on a disk, for objects that memory has no room for; default: the temporary directory, or
             /var/tmp if that one lies in memory.
@@ -74,11 +79,17 @@ def init(
         if not os.path.isdir(spill_dir):
             raise ValueError(f"spill_dir must be a directory: {spill_dir!r}")
         changes["spill_dir"] = os.path.abspath(spill_dir)
+    if preload is not None:
+        if isinstance(preload, str):
+            raise TypeError(f"preload is a list of module names, not the string {preload!r}")
+        changes["preload"] = tuple(preload)
     try:
         driver.configure(**changes)
     except RuntimeError:
         if not ignore_reinit_error:
             raise
+    if preload:
+        driver.runtime().start_now()
 
 
 def is_initialized() -> bool:

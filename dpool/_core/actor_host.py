@@ -91,7 +91,7 @@ class ActorHost:
         except (wire.Closed, OSError):
             self._drop(fd)
             return 0
-        here.page = link.page
+        here.counters = link.page
         try:
             link.run_actor_frame(frame)
         except (BrokenPipeError, ConnectionResetError):
@@ -127,7 +127,7 @@ class ActorHost:
     def _serve_threads(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        here.page = None
+        here.counters = None
         with ThreadPoolExecutor(self._most, thread_name_prefix="actor") as threads:
             while not (self._leaving and not self._ready.poll(0)):
                 for fd, _ in self._ready.poll(0 if self._leaving else -1):
@@ -160,7 +160,7 @@ class ActorHost:
     def _serve_coroutines(self) -> None:
         import asyncio
 
-        here.page = None
+        here.counters = None
         asyncio.run(self._coroutines())
 
     async def _coroutines(self) -> None:

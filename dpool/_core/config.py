@@ -14,6 +14,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_OBJECT_STORE_MEMORY` | bytes of shared memory for objects | a third of the memory that the cgroup allows |
 | `DPOOL_SPILL_DIR` | where objects go for which the store has no room | the session directory's, or /var/tmp |
 | `DPOOL_STRICT_RESOURCES` | 1: what no machine can run fails instead of waiting | 0 |
+| `DPOOL_PRELOAD` | modules that workers have from the start, with commas between them | none |
 | `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
 """
 
@@ -44,6 +45,8 @@ class Config(NamedTuple):
     spill_dir: str = ""
     strict_resources: bool = False
     """Tasks that ask for more than there is in total fail, instead of waiting for a machine that has it."""
+    preload: tuple[str, ...] = ()
+    """Modules that are imported before workers are forked."""
 
     poll_s: float = 250e-6
     """How long a thread that waits for a short task polls before it sleeps: long enough for a worker that sleeps to
@@ -137,4 +140,5 @@ def from_environment() -> Config:
         object_store_memory=int(_number("DPOOL_OBJECT_STORE_MEMORY", default.object_store_memory)),
         spill_dir=env.get("DPOOL_SPILL_DIR", ""),
         strict_resources=env.get("DPOOL_STRICT_RESOURCES", "0") not in ("", "0"),
+        preload=tuple(filter(None, map(str.strip, env.get("DPOOL_PRELOAD", "").split(",")))),
     ).validate()

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpool._core.frames import Page
 
 
 class WorkerContext(NamedTuple):
@@ -25,7 +30,7 @@ class WorkerContext(NamedTuple):
 
 
 class _Here:
-    """The one mutable place: set once, when a worker begins."""
+    """The one mutable place: set when a worker, or a program that is served, begins."""
 
     worker: WorkerContext | None = None
     holds_cpus: bool = False
@@ -34,8 +39,13 @@ class _Here:
     """The task runs again: it must not run others in this process, as one of them may have been what killed it."""
     actor: Any = None
     """The object, if this process is an actor's."""
-    page: Any = None
-    """The counters of the worker's page (see frames.py): which task runs."""
+    counters: Any = None
+    """The counters of the page on which it is said which task runs; None where several run at a time."""
+    page: Page | None = None
+    """Of this process, if it is a worker: see `frames`."""
+    at_start: list[Callable[[], tuple[str, str, Any]]] = []  # noqa: RUF012
+    """Asked for each executor of this process: what its workers shall call before their first task, as module, function
+    and argument."""
 
 
 here = _Here()

@@ -32,7 +32,8 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic, perf_counter, sleep
 from typing import Any
@@ -49,6 +50,7 @@ from dpool._core.lane import Link
 from dpool._core.lineage import Lineage
 from dpool._core.messages import (
     ActorGone,
+    AskOutput,
     Blocked,
     Bye,
     Closed,
@@ -58,6 +60,7 @@ from dpool._core.messages import (
     Notice,
     OpenStore,
     Output,
+    OutputTold,
     Refused,
     Retire,
     Scarce,
@@ -79,6 +82,8 @@ MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
 END_WITH_NODE_S = 1.0
 """How long the kernel may take from closing a dead node's sockets to handing its children on."""
+OUTPUT_S = 0.5
+"""How long to wait for what workers have written: it matters only for the order of lines."""
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
 CLOSED = "closed its connection"
@@ -159,6 +164,9 @@ class NativeRuntime:
         """… and how often they have been woken."""
         self._blocked = 0
         """Threads of this worker's task that wait."""
+        self._output_asked = itertools.count(1)
+        self._output_told = 0
+        """The last of these numbers that the node has answered."""
         self._warned: set[str] = set()
         self._lineage = Lineage(self) if config.gcs == "on" else None
 
@@ -214,6 +222,12 @@ class NativeRuntime:
         """Cancel the `@remote` tasks that this worker's task of that number has submitted."""
         if self._tasks is not None:
             self._tasks.cancel_children(task)
+
+    def start_now(self) -> None:
+        """Start the node before there is anything for it to do."""
+        self._check_process()
+        with self._start_lock:
+            self.start()
 
     def forget(self, pool: Any) -> None:
         """The pool has ended; with the last one the io thread ends too."""
@@ -409,6 +423,9 @@ class NativeRuntime:
             pool = self.pools.get(message.pool)
             if pool is not None:
                 pool.infeasible(message.shape, message.text)
+        elif kind is OutputTold:
+            self._output_told = message.number
+            self.poke_reader()
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:
@@ -417,6 +434,16 @@ class NativeRuntime:
             self._reap()
         elif kind is Refused:
             self._node_closed(f"refused us: {message.reason}")
+
+    def catch_up_output(self) -> None:
+        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
+        pools = list(self.pools.values())
+        if not pools or os.getpid() != self.pid or self.dispatching_here() or not all(p.may_wait() for p in pools):
+            return
+        if any([pool.has_written() for pool in pools]):
+            number = next(self._output_asked)
+            self.tell(AskOutput(number))
+            self.wait_until(lambda: self._output_told >= number or self.node_lost, OUTPUT_S)
 
     def notice(self, text: str) -> None:
         """Warn the user once."""
@@ -790,6 +817,17 @@ class NativeRuntime:
             before, self._blocked = self._blocked, self._blocked + change
             if bool(before) != bool(self._blocked):
                 self.tell(Blocked(bool(self._blocked)))
+
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """The task of this worker waits, for something else than a future: others may have its CPUs meanwhile."""
+        with self._start_lock:
+            self.start()
+        self._block(+1)
+        try:
+            yield
+        finally:
+            self._block(-1)
 
     def _worth_polling(self) -> bool:
         return self.may_poll(0)

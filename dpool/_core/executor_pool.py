@@ -720,6 +720,18 @@ class ExecutorPool:
             )
         )
 
+    def has_written(self) -> bool:
+        """Whether a worker has counted up what it wrote since this was last asked."""
+        found = False
+        for slot, _ in list(self._slots.values()):
+            try:
+                written = slot.link.page.slots[frames.WRITTEN]
+            except ValueError:  # the worker is gone, and its page with it
+                continue
+            found |= written != slot.link.written
+            slot.link.written = written
+        return found
+
     def _forget_process(self, pid: int, exit_code: int) -> None:
         process = self.processes.pop(pid, None)
         if process is not None:

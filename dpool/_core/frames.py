@@ -32,6 +32,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | COUNT | worker | records in the journal: results of finished tasks, not answered yet |
 | GENERATION | worker | changes before the journal is written over |
 | PID | worker | its process id, before it reads its first frame |
+| WRITTEN | worker | how often its tasks wrote to standard output or error, where that is counted |
 | CANCEL | submitter | the task that the next SIGINT is for; 0: whichever runs |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
@@ -73,7 +74,7 @@ WITH_REFS = 5
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, CANCEL = range(7)
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, CANCEL = range(8)
 SLOTS = 8
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES
@@ -101,6 +102,10 @@ class Page:
     def __init__(self, fd: int) -> None:
         self.map = mmap.mmap(fd, PAGE_BYTES)
         self.slots = memoryview(self.map)[:JOURNAL_AT].cast("Q")
+
+    def count_written(self) -> None:
+        """For the worker: it writes to standard output or error."""
+        self.slots[WRITTEN] += 1
 
     def close(self) -> None:
         self.slots.release()

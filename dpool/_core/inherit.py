@@ -105,12 +105,21 @@ def _check_semaphores() -> None:
         if module is not None:
             for kind in kinds:
                 BY_TYPE[getattr(module, kind)] = _reduce_semaphore
+    if "tqdm.std" in sys.modules:
+        from dpool._core.inherit_tqdm import reduce_write_lock
+
+        BY_TYPE[sys.modules["tqdm.std"].TqdmDefaultWriteLock] = reduce_write_lock
 
 
 def _reduce_semaphore(pickler: Any, one: Any) -> Any:
     from multiprocessing import context
 
     if context.get_spawning_popen() is not None:
+        if "tqdm.std" in sys.modules and _unnamed(one):
+            from dpool._core.inherit_tqdm import is_of_tqdm, with_a_name
+
+            if is_of_tqdm(one):
+                return with_a_name(one).__reduce_ex__(2)
         refuse_unnamed(one)
     return NotImplemented
 
@@ -127,8 +136,7 @@ def _semaphore_in(one: Any) -> Any:
 
 def refuse_unnamed(one: Any) -> None:
     """Raise the error that tells what to do, if a semaphore cannot be opened by name in a worker."""
-    semaphore = _semaphore_in(one)
-    if semaphore is not None and getattr(semaphore, "name", None) is None:
+    if _unnamed(one):
         kind = type(one).__name__
         name = _OURS.get(kind, kind)
         raise RuntimeError(
@@ -137,3 +145,8 @@ def refuse_unnamed(one: Any) -> None:
             f"{name} instead, which works everywhere, or make it with multiprocessing.get_context('spawn') or a "
             "multiprocessing.Manager()"
         )
+
+
+def _unnamed(one: Any) -> bool:
+    semaphore = _semaphore_in(one)
+    return semaphore is not None and getattr(semaphore, "name", None) is None

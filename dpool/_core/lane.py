@@ -179,6 +179,7 @@ class Link:
         "sock",
         "up",
         "why",
+        "written",
     )
 
     def __init__(self, sock: socket.socket, peer: socket.socket, page: frames.Page, log_file: str) -> None:
@@ -203,6 +204,8 @@ class Link:
         self.up = False
         self.gpus: dict[str, str] | None = None
         """Variables that the next frame must set."""
+        self.written = 0
+        """Its WRITTEN when its output was last asked for."""
         self.why: Callable[[Future[Any]], BaseException | None] | None = None
         """We had it killed: what its task shall raise (None: it is cancelled already)."""
 

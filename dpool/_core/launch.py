@@ -232,7 +232,7 @@ def connect_node(session: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         sock.connect(os.path.join(session, SOCKET_NAME))
-    except OSError:
+    except BaseException:  # a signal handler may raise, too
         sock.close()
         raise
     return sock

@@ -122,6 +122,12 @@ class TasksDelivered(NamedTuple):
     tasks: list[bytes]
 
 
+class AskOutput(NamedTuple):
+    """Pass on what the workers have written so far, then say `OutputTold`."""
+
+    number: int
+
+
 class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
 
@@ -180,6 +186,12 @@ class Output(NamedTuple):
 
     stream: int
     data: bytes
+
+
+class OutputTold(NamedTuple):
+    """What had been written at `AskOutput` has been passed on."""
+
+    number: int
 
 
 class Notice(NamedTuple):
@@ -256,6 +268,19 @@ class SpawnFailed(NamedTuple):
     reason: str
 
 
+class Preload(NamedTuple):
+    """Modules that workers shall have from the start."""
+
+    modules: list[str]
+    path: list[str]
+    """Where they are found."""
+
+
+class PreloadFailed(NamedTuple):
+    module: str
+    reason: str
+
+
 class Setup(NamedTuple):
     """What a worker takes over from the process that submits."""
 
@@ -268,7 +293,7 @@ class Setup(NamedTuple):
     main_file: str | None
     main_package: str | None
     filters: bytes
-    """Pickled `warnings.filters`, one by one."""
+    """`warnings.filters`; see `warning_filters`."""
     authkey: bytes
     loggers: dict[str, int]
     log_format: str | None
@@ -278,6 +303,8 @@ class Setup(NamedTuple):
     """BLAS and OpenMP threads for each worker."""
     depth: int
     """How deeply nested the workers' tasks will be: 1 for those of a driver."""
+    at_start: list[tuple[str, str, Any]]
+    """What a worker calls when it has taken over all this: module, function, argument."""
 
 
 # store client (driver or worker, on a socket of its own) → node; see node_store.py
@@ -520,8 +547,10 @@ class StoreResolved(NamedTuple):
 
 
 class SyncHello(NamedTuple):
-    """The first message of a connection for locks, queues, …; `holds`: what a child that was just forked has of its
-    parent's, for as long as this connection lives.
+    """The first message of a connection for locks, queues, …
+
+    `holds`: what a child that was just forked has of its parent's, for as long as this connection lives; `page`: the
+    shared page's descriptor is wanted.
     """
 
     protocol: int
@@ -529,6 +558,7 @@ class SyncHello(NamedTuple):
     python: str
     pid: int
     holds: list[bytes]
+    page: bool
 
 
 class SyncMake(NamedTuple):
@@ -568,7 +598,7 @@ class SyncReturn(NamedTuple):
 
 
 class SyncWelcome(NamedTuple):
-    """The shared page's descriptor comes along."""
+    """The shared page's descriptor comes along if it was wanted."""
 
     session: str
 
@@ -598,6 +628,7 @@ CONTROL: tuple[type[Any], ...] = (
     ExportFunction,
     TasksDispatched,
     TasksDelivered,
+    AskOutput,
     Bye,
     Welcome,
     Refused,
@@ -605,6 +636,7 @@ CONTROL: tuple[type[Any], ...] = (
     WorkerUp,
     WorkerDied,
     Output,
+    OutputTold,
     Notice,
     ActorGone,
     Infeasible,
@@ -615,6 +647,8 @@ CONTROL: tuple[type[Any], ...] = (
     SpawnProgram,
     Spawned,
     SpawnFailed,
+    Preload,
+    PreloadFailed,
     StoreHello,
     StoreWant,
     StoreMissed,

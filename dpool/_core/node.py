@@ -302,6 +302,7 @@ class Node:
             self._had_driver = True
             self.config = Config(*message.config)
             sys.path[:] = message.path
+            self._preload()
         self._do(s.ClientJoined(client.number))
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
 
@@ -359,6 +360,13 @@ class Node:
 
             self._store = NodeStore(self, _log)
         return self._store
+
+    def spill_directory(self) -> str:
+        """Where there is room on a disk."""
+        from dpool._store.spill import choose_directory
+
+        root = self.config.tmpdir or os.path.dirname(self.session)
+        return choose_directory(self.config.spill_dir, self.session, root)
 
     def _sync_said(self, client: Client, message: Any, fds: list[int]) -> None:
         if client.sync is not None:
@@ -501,6 +509,7 @@ class Node:
     _MESSAGES: dict[type[Any], Callable[[Any, Client, Any], None]] = {  # noqa: RUF012
         m.OpenPool: _open_pool,
         m.UpdateSetup: _update_setup,
+        m.AskOutput: lambda self, c, x: self._tell_output(c, x.number),
         m.ResizePool: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ResizePool(p, x.max_workers)),
         m.ClosePool: _close_pool,
         m.RequestLeases: _request,
@@ -729,6 +738,7 @@ class Node:
     def _to_zygote(self, message: Any, fds: tuple[int, ...]) -> None:
         if self._zygote is None:
             self._use_zygote(launch.spawn_zygote(self.session))
+            self._preload()
         assert self._zygote is not None
         try:
             self._zygote.send(message, fds)
@@ -736,6 +746,11 @@ class Node:
             return  # what it said before is read first; then all that it has not done is asked for again
         if self._zygote.pending:
             self._epoll.modify(self._zygote.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _preload(self) -> None:
+        """A new zygote hears first what the program wants to be imported."""
+        if self.config.preload:
+            self._to_zygote(m.Preload(list(self.config.preload), list(sys.path)), ())
 
     def _zygote_event(self, mask: int) -> None:
         assert self._zygote is not None
@@ -758,6 +773,10 @@ class Node:
             proc = self._procs.get(message.worker)
             if proc is not None:
                 self._start_failed(proc, f"start: {message.reason}")
+        elif isinstance(message, m.PreloadFailed):
+            _log("preload.failed", module=message.module, reason=message.reason)
+            text = f"the module {message.module!r} was not preloaded for the workers: {message.reason}"
+            self.warn_drivers("preload", text)
 
     def _zygote_died(self) -> None:
         """Its workers live on; those that it had not forked yet are asked for again by a new one."""
@@ -881,6 +900,17 @@ class Node:
             self._send(pool.client, m.Output(proc.stream(fd), lines))
             if pool.client.channel.waiting() > MAX_OUTBOX:
                 self._pause_output(pool.client)
+
+    def _tell_output(self, client: Client, number: int) -> None:
+        """Read what the client's workers have written, and say that it has been read."""
+        for proc in list(self._procs.values()):
+            pool = self._pools.get(proc.pool)
+            if pool is None or pool.client is not client:
+                continue
+            for fd in proc.pipes:
+                if fd in self._handlers:  # else it is at its end, or the client does not read
+                    self._output(proc, fd)
+        self._send(client, m.OutputTold(number))
 
     def _pause_output(self, client: Client) -> None:
         for proc in self._procs.values():

@@ -131,8 +131,7 @@ class NodeStore:
         self._questions: list[tuple[Side, Any]] = []
         self._pressed = False
         self._chunk = min(CHUNK, capacity // 64 // memory.PAGE * memory.PAGE)
-        root = config.tmpdir or os.path.dirname(node.session)
-        self._files = spill.SpillDirectory(spill.choose_directory(config.spill_dir, node.session, root), node.session)
+        self._files = spill.SpillDirectory(node.spill_directory(), node.session)
         self._spill_thread = spill.SpillThread(self._told)
         self._restore_thread = spill.SpillThread(self._told)
         self._memory_thread = spill.SpillThread(self._told)

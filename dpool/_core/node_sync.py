@@ -22,7 +22,7 @@ import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dpool._core import ids, wire
+from dpool._core import ids, node_spool, wire
 from dpool._core import messages as m
 from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
@@ -37,6 +37,8 @@ STEP = 64 << 10
 LEAST = 64
 """Bytes: the smallest piece of shared memory."""
 OBJECT_BYTES = ids.ID_BYTES + ids.INDEX_BYTES
+SPOOLED_AT_ONCE = 1000
+"""Items that go to the file before it is counted again how much lies in memory."""
 QUEUES = 0
 """The holder of what items in queues refer to."""
 
@@ -168,6 +170,11 @@ class NodeSync:
         self._memory = Memory()
         self._descriptors: dict[bytes, int] = {}
         self._kinds: dict[bytes, int] = {}
+        self._spool = node_spool.Spool(os.path.dirname(node.spill_directory()))
+        self._queued = 0
+        """Bytes of items in queues, or more."""
+        self._spooling = 0
+        """So many more items go to the file."""
 
     # -- connections
 
@@ -180,7 +187,7 @@ class NodeSync:
             self._watch(message.pid)
         self._sides[number] = side
         self._by_pid.setdefault(side.pid, set()).add(number)
-        self._send(side, m.SyncWelcome(self._node.session), (self._page.fd,))
+        self._send(side, m.SyncWelcome(self._node.session), (self._page.fd,) if message.page else ())
         return side
 
     def _watch(self, pid: int) -> None:
@@ -257,7 +264,29 @@ class NodeSync:
         refs = tuple(message.refs)
         if any(type(ref) is not bytes or len(ref) != OBJECT_BYTES for ref in refs):
             raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
-        self._do(s.Ask(side.number, side.pid, message.request, message.obj, message.op, message.n, message.data, refs))
+        data = message.data
+        if data[:1] == k.ELSEWHERE:
+            raise m.ProtocolError("no item begins like that")
+        if message.op == k.PUT and len(data) >= node_spool.LEAST:
+            data = self._kept(data)
+        self._do(s.Ask(side.number, side.pid, message.request, message.obj, message.op, message.n, data, refs))
+
+    def _kept(self, data: bytes) -> bytes:
+        """An item as it is kept: in memory, or, when there is much already, as the token of where it lies."""
+        self._queued += len(data)
+        if self._queued <= node_spool.KEPT:
+            return data
+        if not self._spooling:  # what has been fetched meanwhile was not subtracted: count
+            self._queued = self.sync.queued_bytes() + len(data)
+            if self._queued <= node_spool.KEPT:
+                return data
+            self._spooling = SPOOLED_AT_ONCE
+        self._spooling -= 1
+        try:
+            return self._spool.write(data)
+        except OSError as error:  # no room there: then in memory
+            self._log("queue.no_spool", error=error)
+            return data
 
     def _make(self, side: Side, message: m.SyncMake, fds: list[int]) -> None:
         obj, kind = message.obj, message.kind
@@ -325,13 +354,16 @@ class NodeSync:
                 self._do(s.Probed(one.obj, free, one.who, one.request))
             elif isinstance(one, k.Hold):
                 self._store.hold(one.refs, QUEUES)
+            elif isinstance(one, k.Delivered):
+                self._spool.forget(one.data)
             else:
                 self._store.let_go(one.refs, QUEUES)
 
     def _answer(self, one: k.Answer) -> None:
         side = self._sides.get(one.who)
         if side is not None:
-            self._send(side, m.SyncReply(one.request, one.status, one.n, one.data, list(one.refs)))
+            data = self._spool.read(one.data) if one.data[:1] == k.ELSEWHERE else one.data
+            self._send(side, m.SyncReply(one.request, one.status, one.n, data, list(one.refs)))
 
     def _send(self, side: Side, message: Any, fds: tuple[int, ...] = ()) -> None:
         self._node.send_store_side(side.number, message, fds)

@@ -123,8 +123,8 @@ class RemoteFunction:
         if returns in STREAMING:
             return Stream(bound[1].submit(bound[2], self._function, (args, kwargs), STREAM))
         future = bound[1].submit(bound[2], self._function, args, kwargs)
-        if here.page is not None:
-            future._more().parent = here.page[STARTED]
+        if here.counters is not None:
+            future._more().parent = here.counters[STARTED]
         if returns == 1:
             return future
         return parts_of(future, int(returns))

@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 
+from dpool._core import warning_filters
 from dpool._core.context import here
 from dpool._core.launch import SECRETS
 from dpool._core.messages import Setup
@@ -25,13 +26,14 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         argv=list(sys.argv),
         main_file=getattr(main, "__file__", None),
         main_package=getattr(main, "__package__", None),
-        filters=_warning_filters(),
+        filters=warning_filters.collect(),
         authkey=_authkey(),
         loggers=_logger_levels(),
         log_format=log_format,
         log_datefmt=log_datefmt,
         threads=max(1, cpus // max(1, max_workers or cpus)),
         depth=here.worker.depth + 1 if here.worker is not None else 1,
+        at_start=[ask() for ask in here.at_start],
     )
     return pickle.dumps(setup, 5)
 
@@ -55,18 +57,6 @@ def _authkey() -> bytes:
 
         return bytes(process.current_process().authkey)
     return bytes(sys.modules["multiprocessing.process"].current_process().authkey)
-
-
-def _warning_filters() -> bytes:
-    import warnings
-
-    filters = []
-    for one in warnings.filters:
-        try:
-            filters.append(pickle.dumps(one, 5))
-        except Exception:  # a category that cannot be named cannot be raised in a worker either
-            continue
-    return pickle.dumps(filters, 5)
 
 
 def _logger_levels() -> dict[str, int]:

@@ -206,6 +206,10 @@ class Pickler(pickle.Pickler):
         attributes.pop("__slotnames__", None)  # copyreg's cache, written by pickling an instance
         if not attributes.get("__annotations__", True):
             del attributes["__annotations__"]  # made by merely looking at it
+        if cls.__dict__.get("__slots__") and make is cloudpickle._make_skeleton_class:
+            args[3]["__slots__"] = cls.__dict__[
+                "__slots__"
+            ]  # set afterwards, it would only be a name: instances had a __dict__
         tracker = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[cls]
         name = self.definition if cls is self.root else ""
         state = ((attributes, slots), fill, tracker)

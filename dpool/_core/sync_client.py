@@ -49,6 +49,8 @@ ALIVE_S = 0.2
 AGAIN_S = 5.0
 """How long it is tried to make an object while one node ends and the next begins."""
 
+SHORT_S = 0.002
+"""After so long a task that waits lets others have its CPUs."""
 MOST_IDLE = 8
 """Connections that are kept for the next question."""
 TIDY_TRIES = 200
@@ -84,7 +86,7 @@ def object_gone(what: str) -> BaseException:
 class Connection:
     """One question at a time."""
 
-    __slots__ = ("_open", "_receiver", "_requests", "_sock", "fds", "poller")
+    __slots__ = ("_open", "_receiver", "_requests", "_sock", "fds", "given", "poller")
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -92,16 +94,20 @@ class Connection:
         self._requests = itertools.count(1)
         self._open = 0
         """The question that has not been answered."""
+        self.given = False
+        """An answer has been read whose asker has not yet taken over what it gives."""
         self.fds: list[int] = []
         self.poller = select.poll()
         self.poller.register(sock.fileno(), select.POLLIN)
 
-    def hello(self, pid: int, holds: list[bytes]) -> m.SyncWelcome:
+    def hello(self, pid: int, page: bool) -> m.SyncWelcome:
         """Say who we are."""
-        self._send(m.SyncHello(PROTOCOL, *m.versions(), pid, holds))
+        self._send(m.SyncHello(PROTOCOL, *m.versions(), pid, [], page))
         welcome = self._receive(monotonic() + ANSWER_S)
         if type(welcome) is not m.SyncWelcome:
             raise LinkLost(f"the node answered {welcome!r:.100}")
+        self.fds, self._receiver.fds = self._receiver.fds, []
+        self._receiver.consumed()
         return welcome
 
     def _send(self, message: Any, fds: tuple[int, ...] = ()) -> None:
@@ -133,7 +139,7 @@ class Connection:
                 continue
             except (OSError, wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
                 raise LinkLost(f"{type(error).__name__} {error}") from error
-            message = m.decode(data if isinstance(data, bytes) else data[:])
+            message = _decoded(data if isinstance(data, bytes) else data[:])
             if type(message) is m.Refused:
                 raise LinkLost(f"the node refused: {message.reason}")
             return message
@@ -146,6 +152,7 @@ class Connection:
         if type(message) is not m.SyncReply or message.request != request:
             raise LinkLost(f"the node answered {message!r:.100}")
         if message.status != k.REGISTERED:
+            self.given = True
             self._open = 0
         self.fds, self._receiver.fds = self._receiver.fds, []
         self._receiver.consumed()
@@ -186,6 +193,18 @@ class Connection:
         """Wait for the answer; when the time is over (or `look()`, asked now and then, is true) it is WITHDRAWN, if
         it has not just come.
         """
+        if not here.holds_cpus:
+            return self._finish(request, until, look)
+        soon = monotonic() + SHORT_S
+        reply = self._take(request, soon if until is None else min(soon, until))
+        if reply is not None:
+            return reply
+        from dpool._core.driver import runtime
+
+        with runtime().blocking():  # who is waited for may need the CPUs that this task has
+            return self._finish(request, until, look)
+
+    def _finish(self, request: int, until: float | None, look: Callable[[], bool] | None) -> m.SyncReply:
         while True:
             step = until
             if look is not None:
@@ -202,10 +221,10 @@ class Connection:
     def abandon(self) -> None:
         """Something has raised: what was given to this connection is not ours, and what it waits for no longer is."""
         try:
-            if self._open and not self._receiver.inbox:
-                self._send(m.SyncWithdraw(self._open))  # a barrier is not broken by that; by a mere close it is
-            else:
+            if self.given or self._receiver.inbox:
                 self._send(m.SyncReturn(os.getpid()))
+            elif self._open:
+                self._send(m.SyncWithdraw(self._open))  # a barrier is not broken by that; by a mere close it is
         except (LinkLost, OSError):
             pass  # then there is nobody to tell
         finally:
@@ -221,7 +240,20 @@ class Connection:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
+        self._receiver.close_fds()
         self._sock.close()
+
+
+def _decoded(data: bytes) -> Any:
+    """The message; what a signal handler raises meanwhile is not taken for a malformed one."""
+    try:
+        return m.decode(data)
+    except m.ProtocolError as error:
+        try:
+            m.decode(data)
+        except m.ProtocolError:
+            raise LinkLost(str(error)) from error
+        raise (error.__cause__ or error) from None
 
 
 class Link:
@@ -252,8 +284,10 @@ class Link:
     # -- connections
 
     def take(self) -> Connection:
-        """A connection that nobody uses; give it back by `link.idle += (connection,)`, which no signal handler can
-        interrupt.
+        """A connection that nobody uses.
+
+        Give it back by `connection.given = False` and `link.idle += (connection,)`: these are no calls, so no signal
+        handler can come in between.
         """
         try:
             connection = self.idle.pop()
@@ -283,16 +317,12 @@ class Link:
         """A new connection on `sock`, and the session that its node serves."""
         connection = Connection(sock)
         try:
-            welcome = connection.hello(self.pid, [])
-            fds, connection._receiver.fds = connection._receiver.fds, []
-            connection._receiver.consumed()
-            connection.fds = fds
-            if len(fds) != 1:
-                raise OSError(24, "this process has no file descriptors left (see `ulimit -n`)")
-            if self.lock_fd < 0:
-                self._use_page(fds.pop())
-            else:
-                os.close(fds.pop())
+            wanted = self.lock_fd < 0
+            welcome = connection.hello(self.pid, wanted)
+            if wanted:
+                if len(connection.fds) != 1:
+                    raise OSError(24, "this process has no file descriptors left (see `ulimit -n`)")
+                self._use_page(connection.fds.pop())
         except BaseException:
             connection.close()
             raise
@@ -322,6 +352,7 @@ class Link:
                 self.lost = True
                 connection.close()
             else:
+                connection.given = False
                 self.idle += (connection,)
         return not self.lost
 
@@ -352,6 +383,7 @@ class Link:
                 handle = self.store().hold([obj, 0, 0, 0, 0])
                 if self.lock_fd < 0:
                     connection = self.take()
+                    connection.given = False
                     self.idle += (connection,)
                 core = make(self, handle)
             except (storage.StoreGone, LinkLost) as error:
@@ -371,6 +403,7 @@ class Link:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.idle += (connection,)
         if handle is None:
             raise OSError(f"dpool's node cannot make it: {reply.data.decode()}")
@@ -388,7 +421,7 @@ class Link:
         except OSError:
             return
         try:
-            wire.send(sock, m.encode(m.SyncHello(PROTOCOL, *m.versions(), self.pid, holds)))
+            wire.send(sock, m.encode(m.SyncHello(PROTOCOL, *m.versions(), self.pid, holds, False)))
         except OSError:
             sock.close()
             return
@@ -425,6 +458,10 @@ class Link:
             if fd >= 0:
                 os.close(fd)
         self.lock_fd = self._page_fd = -1
+        self.words, self._map = memoryview(b""), None
+        self.segments.clear()
+        if _Links.known.get(self.session) is self:
+            del _Links.known[self.session]
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -450,7 +487,11 @@ class Core:
 
     def __del__(self) -> None:
         link = getattr(self, "link", None)
-        if isinstance(link, Link) and link is _Links.home and len(link.cores) <= 1 and link.pid == os.getpid():
+        if not isinstance(link, Link) or link.pid != os.getpid() or any(one is not self for one in link.cores.values()):
+            return
+        if link.lost:
+            link.close()
+        if link.home:
             _tidy_up_elsewhere()
 
     def ask(self, op: int, n: int = 0) -> m.SyncReply:
@@ -463,6 +504,7 @@ class Core:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
         if reply.status == k.GONE:
             raise object_gone(self.what)
@@ -478,6 +520,7 @@ class Core:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
         if reply.status == k.GONE:
             raise object_gone(self.what)
@@ -493,6 +536,7 @@ class Core:
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
 
     def _take(self) -> Connection:
@@ -568,6 +612,7 @@ def home() -> Link:
 
         link = Link("", True)
         connection, link.session = link.join(runtime().open_store())
+        connection.given = False
         link.idle += (connection,)
         _Links.home = _Links.known[link.session] = link
         _hook()
@@ -623,7 +668,6 @@ def _forget_home() -> None:
 
 def _drop_if_unused(link: Link) -> None:
     if not link.cores:
-        _Links.known.pop(link.session, None)
         link.close()
 
 

@@ -19,7 +19,7 @@ from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import WORDS
 from dpool._core.serialize_reducers import BY_TYPE
-from dpool._core.sync_client import Core, Link, link_to, make
+from dpool._core.sync_client import Core, Link, LinkLost, link_to, make, node_lost
 from dpool._core.sync_mutex import Mutex
 
 if TYPE_CHECKING:
@@ -180,6 +180,7 @@ class Semaphore(Face):
     """A `multiprocessing.Semaphore`. A permit that was got by `with` goes back when its process dies."""
 
     _kind = _Permits
+    _core: _Permits
 
     def __init__(self, value: int = 1) -> None:
         self._make(value, 0)
@@ -205,7 +206,7 @@ class Semaphore(Face):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        return bool(reply.status == k.OK)
+        return reply.status == k.OK  # no call: what has been got must get out
 
     def release(self) -> None:
         """Give a permit. ValueError if there are as many as there may be."""
@@ -252,12 +253,13 @@ def _value(semaphore: Semaphore) -> int | str:
 
 class _Flag(Core):
     what = "event"
-    __slots__ = ("slot", "word")
+    __slots__ = ("slot", "word", "words")
 
     def __init__(self, link: Link, handle: Handle, slot: int) -> None:
         super().__init__(link, handle)
         self.slot = slot
         self.word = slot * WORDS + k.FLAG
+        self.words = link.words
 
 
 class Event(Face):
@@ -275,11 +277,9 @@ class Event(Face):
     def is_set(self) -> bool:
         """Whether it is set. Raises NodeLost."""
         core = self._core
-        if core.link.words[core.word]:
+        if core.words[core.word]:
             return True
         if not core.link.alive():
-            from dpool._core.sync_client import node_lost
-
             raise node_lost(core.what)
         return False
 
@@ -294,12 +294,12 @@ class Event(Face):
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until it is set; False if `timeout` seconds pass before."""
         core = self._core
-        if core.link.words[core.word]:
+        if core.words[core.word]:
             return True
         return bool(core.wait(k.WAIT, k.BLOCK, _until(timeout)).status == k.OK)
 
     def __repr__(self) -> str:
-        word = self._core.link.words[self._core.word]
+        word = self._core.words[self._core.word]
         return f"<{type(self).__qualname__} at {id(self):#x} {'set' if word else 'unset'}>"
 
 
@@ -315,6 +315,7 @@ class Condition(Face):
     """A `multiprocessing.Condition`; `lock` is a `Lock` or `RLock` of dpool's, by default a new RLock."""
 
     _kind = _Waiters
+    _core: _Waiters
 
     def __init__(self, lock: Lock | RLock | None = None) -> None:
         if lock is not None and not isinstance(lock, (Lock, RLock)):
@@ -354,21 +355,26 @@ class Condition(Face):
             connection.abandon()
             self._take_again(mutex, count)
             raise _proper(error, core) from None
+        connection.given = False
         core.link.idle += (connection,)
         self._take_again(mutex, count)
-        return bool(status == k.OK)
+        return status == k.OK
 
     @staticmethod
     def _take_again(mutex: Mutex, count: int) -> None:
         if not count or mutex.is_mine():
             return
+        from dpool.errors import NodeLost
+
         interrupted: BaseException | None = None
-        while True:  # a caller that leaves its `with` block must have the lock, whatever comes in between
+        while True:  # a caller that leaves its `with` block must have the lock, whatever a signal handler raises
             try:
                 mutex.acquire(True, None)
                 mutex.count = count
                 break
-            except KeyboardInterrupt as error:
+            except (NodeLost, OSError):
+                raise
+            except BaseException as error:
                 interrupted = error
         if interrupted is not None:
             raise interrupted
@@ -405,8 +411,6 @@ class Condition(Face):
 
 
 def _proper(error: BaseException, core: Core) -> BaseException:
-    from dpool._core.sync_client import LinkLost, node_lost
-
     if isinstance(error, LinkLost):
         core.link.lost = True
         return node_lost(core.what)
@@ -436,6 +440,7 @@ class Barrier(Face):
     """A `multiprocessing.Barrier`. It breaks when a process that waits at it dies."""
 
     _kind = _Parties
+    _core: _Parties
 
     def __init__(self, parties: int, action: Callable[[], Any] | None = None, timeout: float | None = None) -> None:
         if parties < 1:
@@ -460,27 +465,28 @@ class Barrier(Face):
         core = self._core
         until = _until(self._timeout if timeout is None else timeout)
         connection = core._take()
+        leads = False
         try:
             request = connection.begin(core.obj, k.WAIT, k.BLOCK | (k.ACTION if self._action is not None else 0))
             reply = connection.finish(request, until)
-            if reply.status == k.LEAD:
+            leads = reply.status == k.LEAD
+            if leads:
                 assert self._action is not None
                 self._action()
                 reply = connection.ask(core.obj, k.LED)
         except BaseException as error:
-            connection.close() if self._led(error) else connection.abandon()
+            if leads:
+                connection.close()  # and by that it breaks
+            else:
+                connection.abandon()
             raise _proper(error, core) from None
+        connection.given = False
         core.link.idle += (connection,)
         if reply.status == k.WITHDRAWN:
             core.ask(k.ABORT)
         if reply.status != k.OK:
             raise threading.BrokenBarrierError
-        return int(reply.n)
-
-    @staticmethod
-    def _led(error: BaseException) -> bool:
-        """By the connection's end a barrier breaks whose action has raised; one that is interrupted goes on."""
-        return not isinstance(error, KeyboardInterrupt)
+        return reply.n
 
     def reset(self) -> None:
         """As new; those who wait get BrokenBarrierError."""

@@ -108,7 +108,9 @@ class Mutex(Core):
                 if self.held == words[at + k.GENERATION]:
                     return False
                 self._let_go()
+            self._claim = claim  # before and after: wherever an interrupt hits, it is known whose the byte is
             if not self._lock_byte():
+                self._claim = None
                 return False
             self._claim = claim
             dead = words[at + k.OWNER]

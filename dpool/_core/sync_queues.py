@@ -76,6 +76,7 @@ class Items(Core):
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         self.link.idle += (connection,)
         del keep  # by now the queue holds it
         if status == k.GONE:
@@ -124,11 +125,13 @@ class Items(Core):
         except LinkLost as error:
             raise self._lost(connection) from error
         except _DoesNotLoad as error:
+            connection.given = False
             self.link.idle += (connection,)
             raise error.error from None
         except BaseException:
             connection.abandon()  # the item goes back, to the front
             raise
+        connection.given = False
         self.link.idle += (connection,)
         if reply.status == k.GONE:
             raise object_gone(self.what)

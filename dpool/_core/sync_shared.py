@@ -53,6 +53,7 @@ class _Piece(Core):
         except BaseException:
             connection.abandon()
             raise
+        connection.given = False
         link.idle += (connection,)
         if reply.status != k.OK:
             raise object_gone(self.what)
@@ -228,6 +229,7 @@ def remake_connection(session: str, obj: bytes, kind: Callable[..., Any], readab
             raise
     except LinkLost as error:
         raise node_lost(_Open.what) from error
+    connection.given = False
     link.idle += (connection,)
     if reply.status != k.OK or len(fds) != 1:
         raise object_gone("connection (an end of a Pipe is handed over once)")

@@ -102,7 +102,7 @@ class Worker:
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
         self._interrupts = Interrupts(page.slots)
-        here.page = page.slots
+        here.counters = page.slots
         self._show = False
         """An error of pickling a result shall show the result."""
         self._child = False

@@ -15,22 +15,14 @@ import socket
 import sys
 from typing import Any
 
+from dpool._core import warning_filters
 from dpool._core.config import WORKER_POLL_S
 from dpool._core.context import WorkerContext, here
 from dpool._core.frames import Page
 from dpool._core.messages import Setup, Spawn
+from dpool._core.preload import THREAD_VARIABLES, Preloaded, limit_loaded
 from dpool._core.serialize import Importer, install_main
 from dpool._core.worker import Worker
-
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
 
 
 def run_worker(message: Spawn, fds: list[int]) -> None:
@@ -52,7 +44,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
         setup.driver_pid,
         message.place,
     )
-    here.worker = context
+    here.worker, here.page = context, page
     importer = Importer()
     _take_over(setup, context)
     code = 0
@@ -91,7 +83,8 @@ def _signals() -> None:
 def _take_over(setup: Setup, context: WorkerContext) -> None:
     import atexit
 
-    atexit._clear()
+    if not Preloaded.anything:  # else what is there belongs to the modules, and was not there before
+        atexit._clear()
     os.environ.clear()
     os.environ.update(setup.environ)
     _limit_threads(setup)
@@ -107,34 +100,19 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     sys.path_importer_cache.clear()
     sys.argv[:] = setup.argv
     install_main(setup.main_file, setup.main_package)
-    _warnings(setup)
+    warning_filters.install(setup.filters)
     _multiprocessing(setup, context)
     _logging(setup)
     _random(context)
+    if Preloaded.anything:
+        limit_loaded()
+    _call_at_start(setup)
 
 
 def _limit_threads(setup: Setup) -> None:
     for name in THREAD_VARIABLES:
         if name not in setup.environ:
             os.environ[name] = str(setup.threads)
-
-
-class _Unused(Warning):
-    """Nobody ever warns with it."""
-
-
-def _warnings(setup: Setup) -> None:
-    import warnings
-
-    filters = []
-    for one in pickle.loads(setup.filters):
-        try:
-            filters.append(pickle.loads(one))
-        except Exception:  # a category that only the driver can import: it cannot be raised here either
-            continue
-    warnings.filters[:] = filters  # type: ignore[index]
-    warnings.simplefilter("default", _Unused)  # the public way to say that the list has changed …
-    del warnings.filters[0]  # type: ignore[attr-defined]  # … and this leaves it as it was
 
 
 def _multiprocessing(setup: Setup, context: WorkerContext) -> None:
@@ -177,6 +155,16 @@ def _random(context: WorkerContext) -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed(int.from_bytes(os.urandom(4), "big"))
+
+
+def _call_at_start(setup: Setup) -> None:
+    """What others than the runtime want done in workers."""
+    if not setup.at_start:
+        return
+    from importlib import import_module
+
+    for module, function, argument in setup.at_start:
+        getattr(import_module(module), function)(argument)
 
 
 def leave_process(code: int) -> None:

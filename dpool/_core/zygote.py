@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from dpool._core import wire
-from dpool._core.messages import Spawn, Spawned, SpawnFailed, SpawnProgram
+from dpool._core.messages import Preload, Spawn, Spawned, SpawnFailed, SpawnProgram
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -59,6 +59,8 @@ def serve(sock: socket.socket, session: str) -> None:
             _fork_twice(channel, message.worker, message.node_pid, partial(_become_worker, message, fds))
         elif isinstance(message, SpawnProgram):
             _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
+        elif isinstance(message, Preload):
+            _preload_asked(channel, message)
         for fd in fds:
             os.close(fd)
         _preload_more()
@@ -87,6 +89,20 @@ def _preload_more() -> None:
         import dpool.errors  # noqa: F401  the standard library's executors come with it
 
         gc.freeze()
+
+
+def _preload_asked(channel: wire.ControlChannel, message: Preload) -> None:
+    """What the program asked for is imported by another zygote, which then serves in our place."""
+    from dpool._core.preload import fork_preloaded
+
+    zygote = os.getpid()
+
+    def become_child() -> None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != zygote:
+            os._exit(1)
+
+    fork_preloaded(message, channel.fileno(), channel.send, become_child)
 
 
 def _fork_twice(channel: wire.ControlChannel, worker: int, node_pid: int, become: Any) -> None:

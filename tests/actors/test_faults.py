@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_the_call_and_those_behind_it_fail_and_name_the_cause(log: str, gate: Ga
             one.result(LONG_S)
     with pytest.raises(dpool.errors.ActorDied):
         actor.add()
-    with pytest.raises(dpool.errors.BrokenProcessPool):
+    with pytest.raises(BrokenProcessPool):
         actor.value  # noqa: B018
     assert made(log) == 1
 

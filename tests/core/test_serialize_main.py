@@ -115,6 +115,52 @@ def test_state_of_a_class_stays() -> None:
     """)
 
 
+def test_classes_with_slots() -> None:
+    run_main("""
+        import dataclasses, weakref
+        class One:
+            __slots__ = ("a",)
+            def __init__(self, a): self.a = a
+        class Two(One):
+            __slots__ = ("b", "__weakref__")
+            def __init__(self, a, b):
+                super().__init__(a)
+                self.b = b
+        class Text:
+            __slots__ = "only"
+        class Named:
+            __slots__ = {"a": "what it is"}
+        class Mixed(One):
+            def __init__(self, a): self.a = self.c = a
+        class Private:
+            __slots__ = ("__x",)
+            def __init__(self, x): self.__x = x
+            def x(self): return self.__x
+        @dataclasses.dataclass(slots=True)
+        class Data:
+            a: int
+            b: list = dataclasses.field(default_factory=list)
+            c: int = 3
+        def make(cls, *args): return cls(*args)
+        def look(x): return x.a, hasattr(x, "__dict__")
+        def text():
+            made = Text()
+            made.only = 1
+            return made
+        def referenced():
+            two = Two(1, 2)
+            return weakref.ref(two)() is two
+        for value in (One(1), Two(1, 2), Mixed(1), Data(1)):
+            assert call(look, value) == look(value), value
+        assert call(make, One, 1).a == 1 and call(make, Two, 1, 2).b == 2 and call(make, Mixed, 3).c == 3
+        assert call(make, Data, 1) == Data(1)
+        assert call(text).only == 1
+        assert call(make, Named).__class__ is Named
+        assert call(make, Private, 4).x() == 4 and call(Private.x, Private(5)) == 5
+        assert call(referenced)
+    """)
+
+
 def test_instances_return_as_instances_of_that_very_class() -> None:
     run_main("""
         import abc, collections, dataclasses, enum, typing

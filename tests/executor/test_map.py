@@ -108,9 +108,9 @@ def test_several_iterables_with_a_window(ex: dpool.Executor) -> None:
 
 
 def test_a_timeout_counts_from_the_call(one: dpool.Executor, gate: Gate) -> None:
-    results = one.map(gate.enter, ["a", "b"], ["x", "y"], timeout=0.2)
+    one.submit(square, 1).result(LONG_S)  # its worker is there
     gate.open("a")
-    wait_until(lambda: gate.pids("b"), LONG_S)
+    results = one.map(gate.enter, ["a", "b"], ["x", "y"], timeout=1)
     assert next(results) == "x"
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
@@ -287,3 +287,60 @@ def test_a_bar_on_a_terminal(tqdm: bool) -> None:
 def test_an_error_ends_the_bar_too(ex: dpool.Executor) -> None:
     with pytest.raises(ZeroDivisionError):
         list(ex.map(reciprocal, [1, 0, 2], progress=True))
+
+
+# --- A `submit` that is not ours ---
+
+
+class Counting(dpool.Executor):
+    """Notes what is submitted, and what has ended."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self.submitted = 0
+        self.ended: list[int] = []
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.submitted += 1
+        future = super().submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda _: self.ended.append(1))
+        return future
+
+
+@pytest.mark.parametrize(("chunksize", "tasks"), [(1, 30), (7, 5)])
+def test_map_goes_through_the_submit_of_a_subclass(chunksize: int, tasks: int) -> None:
+    with Counting(2) as ex:
+        assert list(ex.map(square, range(30), chunksize=chunksize)) == [n * n for n in range(30)]
+        assert ex.submitted == tasks
+        assert len(ex.ended) == tasks, "the callbacks have run when the results are there"
+        assert list(ex.map(add, range(30), range(30, 60), chunksize=chunksize)) == list(range(30, 90, 2))
+        assert list(ex.map(add, [1, ex.submit(add, 1, 1)], [ex.submit(add, 2, 2), 3], chunksize=chunksize)) == [5, 5]
+
+
+def test_map_goes_through_a_submit_that_was_put_in_place(ex: dpool.Executor) -> None:
+    original = ex.submit
+    calls: list[Any] = []
+
+    def submit(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    ex.submit = submit  # type: ignore[method-assign]
+    assert list(ex.map(square, [3], buffersize=1)) == [9]
+    assert calls == [(square, 3)]
+    with pytest.raises(ZeroDivisionError):
+        list(ex.map(reciprocal, [1, 0, 2]))
+
+
+def test_a_submit_in_place_keeps_the_time_out(ex: Any, gate: Gate) -> None:
+    ex.submit = dpool.Executor.submit.__get__(ex)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        list(ex.map(gate.enter, ["task"], timeout=0.01))
+    gate.open()
+
+
+def test_map_in_a_callback_of_a_submit_in_place(ex: Any) -> None:
+    ex.submit = dpool.Executor.submit.__get__(ex)
+    found: list[Any] = []
+    ex.submit(square, 2).add_done_callback(lambda _: found.append(list(ex.map(square, [5]))))
+    wait_until(lambda: found == [[25]], LONG_S)

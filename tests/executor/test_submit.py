@@ -505,3 +505,16 @@ def test_workers_of_two_executors_share_nothing() -> None:
         assert a.submit(os.getpid).result(LONG_S) != b.submit(os.getpid).result(LONG_S)
     with dpool.Executor(1) as c:
         assert not c.submit(hasattr, os, "of_a").result(LONG_S)
+
+
+def test_an_executor_is_a_pool_of_processes_to_who_asks(ex: dpool.Executor) -> None:
+    kinds: list[type] = [concurrent.futures.ProcessPoolExecutor, concurrent.futures.ThreadPoolExecutor, dpool.Executor]
+    assert [isinstance(ex, kind) for kind in kinds] == [True, False, True]
+    assert type(ex) is dpool.Executor
+
+
+def test_an_executor_does_not_pickle(ex: dpool.Executor) -> None:
+    with pytest.raises(TypeError, match="an Executor cannot be pickled"):
+        pickle.dumps(ex)
+    with pytest.raises(TypeError, match="makes an Executor of its own"):
+        ex.submit(id, ex).result(LONG_S)

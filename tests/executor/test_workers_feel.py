@@ -290,6 +290,38 @@ def test_warnings_filters_are_the_drivers() -> None:
             assert type(ex.submit(warn, "own", OwnWarning).exception(LONG_S)) is OwnWarning
 
 
+def test_a_warnings_filter_imports_nothing_and_works_once_its_category_is_there(tmp_path: Path) -> None:
+    (tmp_path / "odd.py").write_text("class OddWarning(UserWarning):\n    class Inner(UserWarning): pass\n")
+    script = f"""
+        import dpool, sys, warnings
+        sys.path.insert(0, {str(tmp_path)!r})
+        import odd
+        class MainWarning(UserWarning): pass
+        warnings.simplefilter("error", odd.OddWarning)
+        warnings.simplefilter("error", odd.OddWarning.Inner)
+        warnings.simplefilter("error", MainWarning)
+        def before():
+            warnings.warn("plain", UserWarning)
+            return "odd" in sys.modules
+        def raised(find):
+            try:
+                warnings.warn("hello", find())
+            except Warning as error:
+                return type(error).__name__
+        def nested():
+            with dpool.Executor(1) as ex:
+                return ex.submit(before).result(), ex.submit(raised, lambda: __import__("odd").OddWarning).result()
+        warnings.filterwarnings("ignore", "plain")
+        with dpool.Executor(1) as ex:
+            assert ex.submit(before).result() is False
+            assert ex.submit(nested).result() == (False, "OddWarning")
+            assert ex.submit(raised, lambda: __import__("odd").OddWarning).result() == "OddWarning"
+            assert ex.submit(raised, lambda: __import__("odd").OddWarning.Inner).result() == "Inner"
+            assert ex.submit(raised, lambda: MainWarning).result() == "MainWarning"
+    """
+    run_script(dedent(script)).check()
+
+
 def levels() -> dict[str, int]:
     return {name: logging.getLogger(name).getEffectiveLevel() for name in ("", "a", "a.b", "c")}
 

@@ -60,6 +60,12 @@ def put_and_die(queue: Any, n: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def put_numbered(queue: Any, size: int, count: int) -> None:
+    """Put items of that size, each with its number."""
+    for number in range(count):
+        queue.put((b"%d " % number).ljust(size))
+
+
 def loop_until_killed(lock: Any, value: Any, said: Any) -> None:
     """Take and give a lock again and again."""
     said.put(os.getpid())

@@ -14,7 +14,7 @@ import pytest
 import dpool
 import dpool.multiprocessing as mp
 from tests.faults import sync_tasks as work
-from tests.faults.support import DEADLINE_S, sigkill
+from tests.faults.support import DEADLINE_S, one_of_role, resident_bytes, sigkill
 from tests.helpers import wait_until
 
 FORK = mp.get_context("fork")
@@ -213,3 +213,21 @@ def _descriptors() -> int:
 def _try(lock: Any) -> bool:
     with lock:
         return True
+
+
+def test_a_queue_that_nobody_reads_does_not_fill_the_memory() -> None:
+    """And nothing of it is lost, nor is its order."""
+    queue, size, count = mp.Queue(), 60_000, 2500
+    with dpool.Executor(1) as executor:
+        node = one_of_role("dpool-node")
+        before = resident_bytes(node)
+        executor.submit(work.put_numbered, queue, size, count).result(DEADLINE_S)
+        assert queue.qsize() == count
+        assert resident_bytes(node) - before < 100 << 20
+        for number in range(count):
+            item = queue.get(timeout=DEADLINE_S)
+            assert len(item) == size
+            assert item.startswith(b"%d " % number)
+        queue.put("again")
+        assert queue.get(timeout=DEADLINE_S) == "again"
+    del queue

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dpool.multiprocessing as mp
-from tests.helpers import wait_until
+from tests.helpers import run_script, wait_until
 from tests.multiprocessing.conftest import WAIT_S, Elsewhere
 
 
@@ -215,3 +215,16 @@ def test_a_barrier_that_breaks() -> None:
     assert "broken" in repr(barrier)
     with pytest.raises(ValueError, match="parties"):
         mp.Barrier(0)
+
+
+def test_a_task_that_waits_lets_others_have_its_cpus() -> None:
+    """Or the second party could never begin."""
+    script = """
+import dpool
+import dpool.multiprocessing as mp
+barrier = mp.Barrier(2, timeout=30)
+with dpool.Executor(2) as executor:
+    futures = [executor.options(num_cpus=1).submit(barrier.wait) for _ in range(2)]
+    print(sorted(future.result() for future in futures))
+"""
+    assert run_script(script, env={"DPOOL_NUM_CPUS": "1"}).check().stdout == "[0, 1]\n"

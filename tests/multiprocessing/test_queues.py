@@ -175,6 +175,7 @@ def test_an_item_that_does_not_load_is_gone() -> None:
     assert one.get() == 2
 
 
+@pytest.mark.leaks("the store's memory files stay open in a process that has read from them")
 @pytest.mark.parametrize("size", [1_000, 20_000])
 def test_arrays(elsewhere: Elsewhere, size: int) -> None:
     source, target = mp.Queue(), mp.Queue()

@@ -55,7 +55,7 @@ def _fill(array: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("make", [mp.Array, mp.RawArray])
-@pytest.mark.parametrize("size", [4, 500_000])
+@pytest.mark.parametrize("size", [4, 100_000])
 def test_an_array_is_seen_everywhere(make: Any, size: int, elsewhere: Elsewhere) -> None:
     array = make("i", size)
     array[1] = 9

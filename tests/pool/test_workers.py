@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.pool
 import os
 import sys
 import threading
@@ -337,3 +338,9 @@ def test_no_worker_is_left_by_many_pools() -> None:
         thread.join(LONG_S)
     assert len(pids) == 6
     assert not any(map(is_running, pids))
+
+
+def test_a_pool_is_one_of_multiprocessing_to_who_asks(pool: dpool.Pool) -> None:
+    kinds: list[type] = [multiprocessing.pool.Pool, multiprocessing.pool.ThreadPool, dpool.Pool]
+    assert [isinstance(pool, kind) for kind in kinds] == [True, False, True]
+    assert type(pool) is dpool.Pool

@@ -131,6 +131,11 @@ class Sync:
     def __contains__(self, obj: bytes) -> bool:
         return obj in self._objects
 
+    def queued_bytes(self) -> int:
+        """Of all items in all queues."""
+        queues = (one for one in self._objects.values() if isinstance(one, Queue))
+        return sum(len(item.data) for one in queues for item in one.items)
+
     def slot(self, obj: bytes) -> int:
         """Of an object that is known: its place in the shared page, or 0."""
         return int(getattr(self._objects[obj], "slot", 0))

@@ -44,6 +44,8 @@ GENERATION, WAITING, OWNER, FLAG = range(4)
 overtake); the OWNER's process id, written by itself; whether an event is set.
 """
 
+ELSEWHERE = b"\xff"
+"""Begins an item that the role keeps elsewhere; it is told when that has been Delivered."""
 SEMAPHORE_MAX = 2**31 - 1
 SEGMENT = 1 << 20
 """Bytes of a piece of memory that small shared values are cut from."""
@@ -90,7 +92,13 @@ class Drop(NamedTuple):
     refs: Refs
 
 
-Instruction = Answer | Mark | Probe | Hold | Drop
+class Delivered(NamedTuple):
+    """This item of a queue has arrived, or nobody will ever ask for it."""
+
+    data: bytes
+
+
+Instruction = Answer | Mark | Probe | Hold | Drop | Delivered
 
 
 class Item(NamedTuple):

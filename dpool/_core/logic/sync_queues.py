@@ -18,6 +18,7 @@ from dpool._core.logic.sync_kinds import (
     BLOCK,
     BROKEN,
     BROKEN_NOW,
+    ELSEWHERE,
     GET,
     GONE,
     JOIN,
@@ -34,6 +35,7 @@ from dpool._core.logic.sync_kinds import (
     WAITERS,
     Answer,
     Asked,
+    Delivered,
     Drop,
     Hold,
     Item,
@@ -287,6 +289,8 @@ class Queue(Kind):
     def settled(self, gave: Any) -> None:
         if gave.refs:
             self.out.append(Drop(gave.refs))
+        if gave.data[:1] == ELSEWHERE:
+            self.out.append(Delivered(gave.data))
 
     def close(self) -> None:
         super().close()
