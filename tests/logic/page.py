@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dpool._core.logic import dependency, lineage, references, scheduler, sync_queues
+from dpool._core.logic import actors, dependency, lineage, references, scheduler, sync_queues
 from dpool._store import events
 
 PAGE = Path(__file__).parents[2] / "docs" / "state_machines.md"
@@ -17,6 +17,7 @@ TABLES = {
     "object": references.MOVES,
     "lineage record": lineage.MOVES,
     "stored object": events.MOVES,
+    "actor": actors.MOVES,
     "barrier": sync_queues.BARRIER_MOVES,
 }
 BLOCK = re.compile(r"(<!-- moves: ([a-z ]+) -->\n).*?(<!-- end -->)", re.DOTALL)

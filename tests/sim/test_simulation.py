@@ -12,7 +12,7 @@ from dpool._core.logic import dependency, dispatch, lineage, references, resourc
 from tests.sim.simulation import Simulation, SimulationFailed
 from tests.sim.world import Link, World
 
-SEEDS = 600
+SEEDS = 800
 ROOT = Path(__file__).parents[2]
 
 SELDOM = {
@@ -111,6 +111,7 @@ MUTANTS = {
     "workers are not retired": drop_instructions(scheduler.LocalScheduler, scheduler.RetireWorker),
     "workers are not killed": drop_instructions(scheduler.LocalScheduler, scheduler.KillWorker),
     "the infeasible is not warned about": drop_instructions(scheduler.LocalScheduler, scheduler.WarnInfeasible),
+    "nobody is told that others wait": drop_instructions(scheduler.LocalScheduler, scheduler.Scarce),
     "requests survive their pool": (scheduler.LocalScheduler, "_drop_requests", lambda self, pool, shape: None),
     "failures stop after one level": (dependency.Dependencies, "_fail_all", fail_only_the_first_level),
     "results resolve nothing": (dependency.Dependencies, "_resolve", lambda self, dep: []),
