@@ -734,6 +734,7 @@ class Lane:
             pending = [future for future in self.queue if future._state is PENDING]
             self.queue.clear()
             self.queue.extend(pending[:keep])
+            self._push()  # a worker that has lost all its frames answers nothing: it is for the next submit
         return pending[keep:]
 
     def busy(self) -> bool:
