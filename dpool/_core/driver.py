@@ -45,6 +45,7 @@ from dpool._core.context import here
 from dpool._core.executor_pool import ExecutorPool
 from dpool._core.frames import Page
 from dpool._core.future import DONE, Future
+from dpool._core.future import _mutex as futures_mutex
 from dpool._core.lane import Link
 from dpool._core.lineage import Lineage
 from dpool._core.messages import (
@@ -66,6 +67,7 @@ from dpool._core.messages import (
 from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
+from dpool._core.shield import shielded
 
 LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
@@ -303,6 +305,14 @@ class NativeRuntime:
                 return  # the end of file is read, and dealt with, by the reader
 
     def _node_readable(self) -> None:
+        """What the node says is dealt with wholly: what a worker's end or beginning changes cannot be done by half."""
+        shielded(self._hear_node, self._locks)
+
+    def _locks(self) -> list[Any]:
+        """What this thread may hold when a signal handler or finalizer has interrupted us."""
+        return [self._send_lock, self._start_lock, futures_mutex, *(pool.lock for pool in list(self.pools.values()))]
+
+    def _hear_node(self) -> None:
         node = self._node
         if node is None:
             return
@@ -573,6 +583,9 @@ class NativeRuntime:
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler()
+        except BaseException:
+            self.wake()  # what was put off until now
+            raise
         finally:
             self._dispatching = before
         if self._deferred:
@@ -590,7 +603,13 @@ class NativeRuntime:
                 action = self._deferred.pop(0)
             except IndexError:  # another thread was faster
                 return
-            action()
+            try:
+                action()
+            except Exception:
+                raise
+            except BaseException:  # Ctrl-C: it is done again
+                self.defer(action)
+                raise
 
     def pump(self) -> None:
         """Handle what is readable now, if nobody else does."""
@@ -603,7 +622,11 @@ class NativeRuntime:
                 self._take_duty()
                 self._read_events(0)
         finally:
-            self._leave(reading)
+            try:
+                self._leave(reading)
+            except BaseException:  # a signal handler raised
+                self._leave(reading)
+                raise
 
     def _leave(self, reading: Any) -> None:
         """Give the reading role up, if this thread has it; a signal may have come right after it was taken."""
@@ -651,7 +674,11 @@ class NativeRuntime:
                     self._reader = me
                     self._read_until(done, until)
             finally:
-                self._leave(reading)
+                try:
+                    self._leave(reading)
+                except BaseException:  # a signal handler raised
+                    self._leave(reading)
+                    raise
             if not took:
                 self._sleep_until(done, until, future)
             elif self._sleepers:
@@ -726,7 +753,11 @@ class NativeRuntime:
                 self._block(-1)
             if self._long:
                 self._long = False
-                self.wake()
+                try:
+                    self.wake()
+                except BaseException:  # a signal handler raised
+                    self.wake()
+                    raise
 
     def _block(self, change: int) -> None:
         """In a worker: this thread of the task waits, or goes on; the CPUs of its lease are lent meanwhile."""

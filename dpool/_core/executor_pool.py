@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import frames, promises, storage, wire
 from dpool._core.arguments import FutureInside
 from dpool._core.dependents import Dependents
-from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish, to_pending
+from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
 from dpool._core.launch import await_deaths
 from dpool._core.logic.dispatch import Slot
@@ -196,13 +196,17 @@ class ExecutorPool:
             return self._unprepared(route, fn, args, kwargs, error)
         future: Future[Any] = Future(route, export, call)
         lane = route.lane
-        lane.queue.append(future)
-        if lane.hungry:
-            lane.push()
-        else:
-            self._submitted += 1
-            if not self._submitted % PUMP_EVERY:
-                self.runtime.pump()
+        try:
+            lane.queue.append(future)
+            if lane.hungry:
+                lane.push()
+            else:
+                self._submitted += 1
+                if not self._submitted % PUMP_EVERY:
+                    self.runtime.pump()
+        except BaseException:  # a signal handler raised: nobody has the future, but it is queued
+            self.later(lane.push)
+            raise
         if self.state is not OPEN:
             self._submitted_too_late(future)
         return future
@@ -262,7 +266,13 @@ class ExecutorPool:
                 action = self._deferred.pop(0)
             except IndexError:  # another thread was faster
                 return
-            action()
+            try:
+                action()
+            except Exception:
+                raise
+            except BaseException:  # Ctrl-C: it is done again
+                self.later(action)
+                raise
 
     # -- workers
 
@@ -668,7 +678,7 @@ class ExecutorPool:
         if extra.attempts <= route.max_retries and self.state is not BROKEN and not self._forced:
             lane = route.lane
             with lane.lock:
-                lane.queue.extendleft(to_pending([future]))
+                lane._wait_again([future])
             lane.push()
             return
         finish(future, None, crash(message, self.main.label(future), extra.attempts, self._strict))
