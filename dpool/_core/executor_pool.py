@@ -350,8 +350,8 @@ class ExecutorPool:
         with self.lock:
             if self._opened:
                 return
-            self._opened = True
             self.refresh_setup()
+            self._opened = True  # last: without its setup no worker can start
 
     def announce(self) -> None:
         """Tell a node of us, so that it stays while we may have tasks; the setup of workers follows with the first
