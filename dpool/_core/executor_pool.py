@@ -925,9 +925,11 @@ class ExecutorPool:
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled, what runs gets a KeyboardInterrupt."""
         self._cancel_pending(everything=True)
-        for slot, _ in list(self._slots.values()):
-            if slot.frames:
-                self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
+        with self.lock:
+            for slot, _ in list(self._slots.values()):
+                if slot.frames:  # by the time the signal is there, the worker may run what is submitted next
+                    slot.link.page.slots[frames.INTERRUPT] = slot.frames[-1].end - 1
+                    self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
 
     def signal_workers(self, number: int) -> None:
         """Send a signal to every worker; for good."""

@@ -27,6 +27,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | COUNT | worker | records in the journal: results of finished tasks, not answered yet |
 | GENERATION | worker | changes before the journal is written over |
 | PID | worker | its process id, before it reads its first frame |
+| INTERRUPT | submitter | the SIGINT on its way is for tasks up to this one; 0, which the worker stores: for any |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
 a submitter looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
@@ -61,7 +62,7 @@ WITH_REFS = 5
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION, PID = range(6)
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, INTERRUPT = range(7)
 SLOTS = 8
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES
