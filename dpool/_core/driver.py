@@ -34,7 +34,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from time import monotonic, perf_counter, sleep
+from time import monotonic, perf_counter
 from typing import Any
 from weakref import ref
 
@@ -73,8 +73,6 @@ LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
 MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
-END_WITH_NODE_S = 1.0
-"""How long the kernel may take from closing a dead node's sockets to handing its children on."""
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
 CLOSED = "closed its connection"
@@ -96,6 +94,8 @@ class NativeRuntime:
         self.pools: dict[int, ExecutorPool] = {}
         self.exiting = False
         self.node_lost = False
+        self.replacing = False
+        """A node has died, and the next one does not have what we still have of its store yet: no task may go there."""
         self.welcome: Welcome | None = None
         self._had_node = False
         """A node has answered once: it can be started here."""
@@ -210,7 +210,7 @@ class NativeRuntime:
             try:
                 sock = launch.connect_node(self.session)
             except (ConnectionError, FileNotFoundError):
-                _end_with_node(here.worker.node_pid)
+                launch.end_with_node(here.worker.node_pid)
                 raise
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
@@ -407,9 +407,10 @@ class NativeRuntime:
         if self.node_lost:
             return
         if here.worker is not None:
-            _end_with_node(here.worker.node_pid)
+            launch.end_with_node(here.worker.node_pid)
         self.node_lost = True
         if here.worker is None:
+            self.replacing = True
             storage.node_died()
         log_file = os.path.join(self.session, launch.NODE_LOG)
         started = self.welcome is not None
@@ -434,6 +435,7 @@ class NativeRuntime:
 
         with self._start_lock:
             if not self.pools:
+                self.replacing = False
                 return
             try:
                 self.start()
@@ -445,7 +447,8 @@ class NativeRuntime:
             pool.announce()  # first of all: a node that knows of nobody ends when its store is empty
         if storage.connected() is not None:
             self._open_store_again()
-        for pool in pools:
+        self.replacing = False
+        for pool in list(self.pools.values()):  # with those that were opened meanwhile
             for lane in list(pool._lanes.values()):
                 lane.push()
 
@@ -459,6 +462,7 @@ class NativeRuntime:
 
     def _give_up(self, error: BaseException) -> None:
         """No node can be had: nothing that is open can go on."""
+        self.replacing = False
         for pool in list(self.pools.values()):
             pool.break_all(error)
             pool.closed()
@@ -982,18 +986,6 @@ class NativeRuntime:
             self._node = None
         for pool in pools:
             pool.disown(self._forked_error())
-
-
-def _end_with_node(node_pid: int) -> None:
-    """In a worker whose node has closed its socket: if the node is dead, so are we in a moment, and what the task makes
-    of a lost node must not be answered. Returns if the node lives: then it only closed this connection.
-    """
-    until = monotonic() + END_WITH_NODE_S
-    while os.getppid() == node_pid:
-        if monotonic() > until:
-            return
-        sleep(0.002)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _no_thread() -> None:

@@ -297,7 +297,7 @@ class ExecutorPool:
         """Ask the node for as many leases as the lane's tasks could use. Under the lane's lock, or with nothing
         held.
         """
-        if self.state in (BROKEN, CLOSED) or self.runtime.node_lost:  # the next node is asked again
+        if self.state in (BROKEN, CLOSED) or self.runtime.node_lost or self.runtime.replacing:  # the next node is asked
             return
         if self.initializer.failures >= MAX_FAILED_STARTS:
             if self._working():
