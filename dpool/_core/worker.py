@@ -36,6 +36,7 @@ from dpool._core.frames import (
     FIRST,
     GENERATION,
     INIT,
+    INTERRUPT,
     JOURNAL_AT,
     LIMIT,
     MAP,
@@ -59,15 +60,20 @@ _SIZED = (str, bytes)
 
 
 class Interrupts:
-    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks."""
+    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks, or in a task that the
+    submitter sent after it had asked for the signal.
+    """
 
-    __slots__ = ("armed",)
+    __slots__ = ("_page", "armed")
 
-    def __init__(self) -> None:
+    def __init__(self, page: Any) -> None:
         self.armed = False
+        self._page = page
 
     def handle(self, signum: int, frame: Any) -> None:
-        if self.armed:
+        last = self._page[INTERRUPT]
+        self._page[INTERRUPT] = 0
+        if self.armed and (not last or self._page[STARTED] <= last):
             self.armed = False
             raise KeyboardInterrupt
 
@@ -83,7 +89,7 @@ class Worker:
         ready = epoll(1)
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(page.slots)
         self._show = False
         """An error of pickling a result shall show the result."""
         self._child = False
