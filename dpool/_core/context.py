@@ -33,6 +33,8 @@ class _Here:
     """The one mutable place: set when a worker, or a program that is served, begins."""
 
     worker: WorkerContext | None = None
+    worker_pid: int = 0
+    """The worker itself: a process that a task has forked has another one."""
     holds_cpus: bool = False
     """The lease that runs now holds CPUs, which are given back while the task blocks."""
     careful: bool = False

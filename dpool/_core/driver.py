@@ -35,7 +35,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from time import monotonic, perf_counter, sleep
+from time import monotonic, perf_counter
 from typing import Any
 from weakref import ref
 
@@ -46,6 +46,7 @@ from dpool._core.context import here
 from dpool._core.executor_pool import ExecutorPool
 from dpool._core.frames import Page
 from dpool._core.future import DONE, Future
+from dpool._core.future import _mutex as futures_mutex
 from dpool._core.lane import Link
 from dpool._core.lineage import Lineage
 from dpool._core.messages import (
@@ -72,6 +73,7 @@ from dpool._core.messages import (
 from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
+from dpool._core.shield import shielded
 
 MOST_TASK_WORKERS = 256
 """Workers of one process's `@remote` tasks, those that wait for others included."""
@@ -80,8 +82,6 @@ LONG_S = 0.02
 """A reader that waits longer tells the io thread when it leaves, which then needs no tick meanwhile."""
 MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
-END_WITH_NODE_S = 1.0
-"""How long the kernel may take from closing a dead node's sockets to handing its children on."""
 OUTPUT_S = 0.5
 """How long to wait for what workers have written: it matters only for the order of lines."""
 SHORT_S = 0.001
@@ -110,6 +110,8 @@ class NativeRuntime:
         self.node_lost = False
         self.scarce = False
         """Others wait for resources: what is leased and not in use is given back at once."""
+        self.replacing = False
+        """A node has died, and the next one does not have what we still have of its store yet: no task may go there."""
         self.welcome: Welcome | None = None
         self._had_node = False
         """A node has answered once: it can be started here."""
@@ -265,7 +267,7 @@ class NativeRuntime:
             try:
                 sock = launch.connect_node(self.session)
             except (ConnectionError, FileNotFoundError):
-                _end_with_node(here.worker.node_pid)
+                launch.end_with_node(here.worker.node_pid)
                 raise
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
@@ -360,6 +362,14 @@ class NativeRuntime:
                 return  # the end of file is read, and dealt with, by the reader
 
     def _node_readable(self) -> None:
+        """What the node says is dealt with wholly: what a worker's end or beginning changes cannot be done by half."""
+        shielded(self._hear_node, self._locks)
+
+    def _locks(self) -> list[Any]:
+        """What this thread may hold when a signal handler or finalizer has interrupted us."""
+        return [self._send_lock, self._start_lock, futures_mutex, *(pool.lock for pool in list(self.pools.values()))]
+
+    def _hear_node(self) -> None:
         node = self._node
         if node is None:
             return
@@ -480,9 +490,10 @@ class NativeRuntime:
         if self.node_lost:
             return
         if here.worker is not None:
-            _end_with_node(here.worker.node_pid)
+            launch.end_with_node(here.worker.node_pid)
         self.node_lost = True
         if here.worker is None:
+            self.replacing = True
             storage.node_died()
         log_file = os.path.join(self.session, launch.NODE_LOG)
         started = self.welcome is not None
@@ -507,6 +518,7 @@ class NativeRuntime:
 
         with self._start_lock:
             if not self.pools:
+                self.replacing = False
                 return
             try:
                 self.start()
@@ -518,7 +530,8 @@ class NativeRuntime:
             pool.announce()  # first of all: a node that knows of nobody ends when its store is empty
         if storage.connected() is not None:
             self._open_store_again()
-        for pool in pools:
+        self.replacing = False
+        for pool in list(self.pools.values()):  # with those that were opened meanwhile
             for lane in list(pool._lanes.values()):
                 lane.push()
 
@@ -532,6 +545,7 @@ class NativeRuntime:
 
     def _give_up(self, error: BaseException) -> None:
         """No node can be had: nothing that is open can go on."""
+        self.replacing = False
         for pool in list(self.pools.values()):
             pool.break_all(error)
             pool.closed()
@@ -656,6 +670,9 @@ class NativeRuntime:
                 handler = self._handlers.get(fd)
                 if handler is not None:
                     handler()
+        except BaseException:
+            self.wake()  # what was put off until now
+            raise
         finally:
             self._dispatching = before
         if self._deferred:
@@ -673,7 +690,13 @@ class NativeRuntime:
                 action = self._deferred.pop(0)
             except IndexError:  # another thread was faster
                 return
-            action()
+            try:
+                action()
+            except Exception:
+                raise
+            except BaseException:  # Ctrl-C: it is done again
+                self.defer(action)
+                raise
 
     def pump(self) -> None:
         """Handle what is readable now, if nobody else does."""
@@ -686,7 +709,11 @@ class NativeRuntime:
                 self._take_duty()
                 self._read_events(0)
         finally:
-            self._leave(reading)
+            try:
+                self._leave(reading)
+            except BaseException:  # a signal handler raised
+                self._leave(reading)
+                raise
 
     def _leave(self, reading: Any) -> None:
         """Give the reading role up, if this thread has it; a signal may have come right after it was taken."""
@@ -734,7 +761,11 @@ class NativeRuntime:
                     self._reader = me
                     self._read_until(done, until)
             finally:
-                self._leave(reading)
+                try:
+                    self._leave(reading)
+                except BaseException:  # a signal handler raised
+                    self._leave(reading)
+                    raise
             if not took:
                 self._sleep_until(done, until, future)
             elif self._sleepers:
@@ -809,7 +840,11 @@ class NativeRuntime:
                 self._block(-1)
             if self._long:
                 self._long = False
-                self.wake()
+                try:
+                    self.wake()
+                except BaseException:  # a signal handler raised
+                    self.wake()
+                    raise
 
     def _block(self, change: int) -> None:
         """In a worker: this thread of the task waits, or goes on; the CPUs of its lease are lent meanwhile."""
@@ -1080,18 +1115,6 @@ class NativeRuntime:
             self._node = None
         for pool in pools:
             pool.disown(self._forked_error())
-
-
-def _end_with_node(node_pid: int) -> None:
-    """In a worker whose node has closed its socket: if the node is dead, so are we in a moment, and what the task makes
-    of a lost node must not be answered. Returns if the node lives: then it only closed this connection.
-    """
-    until = monotonic() + END_WITH_NODE_S
-    while os.getppid() == node_pid:
-        if monotonic() > until:
-            return
-        sleep(0.002)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _no_thread() -> None:

@@ -213,13 +213,17 @@ class ExecutorPool:
             return self._unprepared(route, fn, args, kwargs, error)
         future: Future[Any] = Future(route, export, call)
         lane = route.lane
-        lane.queue.append(future)
-        if lane.hungry:
-            lane.push()
-        else:
-            self._submitted += 1
-            if not self._submitted % PUMP_EVERY:
-                self.runtime.pump()
+        try:
+            lane.queue.append(future)
+            if lane.hungry:
+                lane.push()
+            else:
+                self._submitted += 1
+                if not self._submitted % PUMP_EVERY:
+                    self.runtime.pump()
+        except BaseException:  # a signal handler raised: nobody has the future, but it is queued
+            self.later(lane.push)
+            raise
         if self.state is not OPEN:
             self._submitted_too_late(future)
         return future
@@ -286,7 +290,13 @@ class ExecutorPool:
                 action = self._deferred.pop(0)
             except IndexError:  # another thread was faster
                 return
-            action()
+            try:
+                action()
+            except Exception:
+                raise
+            except BaseException:  # Ctrl-C: it is done again
+                self.later(action)
+                raise
 
     # -- workers
 
@@ -311,7 +321,7 @@ class ExecutorPool:
         """Ask the node for as many leases as the lane's tasks could use. Under the lane's lock, or with nothing
         held.
         """
-        if self.state in (BROKEN, CLOSED) or self.runtime.node_lost:  # the next node is asked again
+        if self.state in (BROKEN, CLOSED) or self.runtime.node_lost or self.runtime.replacing:  # the next node is asked
             return
         if self.initializer.failures >= MAX_FAILED_STARTS:
             if self._working():
@@ -397,8 +407,8 @@ class ExecutorPool:
         with self.lock:
             if self._opened:
                 return
-            self._opened = True
             self.refresh_setup()
+            self._opened = True  # last: without its setup no worker can start
 
     def announce(self) -> None:
         """Tell a node of us, so that it stays while we may have tasks; the setup of workers follows with the first
@@ -1001,9 +1011,11 @@ class ExecutorPool:
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled, what runs gets a KeyboardInterrupt."""
         self._cancel_pending(everything=True)
-        for slot, _ in list(self._slots.values()):
-            if slot.frames:
-                self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
+        with self.lock:
+            for slot, _ in list(self._slots.values()):
+                if slot.frames:  # by the time the signal is there, the worker may run what is submitted next
+                    slot.link.page.slots[frames.INTERRUPT] = slot.frames[-1].end - 1
+                    self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
 
     def cancel_children(self, parent: int) -> None:
         """Cancel what the worker's task of this number has submitted and what has not ended."""

@@ -177,6 +177,7 @@ class Link:
         "receiver",
         "shipped",
         "sock",
+        "unread",
         "up",
         "why",
         "written",
@@ -186,6 +187,7 @@ class Link:
         self.sock = sock
         self.peer = peer
         """The worker's own end: reading from it takes unread frames back."""
+        self.unread = wire.Receiver(peer)
         self.page = page
         self.receiver = wire.Receiver(sock)
         self.shipped = Shipped()
@@ -261,6 +263,10 @@ class Lane:
         self._pushing = True
         try:
             self._fill_slots()
+        except BaseException:  # a signal handler raised: what waits is sent by whoever comes next
+            self.hungry = True
+            self.pool.later(self.push)
+            raise
         finally:
             self._pushing = False
         if self._again:
@@ -292,18 +298,20 @@ class Lane:
             data = self._build_frame(slot, frame)
             if not frame[0]:
                 return False
+            record = self.dispatcher.prepared(slot, frame[0], monotonic(), frame[1])
             wire.send(slot.link.sock, data, (), sent)
+            self._sent(slot, record)
         except OSError as error:
             if not sent:
                 return self._unsent(slot, frame, error)
+            self._sent(slot, record)
             raise
         except BaseException:  # a signal handler raised
             if sent:
-                self._sent(slot, frame)
+                self._sent(slot, record)
             else:
                 self._restore(slot, frame)
             raise
-        self._sent(slot, frame)
         return True
 
     def _build_frame(self, slot: Slot, frame: list[Any]) -> bytes:
@@ -359,15 +367,14 @@ class Lane:
         same = first if numbers.count(first) == len(numbers) else numbers
         return dumps((slot.next_seq, flags, ship, same, calls), 5)
 
-    def _sent(self, slot: Slot, frame: list[Any]) -> None:
-        """The frame is in the worker's socket."""
-        tasks, items = frame
-        link, now = slot.link, monotonic()
-        if items or link.gpus is not None or link.dead:
+    def _sent(self, slot: Slot, frame: Frame) -> None:
+        """The frame is in the worker's socket. Cut short anywhere, it can be called again."""
+        link = slot.link
+        self.dispatcher.sent(slot, frame)
+        if frame.ship or link.gpus is not None or link.dead:
             link.pending_ship, link.dead, link.gpus = [], [], None
-        self.dispatcher.sent(slot, tasks, now, items)
         if self.single:
-            self.pool.start_clock(tasks[0], now)
+            self.pool.start_clock(frame.tasks[0], frame.sent_at)
         if self.pool.runtime.sleeping:
             self.pool.runtime.wake()  # it looks after what takes long
 
@@ -375,9 +382,21 @@ class Lane:
         """The frame has not been sent: its tasks wait again, first; its definitions travel with the next one."""
         tasks, items = frame
         slot.link.pending_ship = items
-        back = to_pending(tasks)
-        self.queue.extendleft(reversed(back))
-        return back
+        return self._wait_again(tasks)
+
+    def _wait_again(self, tasks: list[Future[Any]]) -> list[Future[Any]]:
+        """Tasks that were sent wait again, first; returns those that have not ended meanwhile. Under the lock.
+
+        In the queue a task may stand twice, for then it is passed over once; nowhere, it would never end. So they are
+        queued before they are pending, and a signal handler that raises in the middle changes nothing.
+        """
+        try:
+            self.queue.extendleft(reversed(tasks))
+            return to_pending(tasks)
+        except BaseException:
+            self.queue.extendleft(reversed(tasks))
+            to_pending(tasks)
+            raise
 
     def _unsent(self, slot: Slot, frame: list[Any], error: OSError) -> bool:
         """The socket is full (try again after the next answer), or there is no memory for a large frame."""
@@ -387,8 +406,9 @@ class Lane:
             return False
         from dpool.errors import SerializationError
 
-        for future in back:
+        for _ in frame[0]:
             self.queue.popleft()
+        for future in back:
             failure = SerializationError(f"the arguments of {self.label(future)} could not be sent: {error}")
             self.pool.later(partial(finish, future, None, failure))
         return True  # the next one may be smaller
@@ -508,7 +528,7 @@ class Lane:
 
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
         if back:
-            self.queue.extendleft(reversed(to_pending(back)))
+            self._wait_again(back)
         if slot.link.page.slots[frames.LIMIT] != frames.NO_LIMIT:
             slot.link.page.slots[frames.LIMIT] = frames.NO_LIMIT
         slot.held = False
@@ -577,7 +597,7 @@ class Lane:
         """Queue a task once more that has been run."""
         with self.lock:
             self.retries += 1
-            self.queue.extendleft(to_pending([future]))
+            self._wait_again([future])
         self.push()
 
     def _settle_with_refs(self, future: Future[Any], kind: int, data: tuple[bytes, list[Place]], label: str) -> None:
@@ -635,7 +655,18 @@ class Lane:
         """Take the oldest unread frame out of the worker's socket and queue its tasks first; False if there is none."""
         if self.dispatcher.loose:
             return False
-        receiver = wire.Receiver(slot.link.peer)
+        try:
+            return self._take_one(slot)
+        except BaseException:  # most likely a signal handler raised: the frame must not be lost with it
+            if slot.link.unread.inbox:
+                self._take_one(slot)
+            self.hungry = True
+            self.pool.later(self.push)
+            raise
+
+    def _take_one(self, slot: Slot) -> bool:
+        """`_take_unread`; cut short anywhere, it can be called again."""
+        receiver = slot.link.unread
         try:
             base, _, ship, _, _ = wire.loads(receiver.receive(wire.DONTWAIT))
         except (OSError, wire.Closed, wire.DescriptorsLost):
@@ -644,12 +675,13 @@ class Lane:
             slot.link.pending_ship = ship[0] + slot.link.pending_ship
             if ship[2] is not None:
                 slot.link.gpus = ship[2]
-        if base == 0:
-            return True
-        tasks = self.dispatcher.taken_back(slot, base)
-        if self.dispatcher.lifetime is not None:
-            slot.retiring = False
-        self.queue.extendleft(reversed(to_pending(tasks)))
+        frame = self.dispatcher.frame(slot, base)
+        if frame is not None:
+            self._wait_again(frame.tasks)
+            self.dispatcher.taken_back(slot, base)
+            if self.dispatcher.lifetime is not None:
+                slot.retiring = False
+        receiver.consumed()
         return True
 
     def rescue(self, now_s: float, stall_s: float) -> bool:
@@ -682,8 +714,7 @@ class Lane:
                 return  # not even read; nothing runs
             page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
         elif now_s - frame.limited_at >= LIMIT_S:
-            back = self.dispatcher.shortened(slot, page[frames.STARTED])
-            self.queue.extendleft(reversed(to_pending(back)))
+            self._wait_again(self.dispatcher.shortened(slot, page[frames.STARTED]))
             tasks, values = self._harvest(slot)
             if tasks:
                 done.append((tasks, values))
@@ -811,7 +842,7 @@ class Lane:
                 return []
             tasks, values = self._harvest(slot)
             death = self.dispatcher.died(slot, link.page.slots[frames.STARTED])
-            self.queue.extendleft(reversed(to_pending(death.unstarted)))
+            self._wait_again(death.unstarted)
         self.settle(tasks, values)
         return death.lost
 
@@ -845,6 +876,7 @@ class Lane:
             pending = [future for future in self.queue if future._state is PENDING]
             self.queue.clear()
             self.queue.extend(pending[:keep])
+            self._push()  # a worker that has lost all its frames answers nothing: it is for the next submit
         return pending[keep:]
 
     def busy(self) -> bool:

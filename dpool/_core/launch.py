@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import stat
 import sys
-from time import monotonic
+from time import monotonic, sleep
 
 from dpool._core.config import Config
+
+END_WITH_NODE_S = 1.0
+"""How long the kernel may take from closing a dead node's sockets to handing its children on."""
 
 NODE_FD = 3
 SOCKET_NAME = "node.sock"
@@ -245,3 +249,15 @@ def log_tail(path: str, lines: int = 12) -> str:
             return "".join(file.readlines()[-lines:]).strip()
     except OSError as error:
         return f"({path}: {error.strerror})"
+
+
+def end_with_node(node_pid: int) -> None:
+    """In a worker whose node has closed its socket: if the node is dead, so are we in a moment, and what the task makes
+    of a lost node must not be answered. Returns if the node lives: then it only closed this connection.
+    """
+    until = monotonic() + END_WITH_NODE_S
+    while os.getppid() == node_pid:
+        if monotonic() > until:
+            return
+        sleep(0.002)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -38,6 +38,15 @@ class StoreGone(Exception):
     """The node that owns the store has ended."""
 
 
+def gone(why: str) -> StoreGone:
+    """The store has closed its socket. A worker whose node has died does not live to say so: what it runs is not to
+    fail for that, but to run again or be lost with the worker.
+    """
+    if here.worker is not None and here.worker_pid == os.getpid():
+        launch.end_with_node(here.worker.node_pid)
+    return StoreGone(why)
+
+
 class NoStore(StoreGone):
     """There is no node, and none can be started any more."""
 
@@ -119,7 +128,7 @@ def _connect() -> socket.socket:
         try:
             return launch.connect_node(here.worker.session)
         except OSError as error:
-            raise StoreGone(str(error)) from error
+            raise gone(str(error)) from error
     from dpool._core.driver import runtime
 
     return runtime().open_store()
@@ -138,8 +147,8 @@ def again(action: Callable[[StoreClient], Any]) -> Any:
             current = client()
             return action(current)
         except Exception as error:
-            gone = isinstance(error, StoreGone)
-            if not gone and (current is None or not current.closed):
+            lost = isinstance(error, StoreGone)
+            if not lost and (current is None or not current.closed):
                 raise  # else another thread has closed it: whatever followed from that
             if here.worker is not None or isinstance(error, NoStore) or monotonic() >= until:
                 raise

@@ -34,7 +34,7 @@ from weakref import WeakValueDictionary
 from dpool._core import ids, wire
 from dpool._core import messages as m
 from dpool._core.config import PROTOCOL
-from dpool._core.storage import Place, StoreGone
+from dpool._core.storage import Place, StoreGone, gone
 from dpool._store import memory, serde
 from dpool._store.pins import PinPage, key_of, make_page
 
@@ -217,7 +217,7 @@ class StoreClient:
             except OSError as error:
                 if isinstance(error, InterruptedError):
                     continue
-                raise StoreGone(str(error)) from error
+                raise gone(str(error)) from error
 
     def let_go(self, obj: bytes, times: int) -> None:
         """A Handle was collected: anywhere, perhaps in the middle of `_send`, perhaps in a forked child."""
@@ -330,7 +330,7 @@ class StoreClient:
         except IndexError as error:  # a signal handler, which asked too, has dealt with it
             raise BlockingIOError from error
         except (OSError, wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
-            raise StoreGone(f"the node closed the store ({type(error).__name__} {error})") from error
+            raise gone(f"the node closed the store ({type(error).__name__} {error})") from error
         fds, receiver.fds = receiver.fds, []
         kind = type(message)
         missed = False

@@ -39,6 +39,7 @@ from dpool._core.frames import (
     FIRST,
     GENERATION,
     INIT,
+    INTERRUPT,
     JOURNAL_AT,
     LIMIT,
     MAP,
@@ -64,24 +65,25 @@ _SIZED = (str, bytes)
 
 
 class Interrupts:
-    """SIGINT becomes KeyboardInterrupt in the task that runs, or in none but the one that it is for."""
+    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks, or in a task that it is not for:
+    the submitter has said which one is (CANCEL), or up to which one (INTERRUPT).
+    """
 
     __slots__ = ("_page", "armed", "recursive")
 
     def __init__(self, page: Any) -> None:
-        self._page = page
         self.armed = False
         self.recursive = False
         """What the interrupted task has submitted is to be cancelled."""
+        self._page = page
 
     def handle(self, signum: int, frame: Any) -> None:
-        target = self._page[CANCEL]
-        if target:
-            self._page[CANCEL] = 0
-            if target & ~RECURSIVE != self._page[STARTED]:
-                return  # that one has ended
-            self.recursive = self.armed and bool(target & RECURSIVE)
-        if self.armed:
+        page = self._page
+        target, last, now = page[CANCEL], page[INTERRUPT], page[STARTED]
+        page[CANCEL] = page[INTERRUPT] = 0
+        meant = (not target and not last) or target & ~RECURSIVE == now or now <= last
+        if self.armed and meant:
+            self.recursive = bool(target & RECURSIVE)
             self.armed = False
             raise KeyboardInterrupt
 

@@ -44,7 +44,7 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
         setup.driver_pid,
         message.place,
     )
-    here.worker, here.page = context, page
+    here.worker, here.worker_pid, here.page = context, os.getpid(), page
     importer = Importer()
     _take_over(setup, context)
     code = 0

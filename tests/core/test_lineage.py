@@ -116,7 +116,7 @@ def test_a_record_tells_what_ran(tmp_path: Path) -> None:
     export, call = Exporter().prepare(pickle.dumps, (1, 2), {})
     future: Future[Any] = Future(None, export, call)
     lineage = Lineage(Runtime())  # type: ignore[arg-type]
-    ((task, record),) = lineage._record(Frame(1, [future], 0.0, None), lambda _: "name")
+    ((task, record),) = lineage._record(Frame(1, [future], 0.0, None, 1), lambda _: "name")
     label, function, inline, arguments = pickle.loads(record)
     assert (label, inline, pickle.loads(arguments)) == ("name", False, ((1, 2), {}))
     assert told[0].function == function

@@ -65,7 +65,7 @@ class Lane:
             count = min(dispatcher.choose(slot, len(self.queue)), len(self.queue))
             tasks = [self.queue.popleft() for _ in range(count)]
             first = slot.next_seq
-            dispatcher.sent(slot, tasks, self.world.now_s)
+            dispatcher.sent(slot, dispatcher.prepared(slot, tasks, self.world.now_s))
             self._on_sent(tasks)
             slot.link.push(Frame(first, tuple(tasks)))
 

@@ -27,9 +27,9 @@ Task = Any
 class Frame:
     """Tasks sent together; `tasks[done:]` are not answered yet, `base + i` is the number of `tasks[i]`."""
 
-    __slots__ = ("base", "done", "limit", "limited_at", "recorded", "sent_at", "ship", "tasks")
+    __slots__ = ("assigned", "base", "done", "limit", "limited_at", "recorded", "sent_at", "ship", "tasks")
 
-    def __init__(self, base: int, tasks: list[Task], sent_at: float, ship: Any) -> None:
+    def __init__(self, base: int, tasks: list[Task], sent_at: float, ship: Any, assigned: int) -> None:
         self.base = base
         self.tasks = tasks
         self.done = 0
@@ -40,6 +40,8 @@ class Frame:
         self.limited_at = 0.0
         self.recorded = False
         """Its lineage has been handed on."""
+        self.assigned = assigned
+        """What its slot has been assigned with it."""
 
     @property
     def end(self) -> int:
@@ -145,15 +147,19 @@ class Dispatcher:
             n = min(n, self.lifetime - slot.assigned)
         return max(n, 1)
 
-    def sent(self, slot: Slot, tasks: list[Task], now_s: float, ship: Any = None) -> Frame:
-        """Record that `tasks` travel to `slot` now, in one frame."""
-        frame = Frame(slot.next_seq, tasks, now_s, ship)
-        slot.next_seq += len(tasks)
-        slot.frames.append(frame)
-        slot.assigned += len(tasks)
+    @staticmethod
+    def prepared(slot: Slot, tasks: list[Task], now_s: float, ship: Any = None) -> Frame:
+        """The frame in which `tasks` are about to travel to `slot`; nothing is recorded yet."""
+        return Frame(slot.next_seq, tasks, now_s, ship, slot.assigned + len(tasks))
+
+    def sent(self, slot: Slot, frame: Frame) -> None:
+        """Record that the frame travels: the last one that was prepared. Done twice, it changes nothing more."""
+        if not slot.frames or slot.frames[-1] is not frame:
+            slot.frames.append(frame)
+        slot.next_seq = frame.end
+        slot.assigned = frame.assigned
         if self.lifetime is not None and slot.assigned >= self.lifetime:
             slot.retiring = True
-        return frame
 
     def last_of_life(self, slot: Slot, adding: int) -> bool:
         """Whether the worker must leave after a frame of `adding` more tasks."""
@@ -226,14 +232,22 @@ class Dispatcher:
         frame.done = upto
         return new
 
-    def taken_back(self, slot: Slot, base: int) -> list[Task]:
-        """The unread frame `base` was taken out of the worker's socket: its tasks, to be queued again."""
+    @staticmethod
+    def frame(slot: Slot, base: int) -> Frame | None:
+        """The frame `base` of the slot; None if it has none (or has it no more)."""
         for frame in slot.frames:
             if frame.base == base:
-                slot.frames.remove(frame)
-                slot.assigned -= len(frame.tasks)
-                return frame.tasks
-        raise ValueError(f"worker {slot.worker} has no frame {base}")
+                return frame
+        return None
+
+    def taken_back(self, slot: Slot, base: int) -> list[Task]:
+        """The unread frame `base` was taken out of the worker's socket: its tasks, to be queued again."""
+        frame = self.frame(slot, base)
+        if frame is None:
+            raise ValueError(f"worker {slot.worker} has no frame {base}")
+        slot.assigned -= len(frame.tasks)
+        slot.frames.remove(frame)
+        return frame.tasks
 
     def limit(self, slot: Slot, started: int, now_s: float) -> int:
         """Begin to take the tail of the frame being run back: the number from which on the worker must not start."""
