@@ -65,8 +65,8 @@ _SIZED = (str, bytes)
 
 
 class Interrupts:
-    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks, or in a task that it is not for:
-    the submitter has said which one is (CANCEL), or up to which one (INTERRUPT).
+    """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks, or in a task that it is not
+    for: the submitter has said which one is (CANCEL), or up to which one (INTERRUPT).
     """
 
     __slots__ = ("_page", "armed", "recursive")
