@@ -398,15 +398,15 @@ class NativeRuntime:
         except RuntimeWarning as error:  # warnings are errors here; whoever reads has done nothing to deserve one
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
-    def descriptors_lost(self) -> None:
-        """A message came without its descriptors."""
+    def descriptors_lost(self, asked: ExecutorPool | None = None) -> None:
+        """A message came without its descriptors; `asked`: the pool that it was for, if that is known."""
         from dpool.errors import StartupError
 
         error = StartupError(
             "this process has no file descriptors left for another worker (see `ulimit -n`); close files, or raise "
             "the limit"
         )
-        for pool in list(self.pools.values()):
+        for pool in [asked] if asked is not None else list(self.pools.values()):
             if not pool.processes:
                 pool.break_all(error)
             else:

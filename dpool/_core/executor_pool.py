@@ -387,7 +387,7 @@ class ExecutorPool:
             if link is None:
                 lane.requested = max(0, lane.requested - 1)
                 self.runtime.tell(KillWorker(self.number, message.worker, int(signal.SIGKILL)))
-                self.runtime.descriptors_lost()
+                self.runtime.descriptors_lost(self)
                 return
             slot = Slot(message.worker, link)
             link.up = False
