@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NODE_DIED = "node"
 """`WorkerDied.reason` of the workers that a dead node took along."""
 
+
 def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseException:
     """What the task of a dead worker raises; `task` is what it is called."""
     from os import uname

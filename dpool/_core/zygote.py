@@ -55,16 +55,23 @@ def serve(sock: socket.socket, session: str) -> None:
             continue
         except wire.Closed:
             break
-        if isinstance(message, Spawn):
-            _fork_twice(channel, message.worker, message.node_pid, partial(_become_worker, message, fds))
-        elif isinstance(message, SpawnProgram):
-            _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
-        elif isinstance(message, Preload):
-            _preload_asked(channel, message)
+        try:
+            _obey(channel, message, fds)
+        except wire.Closed:
+            break
         for fd in fds:
             os.close(fd)
         _preload_more()
     _remove_session(session)
+
+
+def _obey(channel: wire.ControlChannel, message: Any, fds: list[int]) -> None:
+    if isinstance(message, Spawn):
+        _fork_twice(channel, message.worker, message.node_pid, partial(_become_worker, message, fds))
+    elif isinstance(message, SpawnProgram):
+        _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
+    elif isinstance(message, Preload):
+        _preload_asked(channel, message)
 
 
 def _preload() -> None:
