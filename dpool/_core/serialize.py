@@ -120,7 +120,7 @@ class Export:
         """What the function refers to in the object store."""
 
     def __del__(self) -> None:
-        if self._owner is not None:
+        if getattr(self, "_owner", None) is not None:  # a signal handler may have cut its making short
             self._owner.dead.append(self.number)
 
     def __repr__(self) -> str:
