@@ -471,15 +471,15 @@ class NativeRuntime:
         except RuntimeWarning as error:  # warnings are errors here; whoever reads has done nothing to deserve one
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
-    def descriptors_lost(self) -> None:
-        """A message came without its descriptors."""
+    def descriptors_lost(self, asked: ExecutorPool | None = None) -> None:
+        """A message came without its descriptors; `asked`: the pool that it was for, if that is known."""
         from dpool.errors import StartupError
 
         error = StartupError(
             "this process has no file descriptors left for another worker (see `ulimit -n`); close files, or raise "
             "the limit"
         )
-        for pool in list(self.pools.values()):
+        for pool in [asked] if asked is not None else list(self.pools.values()):
             if not pool.processes:
                 pool.break_all(error)
             else:
@@ -502,18 +502,18 @@ class NativeRuntime:
         tail = "" if worth_it else launch.log_tail(log_file)
         with self._start_lock:  # a thread that starts the next one meanwhile has another session
             self._drop_node()
-        pools = list(self.pools.values())
+            pools = list(self.pools.values())  # those made from now on are the next node's
         if worth_it and not self.exiting:
             for pool in pools:
                 pool.node_died(log_file)
-            self._start_again()
+            self._start_again(pools)
             return
         from dpool.errors import StartupError
 
-        self._give_up(StartupError(f"the node process {what}; its log ends with:\n{tail}"))
+        self._give_up(StartupError(f"the node process {what}; its log ends with:\n{tail}"), pools)
 
-    def _start_again(self) -> None:
-        """Another node in the place of one that died, if somebody needs it."""
+    def _start_again(self, pools: list[ExecutorPool]) -> None:
+        """Another node in the place of one that died with the workers of `pools`, if somebody needs it."""
         from dpool.errors import DpoolError
 
         with self._start_lock:
@@ -523,17 +523,15 @@ class NativeRuntime:
             try:
                 self.start()
             except DpoolError as error:
-                self._give_up(error)
+                self._give_up(error, pools)
                 return
-            pools = list(self.pools.values())
         for pool in pools:
             pool.announce()  # first of all: a node that knows of nobody ends when its store is empty
         if storage.connected() is not None:
             self._open_store_again()
         self.replacing = False
         for pool in list(self.pools.values()):  # with those that were opened meanwhile
-            for lane in list(pool._lanes.values()):
-                lane.push()
+            pool.go_on()
 
     @staticmethod
     def _open_store_again() -> None:
@@ -543,20 +541,28 @@ class NativeRuntime:
         except storage.StoreGone as error:
             _log.warning("the object store of a node that died could not be handed on: %s", error)
 
-    def _give_up(self, error: BaseException) -> None:
-        """No node can be had: nothing that is open can go on."""
+    def _give_up(self, error: BaseException, pools: list[ExecutorPool]) -> None:
+        """No node can be had: nothing that was open can go on."""
         self.replacing = False
-        for pool in list(self.pools.values()):
+        for pool in pools:
             pool.break_all(error)
             pool.closed()
+        for pool in list(self.pools.values()):  # opened meanwhile, with a node of their own
+            pool.go_on()
 
     # -- links to workers
 
-    def link(self, message: Grant, fds: list[int]) -> Link:
-        """Our side of a worker that is new to us."""
-        ours, peer, page = fds
+    def link(self, message: Grant, fds: list[int]) -> Link | None:
+        """Our side of a worker that is new to us; None if this process may not open it."""
+        if len(fds) != 3:
+            return None
+        sock, peer, page = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), fds[2]
         try:
-            return Link(socket.socket(fileno=ours), socket.socket(fileno=peer), Page(page), message.log_file)
+            return Link(sock, peer, Page(page), message.log_file)
+        except OSError:  # mapping the page takes one more
+            sock.close()
+            peer.close()
+            return None
         finally:
             os.close(page)
 
@@ -681,8 +687,11 @@ class NativeRuntime:
     def defer(self, action: Callable[[], Any]) -> None:
         """Run `action` soon, with no lock held."""
         self._deferred.append(action)
-        if self._reader != threading.get_ident():
+        reader = self._reader
+        if not reader:
             self.wake()
+        elif reader != threading.get_ident() or not self._dispatching:  # else it is run after what is dispatched now
+            self._poke()  # the reader may be in a long wait
 
     def run_deferred(self) -> None:
         while self._deferred:

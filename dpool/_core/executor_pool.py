@@ -44,7 +44,7 @@ from dpool._core.messages import (
     UpdateSetup,
     WorkerDied,
 )
-from dpool._core.pool_crash import crash, fail_all, how
+from dpool._core.pool_crash import NODE_DIED, crash, fail_all, how
 from dpool._core.pool_initializer import Initializer
 from dpool._core.pool_workers import Clock, WorkerProcess
 from dpool._core.serialize import ATOMIC
@@ -125,6 +125,9 @@ class ExecutorPool:
         """No more workers than these can be started at present."""
         self._recovering = 0
         """Deaths of workers that are being dealt with."""
+        self._owed = False
+        """A standing pool's workers were wanted, or being initialized, when their node died: the next one starts them.
+        """
         self._unpickled = 0
         """Tasks that did not pickle: like any others, they make workers start."""
         self._deferred: list[Callable[[], Any]] = []
@@ -352,7 +355,10 @@ class ExecutorPool:
     def populate(self) -> None:
         """Have all workers started that there may be, now and not at the first task."""
         with self.lock:
-            if self.state is OPEN and self.initializer.failures < MAX_FAILED_STARTS:
+            wanted = self.state is OPEN or (self.state is CLOSING and self._owed)
+            wanted = wanted and self.initializer.failures < MAX_FAILED_STARTS
+            self._owed = wanted and self.runtime.node_lost
+            if wanted and not self._owed:
                 self.want_workers(self.main, at_least=self.max_workers)
 
     def _give_up_spare(self, lane: Lane, wanted: int) -> int:
@@ -415,10 +421,26 @@ class ExecutorPool:
         one. What was asked of the node before, or of this one before it knew us, is void.
         """
         with self.lock:
+            if self.drained.is_set():  # while the node was replaced: this one would keep us for ever
+                return
             self.runtime.tell(OpenPool(self.number, self._max_workers or 1 << 20, b""))
-            self._opened = False
-            for lane in self._lanes.values():
-                lane.requested = 0
+            self._void_requests()
+
+    def _void_requests(self) -> None:
+        """No node knows of them any more. Under the lock."""
+        self._owed = self.standing and self._initializing()
+        self._opened = False
+        for lane in self._lanes.values():
+            lane.requested = 0
+
+    def go_on(self) -> None:
+        """After `announce` to a node that stands in the place of a dead one: ask it for what is needed."""
+        for lane in list(self._lanes.values()):
+            lane.push()
+        if self.standing:
+            self.populate()
+        if self.closing:
+            self.check_drained()
 
     def refresh_setup(self) -> None:
         """The driver's working directory, environment, … as they are now, for workers started from now on."""
@@ -427,13 +449,13 @@ class ExecutorPool:
     def granted(self, message: Grant, fds: list[int]) -> None:
         """The node leased a worker to us."""
         lane = self.lane_for(message.shape)
-        if message.fresh and len(fds) != 3:
-            lane.requested = max(0, lane.requested - 1)
-            self.runtime.tell(KillWorker(self.number, message.worker, int(signal.SIGKILL)))
-            self.runtime.descriptors_lost()
-            return
         if message.fresh:
             link = self.runtime.link(message, fds)
+            if link is None:
+                lane.requested = max(0, lane.requested - 1)
+                self.runtime.tell(KillWorker(self.number, message.worker, int(signal.SIGKILL)))
+                self.runtime.descriptors_lost(self)
+                return
             slot = Slot(message.worker, link)
             link.up = False
         else:
@@ -490,6 +512,7 @@ class ExecutorPool:
             self.initializer.send(slot.link)
         except OSError as error:
             self._initializer_failed(slot, error)
+            self.kill_for(self.main, slot, lambda _: None)  # else it would wait for it for ever
 
     def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
         """The initializer of a worker has ended."""
@@ -666,7 +689,8 @@ class ExecutorPool:
         page = slot.link.page.slots
         began = page[frames.STARTED] > 0
         idle = page[frames.LIMIT] > 0 and not slot.frames and not slot.held  # it had got as far as its loop
-        initializing = slot.held and bool(self.initializer) and not began and not slot.retiring
+        blameless = message.reason == NODE_DIED
+        initializing = slot.held and bool(self.initializer) and not began and not slot.retiring and not blameless
         lost = (lane or self.main).worker_died(slot)
         if message.unclaimed:
             self._claim(message.pid)
@@ -675,7 +699,9 @@ class ExecutorPool:
         slot.link.close()
         if began or idle:
             self._failed_starts = 0
-        elif (message.signal or message.exit_code or message.reason) and not (initializing and self.standing):
+        elif (message.signal or message.exit_code or message.reason) and not (
+            blameless or (initializing and self.standing)
+        ):
             self._failed_starts += 1
         if initializing and self.state in (OPEN, CLOSING) and why is None and (self.standing or self.state is OPEN):
             self._initializer_failed(slot, None)
@@ -708,13 +734,12 @@ class ExecutorPool:
             )
         else:
             self._failed_starts += 1
-        if self._failed_starts >= MAX_FAILED_STARTS:
-            self._give_up(message)
-            return
         with self.lock:
             for lane in self._lanes.values():
                 if lane.requested:
                     self._cancel_requests(lane)
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._give_up(message)
 
     def _give_up(self, message: WorkerDied) -> None:
         from dpool.errors import ExecutorBroken
@@ -861,8 +886,10 @@ class ExecutorPool:
         self._leave()
 
     def _initializing(self) -> bool:
-        return any(lane.requested for lane in self._lanes.values()) or any(
-            slot.held and not slot.retiring for slot, _ in self._slots.values()
+        return (
+            self._owed
+            or any(lane.requested for lane in self._lanes.values())
+            or any(slot.held and not slot.retiring for slot, _ in self._slots.values())
         )
 
     def _leave(self) -> None:
@@ -1002,7 +1029,7 @@ class ExecutorPool:
     def _starting(self) -> bool:
         with self.lock:
             asked = any(lane.requested and not lane.shape for lane in self._lanes.values())
-            return asked or any(not slot.link.up for slot, _ in self._slots.values())
+            return self._owed or asked or any(not slot.link.up for slot, _ in self._slots.values())
 
     def describe(self) -> str:
         """For people."""
@@ -1038,13 +1065,12 @@ class ExecutorPool:
 
     def node_died(self, log_file: str) -> None:
         """All workers died with the node; pending tasks move to the next one."""
-        self._opened = False
-        for lane in self._lanes.values():
-            lane.requested = 0
+        with self.lock:
+            self._void_requests()
         self._workers_end_with_node()
         for worker in list(self._slots):
             pid = self._slots[worker][0].link.pid
-            self.worker_died(WorkerDied(self.number, worker, pid, int(signal.SIGKILL), 0, "node", log_file))
+            self.worker_died(WorkerDied(self.number, worker, pid, int(signal.SIGKILL), 0, NODE_DIED, log_file))
         self._failed_starts = 0
         if self.drained.is_set():
             self.closed()

@@ -188,6 +188,7 @@ class Node:
         signal.signal(signal.SIGTERM, lambda *_: self.call_soon(self._end))
         signal.signal(signal.SIGCHLD, _nothing)
         signal.set_wakeup_fd(self._wakeup_pipe(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGTERM})  # whatever our driver had blocked
 
     def _wakeup_pipe(self) -> int:
         """Python writes a signal's number here, as one byte, which an eventfd would refuse."""

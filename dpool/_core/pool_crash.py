@@ -10,6 +10,9 @@ from dpool._core.future import Future, finish
 if TYPE_CHECKING:
     from dpool._core.messages import WorkerDied
 
+NODE_DIED = "node"
+"""`WorkerDied.reason` of the workers that a dead node took along."""
+
 
 def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseException:
     """What the task of a dead worker raises; `task` is what it is called."""
@@ -18,7 +21,7 @@ def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseEx
     from dpool.errors import NodeLost, OutOfMemory, WorkerCrashed
 
     host = uname().nodename
-    if message.reason == "node":
+    if message.reason == NODE_DIED:
         return NodeLost(
             f"the node process on {host} died while a worker (pid {message.pid}) ran {task}; "
             "it has been started again. Submit the task again, or use max_retries=."

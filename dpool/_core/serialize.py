@@ -126,8 +126,9 @@ class Export:
         """What the function refers to in the object store."""
 
     def __del__(self) -> None:
-        if self._owner is not None:
-            self._owner.dead.append(self.number)
+        owner = getattr(self, "_owner", None)  # a signal handler may have cut its making short
+        if owner is not None:
+            owner.dead.append(self.number)
 
     def __repr__(self) -> str:
         return f"Export({self.number}, {self.label!r}, requires={[one.name for one in self.requires]})"

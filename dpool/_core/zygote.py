@@ -55,16 +55,23 @@ def serve(sock: socket.socket, session: str) -> None:
             continue
         except wire.Closed:
             break
-        if isinstance(message, Spawn):
-            _fork_twice(channel, message.worker, message.node_pid, partial(_become_worker, message, fds))
-        elif isinstance(message, SpawnProgram):
-            _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
-        elif isinstance(message, Preload):
-            _preload_asked(channel, message)
+        try:
+            _obey(channel, message, fds)
+        except wire.Closed:
+            break
         for fd in fds:
             os.close(fd)
         _preload_more()
     _remove_session(session)
+
+
+def _obey(channel: wire.ControlChannel, message: Any, fds: list[int]) -> None:
+    if isinstance(message, Spawn):
+        _fork_twice(channel, message.worker, message.node_pid, partial(_become_worker, message, fds))
+    elif isinstance(message, SpawnProgram):
+        _fork_twice(channel, message.program, message.node_pid, partial(_become_program, message, fds))
+    elif isinstance(message, Preload):
+        _preload_asked(channel, message)
 
 
 def _preload() -> None:
@@ -109,22 +116,26 @@ def _fork_twice(channel: wire.ControlChannel, worker: int, node_pid: int, become
     try:
         middle = os.fork()
     except OSError as error:
-        channel.send(SpawnFailed(worker, f"fork: {error}"))
+        _say(channel, SpawnFailed(worker, f"fork: {error}"))
         return
     if middle:
-        os.waitpid(middle, 0)
+        _, status = os.waitpid(middle, 0)
+        if status:  # then there is no child, or nobody knows of it
+            how = os.waitstatus_to_exitcode(status)
+            _say(channel, SpawnFailed(worker, f"fork: the process between ended with {how}"))
         return
     try:
+        middle = os.getpid()
         try:
             child = os.fork()
         except OSError as error:
-            channel.send(SpawnFailed(worker, f"fork: {error}"))
+            _say(channel, SpawnFailed(worker, f"fork: {error}"))
             os._exit(0)
         if child:
             os._exit(0)
-        channel.send(Spawned(worker, os.getpid()))
+        _say(channel, Spawned(worker, os.getpid()))
         channel.close()
-        _bind_to_node(node_pid)
+        _bind_to_node(node_pid, middle)
         become()
     except BaseException:
         import traceback
@@ -134,14 +145,24 @@ def _fork_twice(channel: wire.ControlChannel, worker: int, node_pid: int, become
     os._exit(0)
 
 
-def _bind_to_node(node_pid: int) -> None:
-    """Wait for the kernel to hand us to the node, then ask to die with it."""
-    spins = 0
-    while os.getppid() != node_pid:
+def _say(channel: wire.ControlChannel, message: Any) -> None:
+    """Tell the node; waits while it is so busy, or stopped, that its socket is full. Closed if it is gone."""
+    from select import POLLOUT, poll
+
+    channel.send(message)
+    waiter = poll()
+    waiter.register(channel.fileno(), POLLOUT)
+    while channel.pending:
+        waiter.poll()
+        channel.flush()
+
+
+def _bind_to_node(node_pid: int, middle_pid: int) -> None:
+    """Wait for the kernel to take us from the process between and hand us to the node, then ask to die with it. If the
+    node is dead, somebody else is our parent then.
+    """
+    while os.getppid() == middle_pid:
         os.sched_yield()
-        spins += 1
-        if spins > 1000 and not os.path.exists(f"/proc/{node_pid}"):
-            os._exit(1)
     prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != node_pid:
         os._exit(1)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import dpool
+from dpool._core.driver import runtime
 from tests.executor.support import LONG_S, Gate, noop, same, square
 from tests.helpers import Script, is_running, run_script, wait_until
 
@@ -205,6 +206,41 @@ assert dpool.Executor(1).submit(abs, -3).result() == 3   # and another one is st
 print("done")
 """
     assert run_script(script, env={"DPOOL_LINGER_S": "0.01"}).check().stdout == "done\n"
+
+
+def test_an_executor_that_nobody_holds_ends_while_another_thread_waits(gate: Gate) -> None:
+    """What its finalizer puts off is not put off until the thread that reads has something to read."""
+    with dpool.Executor(1) as ex:
+        held = ex.submit(gate.enter)
+        gate.entered()
+        reader = threading.Thread(target=held.result, args=(LONG_S,))
+        reader.start()
+        wait_until(lambda: runtime()._long, LONG_S, "it waits without a tick")
+        other = dpool.Executor(1)
+        worker = other.submit(os.getpid).result(LONG_S)
+        wait_until(lambda: runtime()._reader == reader.ident and runtime()._long, LONG_S)
+        del other
+        gc.collect()
+        wait_until(lambda: not is_running(worker), 10, "its worker leaves")
+        gate.open()
+        reader.join()
+
+
+def test_the_program_may_have_blocked_signals() -> None:
+    """The node hears of its children's ends all the same."""
+    script = """
+import signal, threading
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+import dpool
+ex = dpool.Executor(1)
+print(ex.submit(abs, -1).result(60))
+ending = threading.Thread(target=ex.shutdown, daemon=True)
+ending.start()
+ending.join(30)
+print("hangs" if ending.is_alive() else "ended")
+ex.kill_workers()
+"""
+    assert run_script(script, env={"DPOOL_GCS": "off"}).check().stdout.split() == ["1", "ended"]
 
 
 # --- terminate_workers, kill_workers ---
