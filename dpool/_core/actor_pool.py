@@ -206,9 +206,15 @@ class ActorPool:
         """Ask the node for a link."""
         self.runtime.tell(ConnectActor(self.number, self.actor))
 
+    def go_on(self) -> None:
+        """The actor ended with the node that died."""
+
     def granted(self, message: Grant, fds: list[int]) -> None:
         """Here it is."""
-        link = self.runtime.link(message, fds)
+        link = self.runtime.link(message, fds) if len(fds) == 3 else None
+        if link is None:
+            self.gone(pickle.dumps(("this process has no file descriptors left for a link to it", None)))
+            return
         slot = Slot(message.worker, link)
         with self.lock:
             self._slot = slot
