@@ -272,6 +272,8 @@ class Setup(NamedTuple):
     """How deeply nested the workers' tasks will be: 1 for those of a driver."""
     at_start: list[tuple[str, str, Any]]
     """What a worker calls when it has taken over all this: module, function, argument."""
+    tracker: tuple[int, int, int] | None = None
+    """The driver's resource tracker; see `tracker`."""
 
 
 # store client (driver or worker, on a socket of its own) → node; see node_store.py

@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 
-from dpool._core import warning_filters
+from dpool._core import tracker, warning_filters
 from dpool._core.context import here
 from dpool._core.launch import SECRETS
 from dpool._core.messages import Setup
@@ -34,6 +34,7 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         threads=max(1, cpus // max(1, max_workers or cpus)),
         depth=here.worker.depth + 1 if here.worker is not None else 1,
         at_start=[ask() for ask in here.at_start],
+        tracker=tracker.of_this_process(),
     )
     return pickle.dumps(setup, 5)
 

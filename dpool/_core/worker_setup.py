@@ -132,6 +132,10 @@ def _multiprocessing(setup: Setup, context: WorkerContext) -> None:
         process._parent_process = process._ParentProcess("MainProcess", setup.driver_pid, sentinel)  # type: ignore[attr-defined]
     except OSError:  # the driver is in another pid namespace, or just died
         process._parent_process = None  # type: ignore[attr-defined]
+    if setup.tracker is not None:
+        from dpool._core import tracker
+
+        tracker.join(tracker.Tracker(*setup.tracker))
     util._finalizer_registry.clear()  # type: ignore[attr-defined]
     util._run_after_forkers()  # type: ignore[attr-defined]
 
