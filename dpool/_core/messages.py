@@ -262,10 +262,11 @@ class Setup(NamedTuple):
     filters: bytes
     """`warnings.filters`; see `warning_filters`."""
     authkey: bytes
-    loggers: dict[str, int]
-    log_format: str | None
-    """The format of the root logger's first handler, if the driver has one."""
-    log_datefmt: str | None
+    logs: tuple[dict[str, int], list[tuple[Any, ...]]]
+    """Levels and handlers of loggers; see `logs`."""
+    recursion_limit: int
+    decimal: Any
+    """The context of decimal numbers, if the driver has another than the default one."""
     threads: int
     """BLAS and OpenMP threads for each worker."""
     depth: int
