@@ -262,7 +262,7 @@ class Setup(NamedTuple):
     filters: bytes
     """`warnings.filters`; see `warning_filters`."""
     authkey: bytes
-    logs: tuple[dict[str, int], list[tuple[Any, ...]]]
+    logs: tuple[dict[str, int], list[str], list[tuple[Any, ...]]]
     """Levels and handlers of loggers; see `logs`."""
     recursion_limit: int
     decimal: Any

@@ -28,7 +28,7 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         main_package=getattr(main, "__package__", None),
         filters=warning_filters.collect(),
         authkey=_authkey(),
-        logs=(found.levels, [tuple(each) for each in found.handlers]),
+        logs=(found.levels, found.alone, [tuple(each) for each in found.handlers]),
         recursion_limit=sys.getrecursionlimit(),
         decimal=_decimal_context(),
         threads=max(1, cpus // max(1, max_workers or cpus)),

@@ -146,11 +146,11 @@ def _multiprocessing(setup: Setup, context: WorkerContext) -> None:
 
 
 def _logging(setup: Setup) -> None:
-    levels, handlers = setup.logs
+    levels, alone, handlers = setup.logs
     if levels or handlers:
         from dpool._core import logs
 
-        logs.install(logs.Logs(levels, [logs.Handler(*each) for each in handlers]))
+        logs.install(logs.Logs(levels, alone, [logs.Handler(*each) for each in handlers]))
 
 
 def _random(context: WorkerContext) -> None:

@@ -389,6 +389,35 @@ def test_logs_for_handlers_that_a_worker_cannot_have_go_to_standard_error() -> N
     assert result.stderr.splitlines() == LINES[:2]
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_handlers_of_other_loggers(alone: bool) -> None:
+    config = f"""
+some = logging.getLogger("some")
+some.setLevel(20)
+some.propagate = not {alone}
+handler = logging.StreamHandler(sys.stdout)
+handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+some.addHandler(handler)
+logging.basicConfig(format="root %(message)s")
+"""
+    result = run_script(LOGS.format(config=config)).check()
+    assert result.stdout.splitlines() == LINES[:2]
+    assert result.stderr.splitlines() == ([] if alone else ["root from the task", "root again the task"])
+
+
+def test_a_logger_that_its_module_configures_writes_once(tmp_path: Path) -> None:
+    (tmp_path / "configured.py").write_text(
+        "import logging, sys\n"
+        "log = logging.getLogger(__name__)\n"
+        "log.addHandler(logging.StreamHandler(sys.stdout))\n"
+        "def work(): log.warning('once')\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text("import configured, dpool\nwith dpool.Executor(1) as ex: ex.submit(configured.work).result()\n")
+    result = run_script(script).check()
+    assert (result.stdout, result.stderr) == ("once\n", "")
+
+
 def test_the_context_of_decimal_numbers_is_the_drivers() -> None:
     script = """
         import decimal, dpool
