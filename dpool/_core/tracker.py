@@ -18,6 +18,8 @@ import stat
 import sys
 from typing import NamedTuple
 
+from dpool._core.context import here
+
 
 class Tracker(NamedTuple):
     """The pipe to a process's tracker."""
@@ -28,13 +30,21 @@ class Tracker(NamedTuple):
     """So that a descriptor which has become something else is not taken for it."""
 
 
+class _State:
+    joined = False
+    """Our tracker is, or will be, another process's."""
+
+
 def of_this_process() -> Tracker | None:
-    """The tracker of a process that may have shared memory; it is started, as it is for every spawned child."""
+    """The tracker of a process that may have shared memory; a driver's is started, as it is for every spawned child."""
     if "multiprocessing.shared_memory" not in sys.modules:
         return None
-    from multiprocessing.resource_tracker import getfd
+    from multiprocessing import resource_tracker
 
-    fd: int = getfd()  # type: ignore[assignment]
+    ours = resource_tracker._resource_tracker
+    if here.worker is not None and not _State.joined and ours._fd is None:  # type: ignore[attr-defined]
+        return None
+    fd: int = ours.getfd()  # type: ignore[assignment]
     return Tracker(os.getpid(), fd, os.fstat(fd).st_ino)
 
 
@@ -45,6 +55,7 @@ def join(other: Tracker) -> None:
     ours = resource_tracker._resource_tracker
     standard = ours.ensure_running
     asked = False
+    _State.joined = True
 
     def ensure_running() -> None:
         nonlocal asked
