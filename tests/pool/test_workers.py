@@ -38,6 +38,11 @@ def test_workers_start_with_the_pool(gate: Gate) -> None:
     assert all(worker.exitcode is not None for worker in workers)
 
 
+def test_a_pool_is_shown_with_the_workers_that_are_being_started() -> None:
+    with dpool.Pool(3) as pool:
+        assert repr(pool) == "<dpool.pool.Pool state=RUN pool_size=3>"
+
+
 def test_every_worker_is_used(pool: dpool.Pool, gate: Gate) -> None:
     results = [pool.apply_async(gate.enter, (name,)) for name in "ab"]
     pids = {gate.entered("a"), gate.entered("b")}
