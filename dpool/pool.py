@@ -366,6 +366,8 @@ class Pool:
         cls = type(self)
         inner = getattr(self, "_inner", None)
         size = 0 if inner is None else len(inner.processes)
+        if self._state == RUN:
+            size = self._processes  # those that are being started, or replaced, too
         return f"<{cls.__module__}.{cls.__qualname__} state={self._state} pool_size={size}>"
 
 

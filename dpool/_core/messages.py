@@ -295,16 +295,19 @@ class Setup(NamedTuple):
     filters: bytes
     """`warnings.filters`; see `warning_filters`."""
     authkey: bytes
-    loggers: dict[str, int]
-    log_format: str | None
-    """The format of the root logger's first handler, if the driver has one."""
-    log_datefmt: str | None
+    logs: tuple[dict[str, int], list[str], list[tuple[Any, ...]]]
+    """Levels and handlers of loggers; see `logs`."""
+    recursion_limit: int
+    decimal: Any
+    """The context of decimal numbers, if the driver has another than the default one."""
     threads: int
     """BLAS and OpenMP threads for each worker."""
     depth: int
     """How deeply nested the workers' tasks will be: 1 for those of a driver."""
     at_start: list[tuple[str, str, Any]]
     """What a worker calls when it has taken over all this: module, function, argument."""
+    tracker: tuple[int, int, int] | None = None
+    """The driver's resource tracker; see `tracker`."""
 
 
 # store client (driver or worker, on a socket of its own) → node; see node_store.py

@@ -249,6 +249,12 @@ class MapResult(AsyncResult):
         """Each future has a list."""
         self._fed = threading.Condition()
 
+    @property
+    def _number_left(self) -> int:
+        """Chunks that have not ended: private in the standard library, but progress is shown with it."""
+        left = sum(future._state not in DONE for future in list(self._futures))
+        return left or int(not self._complete)
+
     def fill(self, futures: Iterable[Future[Any]]) -> None:
         """These are all the futures."""
         self._futures.extend(futures)

@@ -99,6 +99,11 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     sys.path[:] = setup.path
     sys.path_importer_cache.clear()
     sys.argv[:] = setup.argv
+    sys.setrecursionlimit(max(setup.recursion_limit, sys.getrecursionlimit()))
+    if setup.decimal is not None:
+        import decimal
+
+        decimal.setcontext(setup.decimal)
     install_main(setup.main_file, setup.main_package)
     warning_filters.install(setup.filters)
     _multiprocessing(setup, context)
@@ -132,22 +137,20 @@ def _multiprocessing(setup: Setup, context: WorkerContext) -> None:
         process._parent_process = process._ParentProcess("MainProcess", setup.driver_pid, sentinel)  # type: ignore[attr-defined]
     except OSError:  # the driver is in another pid namespace, or just died
         process._parent_process = None  # type: ignore[attr-defined]
+    if setup.tracker is not None:
+        from dpool._core import tracker
+
+        tracker.join(tracker.Tracker(*setup.tracker))
     util._finalizer_registry.clear()  # type: ignore[attr-defined]
     util._run_after_forkers()  # type: ignore[attr-defined]
 
 
 def _logging(setup: Setup) -> None:
-    if not setup.loggers and setup.log_format is None:
-        return
-    import logging
+    levels, alone, handlers = setup.logs
+    if levels or handlers:
+        from dpool._core import logs
 
-    for name, level in setup.loggers.items():
-        logging.getLogger(name or None).setLevel(level)
-    root = logging.getLogger()
-    if setup.log_format is not None and not root.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(setup.log_format, setup.log_datefmt))
-        root.addHandler(handler)
+        logs.install(logs.Logs(levels, alone, [logs.Handler(*each) for each in handlers]))
 
 
 def _random(context: WorkerContext) -> None:

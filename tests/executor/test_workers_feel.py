@@ -339,6 +339,110 @@ def test_logger_levels_are_the_drivers() -> None:
     run_script(dedent(script)).check()
 
 
+LOGS = """
+import dpool, logging, sys
+def work(i):
+    logging.getLogger("some").info("from %s", i)
+    logging.getLogger("some").debug("no")
+    logging.getLogger("some").warning("again %s", i)
+{config}
+with dpool.Executor(1) as ex:
+    ex.submit(work, "the task").result()
+    logging.getLogger("driver").info("after")
+"""
+LINES = ["INFO from the task", "WARNING again the task", "INFO after"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "level=20, style='{', format='{levelname} {message}', stream=sys.stdout",
+        "level=20, style='$', format='$levelname ${message}', stream=sys.stdout",
+        "level=20, format='%(levelname)s %(message)s', stream=sys.stdout",
+    ],
+)
+def test_logs_go_to_the_drivers_stream_in_its_format(settings: str) -> None:
+    result = run_script(LOGS.format(config=f"logging.basicConfig({settings})")).check()
+    assert sorted(result.stdout.splitlines()) == sorted(LINES)
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_logs_go_to_the_drivers_file(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    config = f"""
+logging.basicConfig(level=20, format='%(levelname)s %(message)s', filename={str(file)!r}, filemode={mode!r})
+errors = logging.StreamHandler()
+errors.setLevel(logging.WARNING)
+logging.getLogger().addHandler(errors)
+logging.getLogger().addHandler(logging.NullHandler())
+logging.info("before")
+"""
+    result = run_script(LOGS.format(config=config)).check()
+    assert file.read_text().splitlines() == ["INFO before", *LINES]
+    assert (result.stdout, result.stderr) == ("", "again the task\n")
+
+
+def test_logs_for_handlers_that_a_worker_cannot_have_go_to_standard_error() -> None:
+    config = "import io; logging.basicConfig(level=20, format='%(levelname)s %(message)s', stream=io.StringIO())"
+    result = run_script(LOGS.format(config=config)).check()
+    assert result.stderr.splitlines() == LINES[:2]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_handlers_of_other_loggers(alone: bool) -> None:
+    config = f"""
+some = logging.getLogger("some")
+some.setLevel(20)
+some.propagate = not {alone}
+handler = logging.StreamHandler(sys.stdout)
+handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+some.addHandler(handler)
+logging.basicConfig(format="root %(message)s")
+"""
+    result = run_script(LOGS.format(config=config)).check()
+    assert result.stdout.splitlines() == LINES[:2]
+    assert result.stderr.splitlines() == ([] if alone else ["root from the task", "root again the task"])
+
+
+def test_a_logger_that_its_module_configures_writes_once(tmp_path: Path) -> None:
+    (tmp_path / "configured.py").write_text(
+        "import logging, sys\n"
+        "log = logging.getLogger(__name__)\n"
+        "log.addHandler(logging.StreamHandler(sys.stdout))\n"
+        "def work(): log.warning('once')\n"
+    )
+    script = tmp_path / "program.py"
+    script.write_text("import configured, dpool\nwith dpool.Executor(1) as ex: ex.submit(configured.work).result()\n")
+    result = run_script(script).check()
+    assert (result.stdout, result.stderr) == ("once\n", "")
+
+
+def test_the_context_of_decimal_numbers_is_the_drivers() -> None:
+    script = """
+        import decimal, dpool
+        def third(): return str(decimal.Decimal(1) / 3)
+        decimal.getcontext().prec = 5
+        decimal.getcontext().traps[decimal.Inexact] = False
+        with dpool.Executor(1) as ex:
+            assert ex.submit(third).result() == third() == "0.33333"
+        decimal.getcontext().traps[decimal.Inexact] = True
+        with dpool.Executor(1) as ex:
+            assert type(ex.submit(third).exception()) is decimal.Inexact
+    """
+    run_script(dedent(script)).check()
+
+
+def test_the_recursion_limit_is_the_drivers() -> None:
+    script = """
+        import dpool, sys
+        sys.setrecursionlimit(7777)
+        with dpool.Executor(1) as ex:
+            assert ex.submit(sys.getrecursionlimit).result() == 7777
+    """
+    run_script(dedent(script)).check()
+
+
 # --- Threads of BLAS and OpenMP ---
 
 

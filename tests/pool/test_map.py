@@ -32,6 +32,18 @@ def sizes(*values: Any) -> tuple[str, ...]:
     return tuple(map(size, values))
 
 
+def test_the_number_of_chunks_left(pool: dpool.Pool, gate: Gate) -> None:
+    result = pool.map_async(gate.enter, ["a", "b"], chunksize=1)
+    gate.entered("a")
+    gate.entered("b")
+    assert result._number_left == 2
+    gate.open("a")
+    wait_until(lambda: result._number_left == 1, LONG_S)
+    gate.open("b")
+    wait_until(lambda: result._number_left == 0, LONG_S)
+    assert result.ready()
+
+
 def reciprocal(x: float) -> float:
     return 1 / x
 

@@ -38,6 +38,11 @@ def test_workers_start_with_the_pool(gate: Gate) -> None:
     assert all(worker.exitcode is not None for worker in workers)
 
 
+def test_a_pool_is_shown_with_the_workers_that_are_being_started() -> None:
+    with dpool.Pool(3) as pool:
+        assert repr(pool) == "<dpool.pool.Pool state=RUN pool_size=3>"
+
+
 def test_every_worker_is_used(pool: dpool.Pool, gate: Gate) -> None:
     results = [pool.apply_async(gate.enter, (name,)) for name in "ab"]
     pids = {gate.entered("a"), gate.entered("b")}
@@ -228,8 +233,9 @@ def test_a_worker_is_replaced_after_so_many_tasks() -> None:
         pids = [pool.apply(os.getpid) for _ in range(6)]
         assert [pids[i] == pids[i + 1] for i in range(5)] == [True, False, True, False, True]
         chunks = pool.map(lambda _: os.getpid(), range(40), 10)
-        assert [len(set(chunks[i : i + 20])) for i in (0, 20)] == [1, 1]  # a chunk is one task
-        assert len(set(chunks)) == 2
+        assert [len(set(chunks[i : i + 10])) for i in (0, 10, 20, 30)] == [1] * 4  # a chunk is one task
+        assert 2 <= len(set(chunks)) <= 4  # what waits behind a worker's last task may go to its replacement
+        assert max(map(chunks.count, chunks)) <= 20
         pool.close()
         pool.join()
 
