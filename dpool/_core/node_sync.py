@@ -9,8 +9,9 @@
 
 Runs in the node's loop. Made when the first process says SyncHello.
 
-What a process's other connections have said before is read before a message is dealt with, so its threads need not
-share a connection to be heard in the order in which they spoke.
+What a process's other connections have said before is read before a question is dealt with, so its threads need not
+share a connection to be heard in the order in which they spoke. What is not answered all of them say on one connection:
+it is dealt with at once, before a question that may have been put after it.
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ class NodeSync:
         """One message; an exception if it cannot be (the node then closes that peer)."""
         side.reading = True
         try:
-            self._read_others(side)
+            if type(message) is not m.SyncAsk or message.request:
+                self._read_others(side)
             if side.number not in self._sides:
                 return
             if type(message) is m.SyncAsk:
