@@ -19,7 +19,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import resource
 import select
+import termios
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +158,17 @@ class Memory:
             os.close(fd)
 
 
+def _more_descriptors() -> None:
+    """A connection for each thread that waits, anywhere, can be more than a program is usually allowed to open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _unread(fd: int) -> bool:
+    """Whether the other end has not read all that was sent."""
+    return any(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))
+
+
 class NodeSync:
     """See the module."""
 
@@ -167,6 +180,7 @@ class NodeSync:
         self._sides: dict[int, Side] = {}
         self._by_pid: dict[int, set[int]] = {}
         self._pidfds: dict[int, int] = {}
+        _more_descriptors()
         self._page = Page()
         self._memory = Memory()
         self._descriptors: dict[bytes, int] = {}
@@ -206,7 +220,15 @@ class NodeSync:
         pidfd = self._pidfds.pop(pid)
         self._node._off(pidfd)
         os.close(pidfd)
+        for number in list(self._by_pid.get(pid, ())):
+            self._end_of(self._sides[number])
         self._do(s.Died(pid))
+
+    def _end_of(self, side: Side) -> None:
+        """A connection of a dead process that still stands: a child of it that was forked meanwhile has it, too."""
+        if not side.ticket:
+            side.channel.unread = side.channel.unread or _unread(side.channel.fileno())
+            self._node.sync_side_ended(side.number)
 
     def closed(self, side: Side) -> None:
         """The connection has closed."""

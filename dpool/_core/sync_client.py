@@ -52,6 +52,8 @@ ALIVE_S = 0.2
 AGAIN_S = 5.0
 """How long it is tried to make an object while one node ends and the next begins."""
 
+MOST_POLL_S = 1e6
+"""So long may a poll be at a time; who has waited goes on waiting."""
 SHORT_S = 0.002
 """After so long a task that waits lets others have its CPUs."""
 MOST_IDLE = 8
@@ -133,9 +135,11 @@ class Connection:
     def _receive(self, until: float | None) -> Any:
         """The next message; None when the time is over."""
         while True:
-            left = None if until is None else max(0.0, until - monotonic()) * 1000
-            if not self.poller.poll(left):
-                return None
+            left = None if until is None else max(0.0, until - monotonic())
+            if not self.poller.poll(None if left is None else min(left, MOST_POLL_S) * 1000):
+                if left is None or left <= MOST_POLL_S:
+                    return None
+                continue
             try:
                 data = self._receiver.receive(wire.DONTWAIT)
             except (BlockingIOError, InterruptedError):
