@@ -42,6 +42,8 @@ LEAST = 64
 OBJECT_BYTES = ids.ID_BYTES + ids.INDEX_BYTES
 SPOOLED_AT_ONCE = 1000
 """Items that go to the file before it is counted again how much lies in memory."""
+MOST_UNREAD = 10_000
+"""More messages than a socket holds."""
 QUEUES = 0
 """The holder of what items in queues refer to."""
 
@@ -278,8 +280,9 @@ class NodeSync:
                 waiter.register(other.channel.fileno(), select.POLLIN)
         for fd, _ in waiter.poll(0):
             other = found[fd]
-            while not other.reading and self._node.read_store_side(other.number):
-                continue
+            for _ in range(MOST_UNREAD):  # what is said meanwhile is not waited for
+                if other.reading or not self._node.read_store_side(other.number):
+                    break
 
     def _ask(self, side: Side, message: m.SyncAsk) -> None:
         if message.op == k.FETCH:

@@ -12,9 +12,9 @@ opens anew, and threads of one process exclude each other by `held`.
 A lock may be released by a process that has not acquired it. Then the node makes the lock another byte (GENERATION),
 and what the owner has locked means nothing any more; it finds that out by comparing the two.
 
-A signal handler comes only after calls. Whatever it hits, either the byte is locked and its owner written down, or it is
-not and nobody is: so a handler that raises leaves no lock behind, and one that takes the lock it interrupts gets it, as
-its owner does again (`RLock`) or anew.
+A signal handler comes only after calls. Whatever it hits, either the byte is locked and its owner written down, or it
+is not and nobody is: so a handler that raises leaves no lock behind, and one that takes the lock it interrupts gets it,
+as its owner does again (`RLock`) or anew.
 """
 
 from __future__ import annotations
