@@ -51,7 +51,7 @@ QUEUES = 0
 class Side:
     """One connection of a process."""
 
-    __slots__ = ("channel", "number", "pid", "reading", "ticket")
+    __slots__ = ("channel", "number", "pid", "reading", "tells", "ticket")
 
     def __init__(self, number: int, channel: wire.ControlChannel, pid: int, ticket: bool) -> None:
         self.number = number
@@ -60,6 +60,8 @@ class Side:
         self.ticket = ticket
         """It holds what a forked child has of its parent's."""
         self.reading = False
+        self.tells = False
+        """What is not answered comes here."""
 
 
 class Page:
@@ -188,6 +190,7 @@ class NodeSync:
         self._descriptors: dict[bytes, int] = {}
         self._kinds: dict[bytes, int] = {}
         self._spool = node_spool.Spool(os.path.dirname(node.spill_directory()))
+        self._ahead = False
         self._queued = 0
         """Bytes of items in queues, or more."""
         self._spooling = 0
@@ -250,7 +253,9 @@ class NodeSync:
         """One message; an exception if it cannot be (the node then closes that peer)."""
         side.reading = True
         try:
-            if type(message) is not m.SyncAsk or message.request:
+            if type(message) is m.SyncAsk and not message.request:
+                side.tells = True
+            else:
                 self._read_others(side)
             if side.number not in self._sides:
                 return
@@ -275,11 +280,17 @@ class NodeSync:
         found = {}
         for number in numbers:
             other = self._sides[number]
-            if not other.reading:
+            if not other.reading and (other.tells or not self._ahead):
                 found[other.channel.fileno()] = other
                 waiter.register(other.channel.fileno(), select.POLLIN)
-        for fd, _ in waiter.poll(0):
-            other = found[fd]
+        ahead, self._ahead = self._ahead, True  # what is read ahead does not read all others ahead in its turn
+        try:
+            self._read_all([found[fd] for fd, _ in waiter.poll(0)])
+        finally:
+            self._ahead = ahead
+
+    def _read_all(self, sides: list[Side]) -> None:
+        for other in sides:
             for _ in range(MOST_UNREAD):  # what is said meanwhile is not waited for
                 if other.reading or not self._node.read_store_side(other.number):
                     break
