@@ -183,6 +183,8 @@ class NodeSync:
         self.sync = s.Sync()
         self._sides: dict[int, Side] = {}
         self._by_pid: dict[int, set[int]] = {}
+        self._tellers: set[int] = set()
+        """Connections on which things are said that are not answered."""
         self._pidfds: dict[int, int] = {}
         _more_descriptors()
         self._page = Page()
@@ -237,6 +239,7 @@ class NodeSync:
 
     def closed(self, side: Side) -> None:
         """The connection has closed."""
+        self._tellers.discard(side.number)
         if self._sides.pop(side.number, None) is None:
             return
         numbers = self._by_pid[side.pid]
@@ -255,6 +258,7 @@ class NodeSync:
         try:
             if type(message) is m.SyncAsk and not message.request:
                 side.tells = True
+                self._tellers.add(side.number)
             else:
                 self._read_others(side)
             if side.number not in self._sides:
@@ -273,7 +277,10 @@ class NodeSync:
             side.reading = False
 
     def _read_others(self, side: Side) -> None:
-        numbers = self._by_pid.get(side.pid, ())
+        """What was said before this question is dealt with first: by its own process, and what nobody waits for an
+        answer to, by all; for whoever asks may know, by a task's result, that it was said.
+        """
+        numbers = self._by_pid.get(side.pid, set()) | self._tellers
         if len(numbers) < 2:
             return
         waiter = select.poll()
