@@ -1026,9 +1026,9 @@ class NativeRuntime:
             self._wait_for_pools(interrupted)
         finally:
             if any(needed() for needed in storage.needed_to_the_end):
-                import atexit  # those who wait for each other there are waited for first
+                import atexit
 
-                atexit.register(self._close_last)
+                atexit.register(self._close_last)  # it is called first
             else:
                 self.close()
 
@@ -1043,9 +1043,11 @@ class NativeRuntime:
             return True
 
     def _close_last(self) -> None:
-        util = sys.modules.get("multiprocessing.util")
-        if util is not None:
-            util._exit_function()  # waits for child processes; it would be called next
+        """Everybody else's exit functions first: they may use what lives in the node, or wait for child processes."""
+        import atexit
+
+        atexit.unregister(self._close_last)
+        atexit._run_exitfuncs()
         self.close()
 
     def _wait_for_pools(self, interrupted: bool) -> None:

@@ -437,6 +437,10 @@ class Node:
             client.side = None
             self._client_left(client)
 
+    def sync_side_ended(self, number: int) -> None:
+        """The process is gone, though somebody else has its connection open."""
+        self._client_left(self._clients[number])
+
     def lives(self, pid: int) -> bool:
         """Whether this is a process that can hold objects."""
         if pid in self._pids:

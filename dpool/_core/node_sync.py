@@ -9,8 +9,9 @@
 
 Runs in the node's loop. Made when the first process says SyncHello.
 
-What a process's other connections have said before is read before a message is dealt with, so its threads need not
-share a connection to be heard in the order in which they spoke.
+What a process's other connections have said before is read before a question is dealt with, so its threads need not
+share a connection to be heard in the order in which they spoke. What is not answered all of them say on one connection:
+it is dealt with at once, before a question that may have been put after it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import resource
 import select
+import termios
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +42,8 @@ LEAST = 64
 OBJECT_BYTES = ids.ID_BYTES + ids.INDEX_BYTES
 SPOOLED_AT_ONCE = 1000
 """Items that go to the file before it is counted again how much lies in memory."""
+MOST_UNREAD = 10_000
+"""More messages than a socket holds."""
 QUEUES = 0
 """The holder of what items in queues refer to."""
 
@@ -46,7 +51,7 @@ QUEUES = 0
 class Side:
     """One connection of a process."""
 
-    __slots__ = ("channel", "number", "pid", "reading", "ticket")
+    __slots__ = ("channel", "number", "pid", "reading", "tells", "ticket")
 
     def __init__(self, number: int, channel: wire.ControlChannel, pid: int, ticket: bool) -> None:
         self.number = number
@@ -55,6 +60,8 @@ class Side:
         self.ticket = ticket
         """It holds what a forked child has of its parent's."""
         self.reading = False
+        self.tells = False
+        """What is not answered comes here."""
 
 
 class Page:
@@ -155,6 +162,17 @@ class Memory:
             os.close(fd)
 
 
+def _more_descriptors() -> None:
+    """A connection for each thread that waits, anywhere, can be more than a program is usually allowed to open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _unread(fd: int) -> bool:
+    """Whether the other end has not read all that was sent."""
+    return any(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))
+
+
 class NodeSync:
     """See the module."""
 
@@ -165,12 +183,16 @@ class NodeSync:
         self.sync = s.Sync()
         self._sides: dict[int, Side] = {}
         self._by_pid: dict[int, set[int]] = {}
+        self._tellers: set[int] = set()
+        """Connections on which things are said that are not answered."""
         self._pidfds: dict[int, int] = {}
+        _more_descriptors()
         self._page = Page()
         self._memory = Memory()
         self._descriptors: dict[bytes, int] = {}
         self._kinds: dict[bytes, int] = {}
         self._spool = node_spool.Spool(os.path.dirname(node.spill_directory()))
+        self._ahead = False
         self._queued = 0
         """Bytes of items in queues, or more."""
         self._spooling = 0
@@ -205,10 +227,19 @@ class NodeSync:
         pidfd = self._pidfds.pop(pid)
         self._node._off(pidfd)
         os.close(pidfd)
+        for number in list(self._by_pid.get(pid, ())):
+            self._end_of(self._sides[number])
         self._do(s.Died(pid))
+
+    def _end_of(self, side: Side) -> None:
+        """A connection of a dead process that still stands: a child of it that was forked meanwhile has it, too."""
+        if not side.ticket:
+            side.channel.unread = side.channel.unread or _unread(side.channel.fileno())
+            self._node.sync_side_ended(side.number)
 
     def closed(self, side: Side) -> None:
         """The connection has closed."""
+        self._tellers.discard(side.number)
         if self._sides.pop(side.number, None) is None:
             return
         numbers = self._by_pid[side.pid]
@@ -225,7 +256,11 @@ class NodeSync:
         """One message; an exception if it cannot be (the node then closes that peer)."""
         side.reading = True
         try:
-            self._read_others(side)
+            if type(message) is m.SyncAsk and not message.request:
+                side.tells = True
+                self._tellers.add(side.number)
+            else:
+                self._read_others(side)
             if side.number not in self._sides:
                 return
             if type(message) is m.SyncAsk:
@@ -242,20 +277,30 @@ class NodeSync:
             side.reading = False
 
     def _read_others(self, side: Side) -> None:
-        numbers = self._by_pid.get(side.pid, ())
+        """What was said before this question is dealt with first: by its own process, and what nobody waits for an
+        answer to, by all; for whoever asks may know, by a task's result, that it was said.
+        """
+        numbers = self._by_pid.get(side.pid, set()) | self._tellers
         if len(numbers) < 2:
             return
         waiter = select.poll()
         found = {}
         for number in numbers:
             other = self._sides[number]
-            if not other.reading:
+            if not other.reading and (other.tells or not self._ahead):
                 found[other.channel.fileno()] = other
                 waiter.register(other.channel.fileno(), select.POLLIN)
-        for fd, _ in waiter.poll(0):
-            other = found[fd]
-            while not other.reading and self._node.read_store_side(other.number):
-                continue
+        ahead, self._ahead = self._ahead, True  # what is read ahead does not read all others ahead in its turn
+        try:
+            self._read_all([found[fd] for fd, _ in waiter.poll(0)])
+        finally:
+            self._ahead = ahead
+
+    def _read_all(self, sides: list[Side]) -> None:
+        for other in sides:
+            for _ in range(MOST_UNREAD):  # what is said meanwhile is not waited for
+                if other.reading or not self._node.read_store_side(other.number):
+                    break
 
     def _ask(self, side: Side, message: m.SyncAsk) -> None:
         if message.op == k.FETCH:

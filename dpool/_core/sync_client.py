@@ -9,6 +9,9 @@ A question takes a connection that nobody uses, and gives it back when it has be
 threads wait at a time. When something raises in the middle of a question the connection is closed, and the node gives
 to somebody else what it had given: the kernel tells it whether the answer was read.
 
+What is not answered all threads say on one connection, the teller: a message goes in one call, so they need not
+exclude each other, and what a thread says arrives in the order in which it says it.
+
 A forked child has the objects of its parent: a connection that is made before the fork holds them for as long as the
 child lives (`_before_fork`). Everything else the child opens anew.
 
@@ -49,6 +52,8 @@ ALIVE_S = 0.2
 AGAIN_S = 5.0
 """How long it is tried to make an object while one node ends and the next begins."""
 
+MOST_POLL_S = 1e6
+"""So long may a poll be at a time; who has waited goes on waiting."""
 SHORT_S = 0.002
 """After so long a task that waits lets others have its CPUs."""
 MOST_IDLE = 8
@@ -130,9 +135,11 @@ class Connection:
     def _receive(self, until: float | None) -> Any:
         """The next message; None when the time is over."""
         while True:
-            left = None if until is None else max(0.0, until - monotonic()) * 1000
-            if not self.poller.poll(left):
-                return None
+            left = None if until is None else max(0.0, until - monotonic())
+            if not self.poller.poll(None if left is None else min(left, MOST_POLL_S) * 1000):
+                if left is None or left <= MOST_POLL_S:
+                    return None
+                continue
             try:
                 data = self._receiver.receive(wire.DONTWAIT)
             except (BlockingIOError, InterruptedError):
@@ -277,8 +284,12 @@ class Link:
         self._store: StoreClient | None = None
         self._lock = threading.RLock()
         self._looked = 0.0
-        self.ticket: socket.socket | None = None
-        """While this process is forked, and in the child: the connection that holds what the child has."""
+        self._told: dict[str, Connection] = {}
+        """The teller, when there is one."""
+        self._tickets: dict[int, socket.socket] = {}
+        """Thread that is forking → the connection that holds what the child will have."""
+        self._ticket: socket.socket | None = None
+        """The one that holds what this process has, if it is a forked child."""
         self.segments: dict[int, mmap.mmap] = {}
 
     # -- connections
@@ -304,6 +315,16 @@ class Link:
         except (ConnectionError, FileNotFoundError) as error:
             self.lost = True
             raise LinkLost(str(error)) from error
+
+    def teller(self) -> Connection:
+        """The connection for what is not answered; nobody gives it back, or closes it."""
+        found = self._told.get("teller")
+        if found is None:
+            made = self.take()
+            found = self._told.setdefault("teller", made)
+            if found is not made:
+                self.idle += (made,)
+        return found
 
     def _close_idle(self) -> None:
         """As many threads as there were do not wait any more."""
@@ -425,18 +446,25 @@ class Link:
         except OSError:
             sock.close()
             return
-        self.ticket = sock
+        self._tickets[threading.get_ident()] = sock  # other threads may fork at the same time
 
     def in_parent(self) -> None:
-        ticket, self.ticket = self.ticket, None
+        ticket = self._tickets.pop(threading.get_ident(), None)
         if ticket is not None:
             ticket.close()
 
     def in_child(self) -> None:
         """What the parent's connections, locks and page are is not ours."""
-        for connection in self.idle:
+        for connection in (*self.idle, *self._told.values()):
             connection.close()
         self.idle = []
+        self._told = {}
+        ours = self._tickets.pop(threading.get_ident(), None)
+        for sock in (self._ticket, *self._tickets.values()):
+            if sock is not None:
+                sock.close()
+        self._tickets = {}
+        self._ticket = ours
         self.pid = os.getpid()
         self.home = self.home and here.worker is not None
         self._lock = threading.RLock()
@@ -454,6 +482,11 @@ class Link:
         self.lost = True
         while self.idle:
             self.idle.pop().close()
+        while self._told:
+            self._told.popitem()[1].close()
+        if self._ticket is not None:
+            self._ticket.close()
+            self._ticket = None
         for fd in (self.lock_fd, self._page_fd):
             if fd >= 0:
                 os.close(fd)
@@ -528,16 +561,11 @@ class Core:
 
     def tell(self, op: int, n: int = 0, data: bytes = b"", refs: list[bytes] | None = None) -> None:
         """Say something that is not answered."""
-        connection = self._take()
         try:
-            connection.tell(self.obj, op, n, data, refs)
+            self.link.teller().tell(self.obj, op, n, data, refs)
         except LinkLost as error:
-            raise self._lost(connection) from error
-        except BaseException:
-            connection.abandon()
-            raise
-        connection.given = False
-        self.link.idle += (connection,)
+            self.link.lost = True
+            raise node_lost(self.what) from error
 
     def _take(self) -> Connection:
         try:

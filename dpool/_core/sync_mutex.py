@@ -12,8 +12,9 @@ opens anew, and threads of one process exclude each other by `held`.
 A lock may be released by a process that has not acquired it. Then the node makes the lock another byte (GENERATION),
 and what the owner has locked means nothing any more; it finds that out by comparing the two.
 
-An interrupt (a signal handler that raises) comes only after calls. Whatever it hits, either the byte is locked and the
-caller knows, or it is not.
+A signal handler comes only after calls. Whatever it hits, either the byte is locked and its owner written down, or it
+is not and nobody is: so a handler that raises leaves no lock behind, and one that takes the lock it interrupts gets it,
+as its owner does again (`RLock`) or anew.
 """
 
 from __future__ import annotations
@@ -108,21 +109,16 @@ class Mutex(Core):
                 if self.held == words[at + k.GENERATION]:
                     return False
                 self._let_go()
-            self._claim = claim  # before and after: wherever an interrupt hits, it is known whose the byte is
-            if not self._lock_byte():
-                self._claim = None
+            if not self._lock_byte(claim):
                 return False
-            self._claim = claim
             dead = words[at + k.OWNER]
             words[at + k.OWNER] = self.link.pid
-            self.thread = threading.get_ident()
-            self.count = 1
         if dead:
             self._warn(dead)
         return True
 
-    def _lock_byte(self) -> bool:
-        words, at = self._words, self._at
+    def _lock_byte(self, claim: object) -> bool:
+        words, at, me = self._words, self._at, threading.get_ident()
         while True:
             generation = words[at + k.GENERATION]
             if generation != self._known:
@@ -131,13 +127,14 @@ class Mutex(Core):
                 self._unlock = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, byte, 1, 0)
                 self._known = generation
             try:
-                self.held = generation
+                self._claim, self.thread, self.count, self.held = claim, me, 1, generation
                 _fcntl(self.link.lock_fd, _SETLK, self._lock)
                 if words[at + k.GENERATION] == generation:
                     return True
                 self._let_go()
             except (BlockingIOError, PermissionError):
-                self.held = 0
+                self._claim = None
+                self.thread = self.count = self.held = 0
                 return False
             except BaseException:
                 self._let_go()
@@ -145,11 +142,8 @@ class Mutex(Core):
 
     def _let_go(self) -> None:
         self._claim = None
-        self.thread = self.count = 0
-        try:
-            _fcntl(self.link.lock_fd, _SETLK, self._unlock)
-        finally:
-            self.held = 0
+        self.thread = self.count = self.held = 0  # no call in between: who comes after the call finds it free
+        _fcntl(self.link.lock_fd, _SETLK, self._unlock)
 
     def _warn(self, dead: int) -> None:
         warnings.warn(
