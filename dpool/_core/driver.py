@@ -73,7 +73,7 @@ from dpool._core.messages import (
 from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
-from dpool._core.shield import shielded
+from dpool._core.shield import inside, shielded
 
 MOST_TASK_WORKERS = 256
 """Workers of one process's `@remote` tasks, those that wait for others included."""
@@ -784,7 +784,7 @@ class NativeRuntime:
 
     def dispatching_here(self) -> bool:
         """Whether this thread is dealing with a message, and what it does now has interrupted that."""
-        return self._dispatching and self._reader == threading.get_ident()
+        return self._dispatching and (self._reader == threading.get_ident() or inside())
 
     def _sleep_until(self, done: Callable[[], bool], until: float | None, future: Future[Any] | None) -> None:
         """Another thread reads: it will end our future, or leave the reading role to us."""

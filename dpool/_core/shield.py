@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+_threads: set[int] = set()
+"""Threads that do something in the place of the main thread."""
 WAIT_S = 0.05
 """How long the main thread waits at a time, once it has been interrupted."""
 
@@ -32,11 +34,19 @@ class _Job:
             self.turn.pop()
         except IndexError:
             return  # the main thread has given up before it began
+        me = threading.get_ident()
+        _threads.add(me)
         try:
             self.action()
         except BaseException as error:
             self.error = error
+        _threads.discard(me)
         self.over = True
+
+
+def inside() -> bool:
+    """Whether this thread does something in the place of the main thread, which waits for it."""
+    return threading.get_ident() in _threads
 
 
 def shielded(action: Callable[[], Any], locks: Callable[[], list[Any]]) -> None:
