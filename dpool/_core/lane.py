@@ -492,39 +492,47 @@ class Lane:
             self.pool.initialized(self, slot, answer[3][0])
             return False
         if answer[0] < 0:
-            if answer[1]:
-                self._ended_out_of_turn(slot, -answer[0], answer[3][0])
-            else:
-                self._yielded(slot, -answer[0], answer[2], answer[3][0])
+            known = self._ended_out_of_turn if answer[1] else self._yielded
+            if not known(slot, -answer[0], answer[2], answer[3][0]):
+                self._malformed(slot, ProtocolError(f"something about task {-answer[0]} that it was not asked for"))
             link.handled()
             return False
         link.answer = answer
         return True
 
-    def _ended_out_of_turn(self, slot: Slot, number: int, value: Any) -> None:
-        """A call has ended of an actor that runs many at a time."""
+    def _ended_out_of_turn(self, slot: Slot, number: int, _: int, value: Any) -> bool:
+        """A call has ended of an actor that runs many at a time; False if it is not such a one. Cut short anywhere, it
+        can be called again.
+        """
+        if not self.dispatcher.loose or number >= slot.next_seq:
+            return False
         with self.lock:
-            task = self.dispatcher.ended(slot, number)
-            self._push()
+            task = self.dispatcher.alone(slot, number)
         if task is None:
             _let_go(value)
-        else:
-            self.settle([task], [value])
+            return True
+        self.settle([task], [value])
+        with self.lock:
+            self.dispatcher.ended(slot, number)
+            self._push()
+        return True
 
-    def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> None:
-        """A task has yielded an item."""
+    def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> bool:
+        """A task has yielded an item; False if it is none that may. Cut short anywhere, it can be called again."""
         with self.lock:
             task = next((f.tasks[number - f.base] for f in slot.frames if f.base <= number < f.end), None)
-        stream = None if task is None or task._extra is None else task._extra.stream
-        there = None if stream is None else stream()
-        if task is None or there is None or task._state is not RUNNING:
+        if task is None or task._extra is None or task._extra.stream is None:
+            return False
+        there = task._extra.stream()
+        if there is None or task._state is not RUNNING:
             _let_go(value)
-            return
+            return True
         item: Future[Any] = Future(task._route)
         item._state = RUNNING
         self.settle([item], [value])
         there.put(index, item)
         self.pool.runtime.poke_reader()
+        return True
 
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
         if back:

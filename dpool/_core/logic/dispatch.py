@@ -108,13 +108,15 @@ class Dispatcher:
         self.depth = depth
         self.loose = True
 
-    def ended(self, slot: Slot, number: int) -> Task | None:
-        """A task that travelled alone has ended; None if it is not known any more."""
-        for frame in slot.frames:
+    def alone(self, slot: Slot, number: int) -> Task | None:
+        """The task of this number, which travelled alone; None if it is not known any more."""
+        return next((frame.tasks[0] for frame in slot.frames if frame.base == number), None)
+
+    def ended(self, slot: Slot, number: int) -> None:
+        """It has ended."""
+        for frame in list(slot.frames):
             if frame.base == number:
                 slot.frames.remove(frame)
-                return frame.tasks[0]
-        return None
 
     # -- choosing
 
