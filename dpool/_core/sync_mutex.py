@@ -92,7 +92,7 @@ class Mutex(Core):
         """As `multiprocessing.Lock.acquire`."""
         claim = object()
         try:
-            if self._try(claim, False):
+            if self._try(claim, not block):  # who does not wait must not be told that it is taken when it is free
                 return True
             return block and self._acquire_slowly(claim, timeout)
         except BaseException:
