@@ -180,8 +180,10 @@ def find(name: str) -> Held | None:
 
 
 def kill(held: Held, restart: bool) -> None:
-    """End its process now."""
+    """End its process now. What this process calls afterwards fails, also if the actor could still answer it."""
     storage.client().say(ActorKill(held.actor, restart))
+    if not restart:
+        held.pool().gone(pickle.dumps(("it was killed (kill)", None)))
 
 
 def received(actor: bytes, meta: Meta) -> Held:
