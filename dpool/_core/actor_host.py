@@ -43,6 +43,7 @@ class ActorHost:
         self._links: dict[int, Worker] = {}
         self._leaving = False
         self._label = "an actor"
+        self._mode, self._most = SYNC, 1
 
     def run(self, number: int, call: Any) -> None:
         """Construct the object, tell the node, and serve until told to leave."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames
 from dpool._core.arguments import FutureInside
+from dpool._core.deferring import Deferring
 from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
@@ -31,8 +32,6 @@ from dpool._core.messages import ConnectActor, DisconnectActor, Grant, KillWorke
 from dpool._core.pool_crash import how
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSED = "open", "closed"
@@ -40,7 +39,7 @@ AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
 
 
-class ActorPool:
+class ActorPool(Deferring):
     """See the module."""
 
     standing = False
@@ -50,12 +49,11 @@ class ActorPool:
     def __init__(
         self, runtime: NativeRuntime, number: int, actor: bytes, label: str, many: bool, max_task_retries: int
     ) -> None:
-        self.runtime = runtime
+        super().__init__(runtime)
         self.number = number
         self.actor = actor
         self.label = label
         self.flags = 0
-        self.lock = threading.RLock()
         self.state = OPEN
         self.closing = False
         self.broken: BaseException | None = None
@@ -71,7 +69,6 @@ class ActorPool:
         """What holds the actor, while something is to be answered."""
         self._held: deque[Future[Any]] = deque()
         """Calls behind one whose arguments are not there yet, that one first."""
-        self._deferred: list[Callable[[], Any]] = []
         self._entries: dict[tuple[str, int], Any] = {}
         self.dependents = Dependents(self, self._prepare)
 
@@ -141,19 +138,6 @@ class ActorPool:
                 if not one.done():
                     self.lane.queue.append(one)
         self.lane.push()
-
-    def later(self, action: Callable[[], Any]) -> None:
-        """Run `action` when no lock is held."""
-        self._deferred.append(action)
-        self.runtime.defer(self.run_deferred)
-
-    def run_deferred(self) -> None:
-        while self._deferred:
-            try:
-                action = self._deferred.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            action()
 
     # -- what the lane asks for
 
@@ -307,19 +291,16 @@ class ActorPool:
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled; the actor goes on."""
-        for future in self.lane.take_all_back(everything=True):
-            future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
+        for future in [*self.lane.take_all_back(everything=True), *list(self._held)]:
+            if future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING):
+                self.task_cancelled(future)
+
+    def has_written(self) -> bool:
+        """What an actor prints is not counted: it belongs to no one call."""
+        return False
 
     def signal_workers(self, number: int) -> None:
         """The actor's process is not ours."""
-
-    def may_wait(self) -> bool:
-        """Whether this thread can wait: it is not in the middle of our own work."""
-        return not self.lock._is_owned() and not self.runtime.dispatching_here()  # type: ignore[attr-defined]
-
-    def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
-        """See `ExecutorPool`."""
-        self.runtime.wait_until(done, timeout)
 
     def close(self, cancel_futures: bool = False) -> None:
         self.terminate()

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic, perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import dpool.errors  # noqa: F401  at the exit, when a task may still fail, it could not be imported any more
@@ -75,6 +75,9 @@ from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
 from dpool._core.shield import inside, shielded
 
+if TYPE_CHECKING:
+    from dpool._core.actor_pool import ActorPool
+
 MOST_TASK_WORKERS = 256
 """Workers of one process's `@remote` tasks, those that wait for others included."""
 TASK_WORKER_IDLE_S = 60.0
@@ -102,7 +105,7 @@ class NativeRuntime:
         self.cores = len(os.sched_getaffinity(0))
         self.exporter = Exporter()
         self.job = here.worker.job if here.worker is not None else os.urandom(ids.ID_BYTES)
-        self.pools: dict[int, ExecutorPool] = {}
+        self.pools: dict[int, ExecutorPool | ActorPool] = {}
         self._tasks: ExecutorPool | None = None
         self.stays = False
         """A detached actor was made: the node is not left before the program ends."""
@@ -215,7 +218,7 @@ class NativeRuntime:
             self.start()
             meta = held.meta
             pool = ActorPool(self, next(self._numbers), held.actor, meta.label, meta.many, meta.max_task_retries)
-            self.pools[pool.number] = pool  # type: ignore[assignment]
+            self.pools[pool.number] = pool
             pool.announce()
             self._start_io()
         return pool
@@ -512,7 +515,7 @@ class NativeRuntime:
 
         self._give_up(StartupError(f"the node process {what}; its log ends with:\n{tail}"), pools)
 
-    def _start_again(self, pools: list[ExecutorPool]) -> None:
+    def _start_again(self, pools: list[ExecutorPool | ActorPool]) -> None:
         """Another node in the place of one that died with the workers of `pools`, if somebody needs it."""
         from dpool.errors import DpoolError
 
@@ -541,7 +544,7 @@ class NativeRuntime:
         except storage.StoreGone as error:
             _log.warning("the object store of a node that died could not be handed on: %s", error)
 
-    def _give_up(self, error: BaseException, pools: list[ExecutorPool]) -> None:
+    def _give_up(self, error: BaseException, pools: list[ExecutorPool | ActorPool]) -> None:
         """No node can be had: nothing that was open can go on."""
         self.replacing = False
         for pool in pools:

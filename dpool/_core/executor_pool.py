@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames, promises, storage, wire
 from dpool._core.arguments import FutureInside
+from dpool._core.deferring import Deferring
 from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, DONE, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
@@ -67,7 +68,7 @@ PUMP_EVERY = 64
 """Submits between two looks at the workers' sockets."""
 
 
-class ExecutorPool:
+class ExecutorPool(Deferring):
     """See the module."""
 
     def __init__(
@@ -87,7 +88,7 @@ class ExecutorPool:
         standing: bool = False,
         daemon: bool = False,
     ) -> None:
-        self.runtime = runtime
+        super().__init__(runtime)
         self.number = number
         self.label = label
         self.daemon = daemon
@@ -96,7 +97,6 @@ class ExecutorPool:
         """The rules of multiprocessing.Pool: see `Runtime.open_pool`."""
         self.flags = frames.SHOW if standing else 0
         """Of every frame."""
-        self.lock = threading.RLock()
         self.state = OPEN
         self.closing = False
         self.broken: BaseException | None = None
@@ -130,7 +130,6 @@ class ExecutorPool:
         """
         self._unpickled = 0
         """Tasks that did not pickle: like any others, they make workers start."""
-        self._deferred: list[Callable[[], Any]] = []
         self._prepare = runtime.exporter.prepare
         self.initializer = Initializer(initializer, initargs, self._prepare)
         self.dependents = Dependents(self, self._prepare)
@@ -281,25 +280,6 @@ class ExecutorPool:
         lane = future._route.lane
         lane.queue.append(future)
         lane.push()
-
-    def later(self, action: Callable[[], Any]) -> None:
-        """Run `action` when no lock is held."""
-        self._deferred.append(action)
-        self.runtime.defer(self.run_deferred)
-
-    def run_deferred(self) -> None:
-        while self._deferred:
-            try:
-                action = self._deferred.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            try:
-                action()
-            except Exception:
-                raise
-            except BaseException:  # Ctrl-C: it is done again
-                self.later(action)
-                raise
 
     # -- workers
 
@@ -987,19 +967,6 @@ class ExecutorPool:
         for slot, _ in self._slots.values():
             slot.link.close()
         self._slots.clear()
-
-    def may_wait(self) -> bool:
-        """Whether this thread can wait: it is not a signal handler or finalizer in the middle of our own work."""
-        return not self.lock._is_owned() and not self.runtime.dispatching_here()  # type: ignore[attr-defined]
-
-    def wait_any(self, done: Callable[[], bool], timeout: float | None) -> None:
-        """Wait until `done()`, which is asked whenever tasks have ended, or the time is over."""
-        if self.lock._is_owned():  # type: ignore[attr-defined]
-            raise RuntimeError(
-                "a signal handler or finalizer interrupted dpool in the middle of its work; it may submit, but not wait"
-            )
-        self.runtime._check_process()
-        self.runtime.wait_until(done, timeout)
 
     def in_callback_thread(self, action: Callable[[], Any]) -> None:
         """Run `action` where callbacks run, soon."""

@@ -3,6 +3,8 @@
 ```
 driver ──Hello OpenPool RequestLeases ReturnLease Kill …──► node ──Spawn, SpawnProgram──► zygote
 driver ◄─Welcome Grant WorkerUp WorkerDied Output Notice── node ◄─Spawned, SpawnFailed── zygote/worker
+driver ──ActorCreate, ConnectActor──► node ──Grant (of a link), ActorGone──► driver      (whoever calls an actor)
+any process ──Store…, Sync…──► node ──answers──► that process      (sockets of their own)
 driver ──frames of tasks──► worker ──frames of results──► driver      (see frames.py)
 ```
 

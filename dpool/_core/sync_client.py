@@ -529,25 +529,16 @@ class Core:
 
     def ask(self, op: int, n: int = 0) -> m.SyncReply:
         """A question that is answered at once."""
-        connection = self._take()
-        try:
-            reply = connection.ask(self.obj, op, n)
-        except LinkLost as error:
-            raise self._lost(connection) from error
-        except BaseException:
-            connection.abandon()
-            raise
-        connection.given = False
-        self.link.idle += (connection,)
-        if reply.status == k.GONE:
-            raise object_gone(self.what)
-        return reply
+        return self._question(lambda connection: connection.ask(self.obj, op, n))
 
     def wait(self, op: int, n: int, until: float | None, look: Callable[[], bool] | None = None) -> m.SyncReply:
         """A question that may have to wait; see `Connection.finish`."""
+        return self._question(lambda connection: connection.finish(connection.begin(self.obj, op, n), until, look))
+
+    def _question(self, put: Callable[[Connection], m.SyncReply]) -> m.SyncReply:
         connection = self._take()
         try:
-            reply = connection.finish(connection.begin(self.obj, op, n), until, look)
+            reply = put(connection)
         except LinkLost as error:
             raise self._lost(connection) from error
         except BaseException:

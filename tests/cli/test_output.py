@@ -116,3 +116,19 @@ def test_printing_anywhere_does_not_hang(tmp_path: Path) -> None:
     }
     assert count == {"task": 108, "done": 5, "thread": 3, "child": 1, "at exit": 1}
     assert sum(line == "6" for line in lines) == 100
+
+
+def test_a_program_with_an_actor_prints(tmp_path: Path) -> None:
+    text = """
+    import dpool
+    class Speaker:
+        def say(self, number):
+            print("actor", number)
+            return number
+    speaker = dpool.ActorProxy(Speaker)
+    for number in range(5):
+        print("result", speaker.say(number))
+    """
+    lines = served(write(tmp_path, text)).check().stdout.splitlines()
+    assert [line for line in lines if line.startswith("result")] == [f"result {number}" for number in range(5)]
+    assert sorted(line for line in lines if line.startswith("actor")) == [f"actor {number}" for number in range(5)]
