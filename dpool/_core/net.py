@@ -1,0 +1,471 @@
+"""Links between the gateways of a cluster: ZeroMQ with CURVE, one TCP connection for each direction.
+
+```
+ gateway A                                    gateway B
+ ┌────────────────────────┐                  ┌────────────────────────┐
+ │ dealer to B ───────────┼── TCP + CURVE ──►│ router (bound)         │
+ │ router (bound) ◄───────┼── TCP + CURVE ───┼─────────── dealer to A │
+ └────────────────────────┘                  └────────────────────────┘
+ a client that nobody can connect to has a dealer only, and is answered through the router
+```
+
+Who knows the cluster's secret gets in; all others are turned away by the handshake, before a byte of theirs is read
+here (`_zap`). The first message is a `Greeting`; different versions refuse each other by name. Then a link is *up*:
+what is sent arrives whole, once and in order, until the link is *down*, which both sides hear (`Up`, `Down`). A link never
+comes back: its connection is not made again, since nobody knows which messages were lost with it; a machine that
+returns greets as a new one.
+
+One thread. Nothing here blocks: `receive` returns what is there, `fileno` is readable when there may be more, and what
+cannot be sent yet lies in ZeroMQ's queue, up to `HIGH_WATER` messages, then here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from dpool._core.config import PROTOCOL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dpool._core.cluster_key import ClusterKey
+
+MAX_MESSAGE_BYTES = 4 << 20
+"""Of one part. ZeroMQ closes a peer that says it will send more, before it has sent it."""
+HIGH_WATER = 10_000
+HANDSHAKE_MS = 5_000
+"""A connection that has not proved who it is by then is closed."""
+PING_MS = 1_000
+SILENCE_MS = 10_000
+"""A peer that answers no ping for so long is down."""
+CONNECT_AGAIN_MS = 100
+LINGER_MS = 500
+
+GREETING, REFUSAL, MESSAGE, GOODBYE, PING = b"G", b"R", b"M", b"B", b"P"
+
+
+class Greeting(NamedTuple):
+    """Who speaks. `name`: of this start of the gateway, no other has it; `address`: `host:port`, or "" if nobody can
+    connect to it; `about`: whatever the roles want to tell each other.
+    """
+
+    name: bytes
+    address: str
+    host: str
+    version: str
+    python: str
+    about: Any = None
+    protocol: int = PROTOCOL
+
+
+class Up(NamedTuple):
+    """The link works, both ways."""
+
+    name: bytes
+    greeting: Greeting
+
+
+class Down(NamedTuple):
+    """There is no link any more (or it never came to be: `name` is empty), for this reason."""
+
+    name: bytes
+    address: str
+    reason: str
+
+
+class Message(NamedTuple):
+    name: bytes
+    payload: bytes
+    buffers: list[memoryview]
+
+
+class NoLink(ConnectionError):
+    """There is no link to that gateway (any more)."""
+
+
+class _Link:
+    """One peer. `dealer`: our connection to it; None: it is a client, which is answered through the router."""
+
+    __slots__ = ("address", "dealer", "greeting", "last_event", "monitor", "name", "outbox", "up")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.name = b""
+        self.greeting: Greeting | None = None
+        self.dealer: zmq.Socket[bytes] | None = None
+        self.monitor: zmq.Socket[bytes] | None = None
+        self.outbox: deque[list[Any]] = deque()
+        self.up = False
+        self.last_event = ""
+
+
+class Net:
+    """All links of one gateway; see the module.
+
+    Args:
+        key: the cluster's.
+        greeting: what peers are told; its `address` is filled in by `listen`.
+    """
+
+    def __init__(self, key: ClusterKey, greeting: Greeting) -> None:
+        self.greeting = greeting
+        self._key = key
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._zap: zmq.Socket[bytes] | None = None
+        self._router: zmq.Socket[bytes] | None = None
+        self._links: dict[bytes, _Link] = {}
+        """Those whose name is known."""
+        self._calling: dict[str, _Link] = {}
+        """Those that we connect to and that have not greeted."""
+        self._ready: deque[Up | Down | Message] = deque()
+        self._epoll = select.epoll()
+        self._sockets: dict[int, tuple[zmq.Socket[bytes], Callable[[], None]]] = {}
+
+    # -- making links
+
+    def listen(self, ip: str, port: int = 0) -> str:
+        """Accept peers at this address; returns `host:port` with the port that was given.
+
+        Raises:
+            OSError: the address cannot be used; it is named.
+        """
+        self._serve_zap()
+        router = self._socket(zmq.ROUTER)
+        router.curve_server = True
+        router.curve_secretkey = self._key.secret
+        router.curve_publickey = self._key.public
+        router.zap_domain = b"dpool"
+        router.router_mandatory = True
+        router.router_handover = True
+        try:
+            router.bind(f"tcp://{_bracketed(ip)}:{port or '*'}")
+        except zmq.ZMQError as error:
+            router.close(0)
+            raise OSError(error.errno, f"cannot listen at {ip}:{port}: {error.strerror}") from None
+        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._router = router
+        self._watch(router, self._read_router)
+        address = f"{_bracketed(ip)}:{bound.rsplit(':', 1)[1]}"
+        self.greeting = self.greeting._replace(address=address)
+        return address
+
+    def connect(self, address: str) -> None:
+        """Make a link to the gateway that listens there, unless there is one; Up or Down says what became of it.
+
+        It is tried until somebody answers; whoever loses patience says `give_up`.
+        """
+        if address in self._calling or any(link.address == address for link in self._links.values()):
+            return
+        self._call(_Link(address))
+
+    def give_up(self, address: str) -> None:
+        """Connect there no more; Down says what was in the way."""
+        link = self._calling.get(address)
+        if link is not None:
+            self._lost(link, link.last_event or "nobody answered")
+
+    def _call(self, link: _Link) -> None:
+        dealer = self._socket(zmq.DEALER)
+        dealer.routing_id = self.greeting.name
+        dealer.curve_secretkey = self._key.secret
+        dealer.curve_publickey = self._key.public
+        dealer.curve_serverkey = self._key.public
+        dealer.heartbeat_ivl = PING_MS
+        dealer.heartbeat_timeout = SILENCE_MS
+        dealer.reconnect_ivl = CONNECT_AGAIN_MS
+        link.dealer = dealer
+        link.monitor = dealer.get_monitor_socket(
+            zmq.EVENT_CONNECT_RETRIED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+        )
+        self._calling[link.address] = link
+        self._watch(link.monitor, lambda: self._read_monitor(link))
+        self._watch(dealer, lambda: self._read_dealer(link))
+        dealer.connect(f"tcp://{link.address}")
+        self._push(link, [GREETING, _packed(self.greeting)])
+
+    def _socket(self, kind: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.maxmsgsize = MAX_MESSAGE_BYTES
+        socket.handshake_ivl = HANDSHAKE_MS
+        socket.sndhwm = socket.rcvhwm = HIGH_WATER
+        socket.linger = LINGER_MS
+        socket.ipv6 = True
+        return socket
+
+    # -- who may come in
+
+    def _serve_zap(self) -> None:
+        """Answer the handshakes' question whether a client's key is allowed (ZeroMQ RFC 27)."""
+        if self._zap is None:
+            self._zap = self._context.socket(zmq.REP)
+            self._zap.linger = 0
+            self._zap.bind("inproc://zeromq.zap.01")
+            self._watch(self._zap, self._answer_zap)
+
+    def _answer_zap(self) -> None:
+        assert self._zap is not None
+        while (parts := _received(self._zap)) is not None:
+            version, request, _, _, _, mechanism, *credentials = parts
+            known = mechanism == b"CURVE" and credentials == [z85.decode(self._key.public)]
+            status, text = (b"200", b"") if known else (b"400", b"not of this cluster")
+            self._zap.send_multipart([version, request, status, text, b"", b""])
+
+    # -- messages
+
+    def send(self, name: bytes, payload: bytes, buffers: Sequence[Any] = ()) -> None:
+        """Send one message; each part at most `MAX_MESSAGE_BYTES`.
+
+        Raises:
+            NoLink: it is not up; nothing was sent.
+        """
+        link = self._links.get(name)
+        if link is None or not link.up:
+            raise NoLink(f"there is no link to the gateway {name.hex()}")
+        self._push(link, [MESSAGE, payload, *buffers])
+
+    def _push(self, link: _Link, parts: list[Any]) -> None:
+        if link.outbox:
+            link.outbox.append(parts)
+            return
+        if not self._sent(link, parts):
+            link.outbox.append(parts)
+
+    def _sent(self, link: _Link, parts: list[Any]) -> bool:
+        """False: not now. If the peer is gone the link is down, and it is as good as sent."""
+        try:
+            if link.dealer is not None:
+                link.dealer.send_multipart(parts, zmq.NOBLOCK, copy=False)
+            else:
+                assert self._router is not None
+                self._router.send_multipart([link.name, *parts], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            self._lost(link, f"it cannot be reached: {error.strerror}")
+        return True
+
+    def ping(self) -> None:
+        """Say something on every link, so that one that is down is noticed; to be called every second or so."""
+        for link in list(self._links.values()):
+            if not link.outbox:
+                self._push(link, [PING])
+
+    def flush(self) -> None:
+        """Send what could not be sent; to be called now and then while `pending`."""
+        for link in [*self._links.values(), *self._calling.values()]:
+            while link.outbox and self._sent(link, link.outbox[0]):
+                link.outbox.popleft()
+
+    def pending(self) -> bool:
+        """Whether anything waits to be sent here (not in ZeroMQ)."""
+        return any(link.outbox for link in self._links.values()) or any(x.outbox for x in self._calling.values())
+
+    # -- what comes
+
+    def fileno(self) -> int:
+        """Readable when `receive` may have something."""
+        return self._epoll.fileno()
+
+    def receive(self) -> Up | Down | Message | None:
+        """The next thing that happened; None: nothing yet."""
+        if not self._ready:
+            # A ZeroMQ descriptor tells of a change once: every socket is read to its end.
+            for fd, _ in self._epoll.poll(0):
+                found = self._sockets.get(fd)
+                if found is not None:
+                    found[1]()
+            for socket, reader in list(self._sockets.values()):
+                if not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                    reader()
+        return self._ready.popleft() if self._ready else None
+
+    def _watch(self, socket: zmq.Socket[bytes], reader: Callable[[], None]) -> None:
+        fd = int(socket.getsockopt(zmq.FD))
+        self._sockets[fd] = socket, reader
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, socket: zmq.Socket[bytes]) -> None:
+        fd = int(socket.getsockopt(zmq.FD))
+        del self._sockets[fd]
+        self._epoll.unregister(fd)
+
+    def _read_router(self) -> None:
+        assert self._router is not None
+        while (frames := _frames(self._router)) is not None:
+            name, kind, *rest = frames
+            self._heard(name.bytes, kind.bytes, rest)
+
+    def _read_dealer(self, link: _Link) -> None:
+        while link.dealer is not None and (frames := _frames(link.dealer)) is not None:
+            kind, *rest = frames
+            if kind.bytes == REFUSAL and rest:
+                self._lost(link, bytes(rest[0].bytes).decode("utf-8", "replace"))
+            elif link.greeting is None and kind.bytes == GREETING:
+                self._greeted(link, rest)
+            elif link.up:
+                self._heard(link.name, kind.bytes, rest)
+
+    def _heard(self, name: bytes, kind: bytes, rest: list[zmq.Frame]) -> None:
+        link = self._links.get(name)
+        if kind == GREETING:
+            self._was_called(name, rest)
+        elif link is None:  # it does not know yet that the link is down
+            self._refuse(name, "the link was given up on the other side")
+        elif kind == MESSAGE and rest:
+            self._ready.append(Message(name, rest[0].bytes, [memoryview(frame.buffer) for frame in rest[1:]]))
+        elif kind == GOODBYE:
+            self._lost(link, "it has left")
+
+    # -- greetings
+
+    def _was_called(self, name: bytes, rest: list[zmq.Frame]) -> None:
+        """A peer's first message at our router."""
+        greeting = _unpacked(rest)
+        if greeting is None or greeting.name != name:
+            return
+        refusal = self._refusal(greeting)
+        if refusal:
+            self._refuse(name, refusal)
+            return
+        if greeting.address:
+            link = self._calling.get(greeting.address) or next(
+                (known for known in self._links.values() if known.address == greeting.address), None
+            )
+            if link is None:
+                link = _Link(greeting.address)
+                self._call(link)
+            self._name(link, greeting)
+        else:
+            link = _Link("")
+            self._name(link, greeting)
+            self._push(link, [GREETING, _packed(self.greeting)])
+
+    def _greeted(self, link: _Link, rest: list[zmq.Frame]) -> None:
+        """The answer to a client's greeting, through the connection that it made."""
+        greeting = _unpacked(rest)
+        if greeting is not None:
+            self._name(link, greeting)
+
+    def _name(self, link: _Link, greeting: Greeting) -> None:
+        if link.up:
+            return
+        link.name, link.greeting, link.up = greeting.name, greeting, True
+        self._calling.pop(link.address, None)
+        self._links[link.name] = link
+        self._ready.append(Up(link.name, greeting))
+
+    def _refuse(self, name: bytes, reason: str) -> None:
+        assert self._router is not None
+        try:
+            self._router.send_multipart([name, REFUSAL, reason.encode()], zmq.NOBLOCK)
+        except zmq.ZMQError:
+            pass  # it is gone: all the better
+
+    def _refusal(self, theirs: Greeting) -> str:
+        mine = self.greeting
+        if (theirs.protocol, theirs.version, theirs.python) == (mine.protocol, mine.version, mine.python):
+            return ""
+        return (
+            f"{mine.host} runs dpool {mine.version} (protocol {mine.protocol}) on Python {mine.python}, "
+            f"{theirs.host} runs dpool {theirs.version} (protocol {theirs.protocol}) on Python {theirs.python}; install the same on both"
+        )
+
+    # -- the end of links
+
+    def _read_monitor(self, link: _Link) -> None:
+        while link.monitor is not None and (parts := _received(link.monitor)) is not None:
+            event = parse_monitor_message(parts)["event"]
+            if event == zmq.EVENT_CONNECT_RETRIED:
+                link.last_event = link.last_event or "nobody listens there, or the way is blocked"
+            elif event == zmq.EVENT_DISCONNECTED and link.up:
+                self._lost(link, "the connection broke")
+            elif event == zmq.EVENT_DISCONNECTED:  # ZeroMQ connects again, but what was sent is lost
+                link.outbox.clear()
+                self._push(link, [GREETING, _packed(self.greeting)])
+            else:
+                link.last_event = "it does not accept this cluster's token, or is no gateway of dpool"
+
+    def drop(self, name: bytes, reason: str) -> None:
+        """End a link, for instance because the peer was declared dead; there will be a Down."""
+        link = self._links.get(name)
+        if link is not None:
+            self._lost(link, reason)
+
+    def _lost(self, link: _Link, reason: str) -> None:
+        known = self._links.get(link.name) is link or self._calling.get(link.address) is link
+        if not known:
+            return
+        self._links.pop(link.name, None)
+        self._calling.pop(link.address, None)
+        self._ready.append(Down(link.name, link.address, reason))
+        self._close(link)
+
+    def _close(self, link: _Link) -> None:
+        link.up = False
+        link.outbox.clear()
+        dealer, monitor = link.dealer, link.monitor
+        link.dealer = link.monitor = None
+        if monitor is not None and dealer is not None:
+            self._unwatch(monitor)
+            self._unwatch(dealer)
+            dealer.disable_monitor()
+            monitor.close(0)
+            dealer.close()
+
+    def close(self) -> None:
+        """Say good-bye and end every link. What was sent is given half a second to leave."""
+        for link in list(self._links.values()):
+            if link.up:
+                self._push(link, [GOODBYE])
+        for link in [*self._links.values(), *self._calling.values()]:
+            self._close(link)
+        self._links.clear()
+        self._calling.clear()
+        for socket in (self._router, self._zap):
+            if socket is not None:
+                self._unwatch(socket)
+                socket.close()
+        self._router = self._zap = None
+        self._epoll.close()
+        self._context.term()
+
+
+def _received(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
+
+
+def _frames(socket: zmq.Socket[bytes]) -> list[zmq.Frame] | None:
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+
+
+def _packed(greeting: Greeting) -> bytes:
+    return pickle.dumps(tuple(greeting))
+
+
+def _unpacked(rest: list[zmq.Frame]) -> Greeting | None:
+    """The peer knows the cluster's secret: what it sends may be unpickled."""
+    try:
+        return Greeting(*pickle.loads(rest[0].bytes))
+    except Exception:  # a peer of another age
+        return None
+
+
+def _bracketed(ip: str) -> str:
+    return f"[{ip}]" if ":" in ip else ip
