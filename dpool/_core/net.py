@@ -11,8 +11,8 @@
 
 Who knows the cluster's secret gets in; all others are turned away by the handshake, before a byte of theirs is read
 here (`_zap`). The first message is a `Greeting`; different versions refuse each other by name. Then a link is *up*:
-what is sent arrives whole, once and in order, until the link is *down*, which both sides hear (`Up`, `Down`). A link never
-comes back: its connection is not made again, since nobody knows which messages were lost with it; a machine that
+what is sent arrives whole, once and in order, until the link is *down*, which both sides hear (`Up`, `Down`). A link
+never comes back: its connection is not made again, since nobody knows which messages were lost with it; a machine that
 returns greets as a new one.
 
 One thread. Nothing here blocks: `receive` returns what is there, `fileno` is readable when there may be more, and what
@@ -378,7 +378,8 @@ class Net:
             return ""
         return (
             f"{mine.host} runs dpool {mine.version} (protocol {mine.protocol}) on Python {mine.python}, "
-            f"{theirs.host} runs dpool {theirs.version} (protocol {theirs.protocol}) on Python {theirs.python}; install the same on both"
+            f"{theirs.host} runs dpool {theirs.version} (protocol {theirs.protocol}) on Python {theirs.python}; "
+            "install the same on both"
         )
 
     # -- the end of links
