@@ -92,6 +92,13 @@ ip link set lo up
 """
 
 
+CUT_TABLE = """
+table inet cut {
+    chain in { type filter hook input priority 0; policy accept; }
+}
+"""
+
+
 class Host:
     """One of them. `ip`: its address on the switch."""
 
