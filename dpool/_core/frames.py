@@ -34,6 +34,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | PID | worker | its process id, before it reads its first frame |
 | WRITTEN | worker | how often its tasks wrote to standard output or error, where that is counted |
 | CANCEL | submitter | the task that the next SIGINT is for; 0: whichever runs |
+| LIMIT_SEEN | worker's stand-in | the LIMIT that the page takes into account, if the worker is on another machine |
 | INTERRUPT | submitter | the SIGINT on its way is for tasks up to this one; 0, which the worker stores: for any |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
@@ -75,7 +76,7 @@ WITH_REFS = 5
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, CANCEL = range(9)
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, CANCEL, LIMIT_SEEN = range(10)
 SLOTS = 16
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES

@@ -1,0 +1,256 @@
+"""A worker of another machine, here; and a submitter of another machine, there: the two ends of a remote lease.
+
+```
+ machine A                                              machine B
+ submitter ══ socket, page ══► Outgoing ── Net ──► Incoming ══ socket, page ══► worker
+           ◄═══════════════════         ◄── … ──           ◄══════════════════
+```
+
+The submitter takes Outgoing for a worker, the worker takes Incoming for a submitter: neither knows of the other
+machine. What Outgoing has forwarded counts as started, so the submitter takes nothing of that back by itself. If it wants to
+(LIMIT), Incoming is asked; the answer is a snapshot of the worker's page, which then stands in the submitter's page,
+marked by LIMIT_SEEN: what has run, what is done and not answered, what was never begun. After a death it is the same.
+
+One frame is under way at a time, as a worker reads one at a time; the rest stays where the submitter can take it back.
+
+One thread each, in the gateway's loop; nothing blocks.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dpool._core import frames, wire
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+_MIRRORED = (frames.STARTED, frames.FIRST, frames.COUNT)
+
+
+class Snapshot(NamedTuple):
+    """What a worker's page said: tasks begun, and the results that it noted and did not send."""
+
+    started: int
+    first: int
+    noted: int
+    journal: bytes
+
+
+class Outgoing:
+    """Stands for a worker of another machine. `forward(frame)` sends a frame there, `ask(limit)` a question.
+
+    Args:
+        sock: the worker's end of the socket.
+        page: the page that the submitter sees.
+        pid: the worker's, on its own machine.
+        forward: sends a frame there.
+        ask_limit: says there that tasks from this number on must not begin; the answer goes to `limited`.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        page: frames.Page,
+        pid: int,
+        forward: Callable[[bytes], None],
+        ask_limit: Callable[[int], None],
+    ) -> None:
+        self.sock = sock
+        self._page = page
+        self._forward = forward
+        self._ask_limit = ask_limit
+        self._receiver = wire.Receiver(sock)
+        self._last = 0
+        """The last task of the frame that was forwarded last."""
+        self._waits = False
+        """That frame is not answered."""
+        self._outbox: deque[bytes] = deque()
+        self._asked = frames.NO_LIMIT
+        self._ship: Any = None
+        slots = page.slots
+        slots[frames.LIMIT] = frames.NO_LIMIT
+        slots[frames.PID] = pid
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def wants_frames(self) -> bool:
+        """Whether the socket is to be read; otherwise frames wait in it, where the submitter can take them back."""
+        return not self._waits
+
+    def wants_to_write(self) -> bool:
+        return bool(self._outbox)
+
+    def readable(self) -> None:
+        """Forward what the submitter sent, as much as may be under way.
+
+        Raises:
+            wire.Closed: the submitter is gone.
+        """
+        while self.wants_frames():
+            try:
+                data = self._receiver.receive(wire.DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                return
+            self._take(bytes(data))
+            self._receiver.consumed()
+            self._receiver.close_fds()
+
+    def _take(self, data: bytes) -> None:
+        base, flags, ship, numbers, calls = wire.loads(data)
+        if not calls:
+            self._forward(data)
+            return
+        slots = self._page.slots
+        last = base + len(calls) - 1
+        slots[frames.STARTED] = last  # before LIMIT is looked at, as a worker does
+        kept = max(0, min(len(calls), slots[frames.LIMIT] - base))
+        if kept < len(calls):
+            last = slots[frames.STARTED] = base + kept - 1
+        if not kept:
+            self._kept_back(ship)
+            self._answer(pickle.dumps((base, True, 0, []), 5))
+            return
+        if kept < len(calls) or self._ship is not None:
+            self._kept_back(ship)
+            ship, self._ship = self._ship, None
+            numbers = numbers if type(numbers) is int else numbers[:kept]
+            data = pickle.dumps((base, flags, ship, numbers, calls[:kept]), 5)
+        self._last = last
+        self._waits = True
+        self._forward(data)
+
+    def _kept_back(self, ship: Any) -> None:
+        """Definitions whose calls were taken back: they travel with the next frame, for the submitter thinks that the
+        worker has them.
+        """
+        if ship is None:
+            return
+        items, forget, environ = self._ship or ([], [], None)
+        items = [item for item in items if item[0] not in ship[1]] + ship[0]
+        self._ship = (items, forget + ship[1], environ if ship[2] is None else {**(environ or {}), **ship[2]})
+
+    def look(self) -> None:
+        """Whether the submitter wants something back; to be called every few milliseconds while `waits`."""
+        limit = self._page.slots[frames.LIMIT]
+        if self._waits and limit != self._asked and limit <= self._last:
+            self._asked = limit
+            self._ask_limit(limit)
+
+    def results(self, data: bytes) -> None:
+        """A frame of results has come."""
+        if wire.loads(data)[1]:
+            self._waits = False
+            self._asked = frames.NO_LIMIT
+        self._answer(data)
+
+    def limited(self, limit: int, snapshot: Snapshot) -> None:
+        """The answer to `ask_limit`."""
+        self._mirror(snapshot)
+        self._page.slots[frames.LIMIT_SEEN] = limit
+
+    def died(self, snapshot: Snapshot) -> None:
+        """The worker is dead; after this its death can be told to the submitter."""
+        self._mirror(snapshot)
+
+    def _mirror(self, snapshot: Snapshot) -> None:
+        page = self._page
+        page.slots[frames.COUNT] = 0
+        page.slots[frames.GENERATION] += 1
+        page.map[frames.JOURNAL_AT : frames.JOURNAL_AT + len(snapshot.journal)] = snapshot.journal
+        page.slots[frames.FIRST] = snapshot.first
+        page.slots[frames.COUNT] = snapshot.noted
+        page.slots[frames.STARTED] = snapshot.started
+
+    def _answer(self, data: bytes) -> None:
+        self._outbox.append(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the submitter takes it."""
+        while self._outbox:
+            try:
+                wire.send(self.sock, self._outbox[0])
+            except BlockingIOError:
+                return
+            self._outbox.popleft()
+
+    def close(self) -> None:
+        self.sock.close()
+        self._page.close()
+
+
+class Incoming:
+    """Stands for a submitter of another machine.
+
+    Args:
+        sock: the submitter's end of the socket.
+        page: the worker's.
+        back: sends a frame of results back.
+    """
+
+    def __init__(self, sock: socket.socket, page: frames.Page, back: Callable[[bytes], None]) -> None:
+        self.sock = sock
+        self._page = page
+        self._back = back
+        self._receiver = wire.Receiver(sock)
+        self._outbox: deque[bytes] = deque()
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def wants_to_write(self) -> bool:
+        return bool(self._outbox)
+
+    def frame(self, data: bytes) -> None:
+        """A frame of tasks has come."""
+        self._outbox.append(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the worker takes it. A worker that is gone is told of by its node."""
+        while self._outbox:
+            try:
+                wire.send(self.sock, self._outbox[0])
+            except BlockingIOError:
+                return
+            except OSError:
+                self._outbox.clear()
+                return
+            self._outbox.popleft()
+
+    def readable(self) -> None:
+        """Send back what the worker answered."""
+        while True:
+            try:
+                data = bytes(self._receiver.receive(wire.DONTWAIT))
+            except (BlockingIOError, InterruptedError, wire.Closed, ConnectionError):
+                return
+            self._receiver.consumed()
+            self._back(data)
+
+    def limit(self, limit: int) -> None:
+        """Tasks from this number on must not begin. What came of it is in the `snapshot` a millisecond later."""
+        self._page.slots[frames.LIMIT] = limit
+
+    def aim(self, slot: int, value: int) -> None:
+        """Say which task the next signal is for (CANCEL or INTERRUPT)."""
+        self._page.slots[slot] = value
+
+    def snapshot(self) -> Snapshot:
+        """What the page says now; consistent, though the worker may be writing."""
+        slots = self._page.slots
+        while True:
+            generation = slots[frames.GENERATION]
+            started, first, noted = (slots[slot] for slot in _MIRRORED)
+            journal = bytes(self._page.map[frames.JOURNAL_AT :]) if noted else b""
+            if slots[frames.GENERATION] == generation:
+                return Snapshot(started, first, noted, journal)
+
+    def close(self) -> None:
+        self.sock.close()
+        self._page.close()
