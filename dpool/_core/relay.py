@@ -7,8 +7,8 @@
 ```
 
 The submitter takes Outgoing for a worker, the worker takes Incoming for a submitter: neither knows of the other
-machine. What Outgoing has forwarded counts as started, so the submitter takes nothing of that back by itself. If it wants to
-(LIMIT), Incoming is asked; the answer is a snapshot of the worker's page, which then stands in the submitter's page,
+machine. What Outgoing has forwarded counts as started, so the submitter takes nothing of that back by itself. If it
+wants to (LIMIT), Incoming is asked; the answer is a snapshot of the worker's page, which then stands in the submitter's,
 marked by LIMIT_SEEN: what has run, what is done and not answered, what was never begun. After a death it is the same.
 
 One frame is under way at a time, as a worker reads one at a time; the rest stays where the submitter can take it back.

@@ -1,0 +1,623 @@
+"""The gateway: one per machine of a cluster, the only process that speaks to other machines.
+
+```
+ node ◄── control, as a driver's ──► Gateway ◄── Net (ZeroMQ, CURVE) ──► gateways of other machines
+            Remote… messages            │
+ local submitter ══ socket, page ══► Outgoing ── frames ──►  the gateway over there
+ local worker    ◄══ socket, page ══ Incoming ◄── frames ──  the gateway over there
+```
+
+`dpool start` starts it, and it starts the node, as whose driver it stands for as long as the machine belongs to the
+cluster: they live and die together. Towards its own node it is what it stands for: the client whose pools are those of
+submitters elsewhere, and (with Remote… messages) the maker of workers that are elsewhere.
+
+One thread, one loop; nothing in it blocks. A link that goes down ends every lease that went over it: the submitter here
+hears that its workers died (and why), and workers here are ended, as their submitter cannot be told anything.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any, NamedTuple
+
+from dpool._core import frames, launch, wire
+from dpool._core import messages as m
+from dpool._core import peer_messages as pm
+from dpool._core.cluster_key import ClusterKey
+from dpool._core.config import PROTOCOL, Config
+from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.relay import Incoming, Outgoing, Snapshot
+
+LOOK_S = 0.002
+"""How often it is looked whether a submitter wants tasks back, while a frame is under way."""
+TRUST_S = 0.001
+"""Between storing a LIMIT and trusting what the page says (as in lane.py)."""
+PING_S = 1.0
+HEARTBEAT_S = 0.1
+JOIN_S = 20.0
+PIECE = MAX_MESSAGE_BYTES // 2
+GATEWAY = -1
+"""In the place of the worker's number in a Hello."""
+
+
+class Settings(NamedTuple):
+    """What `dpool start` says."""
+
+    session: str
+    head: str
+    """`host:port` of the head, or empty: it is the head."""
+    ip: str
+    port: int
+    config: tuple[Any, ...]
+    path: list[str]
+
+
+class _Abroad:
+    """A lease that a worker of another machine has given to a submitter here."""
+
+    __slots__ = ("end", "lease", "outgoing", "peer", "pool")
+
+    def __init__(self, lease: int, pool: int, peer: bytes) -> None:
+        self.lease = lease
+        self.pool = pool
+        self.peer = peer
+        self.outgoing: Outgoing | None = None
+        self.end: m.RemoteDied | None = None
+
+
+class _Guest:
+    """A lease of a worker here that a submitter of another machine has."""
+
+    __slots__ = ("incoming", "lease", "peer", "pool", "wanted", "worker")
+
+    def __init__(self, peer: bytes, lease: int, pool: _GuestPool, shape: m.Shape) -> None:
+        self.peer = peer
+        self.lease = lease
+        self.pool = pool
+        self.wanted = shape
+        self.worker = 0
+        self.incoming: Incoming | None = None
+
+
+class _GuestPool:
+    """A pool of another machine's submitter, with workers here."""
+
+    __slots__ = ("closed", "idle", "number", "peer", "theirs", "waiting", "workers")
+
+    def __init__(self, number: int, peer: bytes, theirs: int) -> None:
+        self.number = number
+        self.peer = peer
+        self.theirs = theirs
+        self.waiting: list[_Guest] = []
+        """In the order in which they asked."""
+        self.workers: dict[int, _Guest] = {}
+        self.idle: dict[int, Incoming] = {}
+        """Workers that have been returned: their sockets are ours."""
+        self.closed = False
+
+
+class Gateway:
+    """See the module."""
+
+    def __init__(self, settings: Settings, key: ClusterKey) -> None:
+        self._settings = settings
+        self.config = Config(*settings.config)
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = 0
+        self._ending = ""
+        self._abroad: dict[int, _Abroad] = {}
+        self._pools: dict[tuple[int, bytes], bool] = {}
+        """(our node's pool, peer) → it has been opened there."""
+        self._setups: dict[int, bytes] = {}
+        self._guests: dict[tuple[bytes, int], _Guest] = {}
+        self._guest_pools: dict[tuple[bytes, int], _GuestPool] = {}
+        self._by_number: dict[int, _GuestPool] = {}
+        self._writing: set[int] = set()
+        version, python = m.versions()
+        self.host = socket.gethostname()
+        greeting = Greeting(os.urandom(16), "", self.host, version, python, {"nodes": []})
+        self.net = Net(key, greeting)
+        self.peers: dict[bytes, Greeting] = {}
+        self._node_pid, sock = launch.spawn_node(settings.session)
+        self._node = wire.ControlChannel(sock)
+        self._on(sock.fileno(), self._node_event)
+        self._on(self.net.fileno(), self._net_event)
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Serve until told to leave, or until the node is gone."""
+        self._tell(
+            m.Hello(
+                PROTOCOL, *m.versions(), os.getpid(), os.urandom(8), "gateway", GATEWAY, self._settings.config,
+                self._settings.path,
+            )
+        )  # fmt: skip
+        address = self.net.listen(self._settings.ip, self._settings.port)
+        _log("gateway.listens", address=address)
+        if self._settings.head:
+            self.net.connect(self._settings.head)
+            self._at(JOIN_S, self._late)
+        self._at(PING_S, self._ping)
+        try:
+            while not self._ending:
+                self._turn()
+        finally:
+            _log("gateway.ends", reason=self._ending)
+            self.net.close()
+            self._node.close()
+
+    def _turn(self) -> None:
+        timeout = max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
+        if self.net.pending():
+            timeout = min(timeout, LOOK_S) if timeout >= 0 else LOOK_S
+        for fd, mask in self._epoll.poll(timeout):
+            handler = self._handlers.get(fd)
+            if handler is not None:
+                handler(mask)
+        self.net.flush()
+        self._net_event(0)
+        now = monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+    def _at(self, after_s: float, action: Callable[[], None]) -> None:
+        self._numbers += 1
+        heapq.heappush(self._timers, (monotonic() + after_s, self._numbers, action))
+
+    def _on(self, fd: int, handler: Callable[[int], None]) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _off(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def end(self, reason: str) -> None:
+        self._ending = self._ending or reason
+
+    def _ping(self) -> None:
+        self.net.ping()
+        self._at(PING_S, self._ping)
+
+    def _late(self) -> None:
+        self.net.give_up(self._settings.head)
+
+    # -- our node
+
+    def _tell(self, message: Any, fds: tuple[int, ...] = ()) -> None:
+        try:
+            self._node.send(message, fds)
+        except wire.Closed:
+            self.end("the node is gone")
+            return
+        self._watch_writing(self._node.fileno(), self._node.pending)
+
+    def _watch_writing(self, fd: int, wanted: bool) -> None:
+        if wanted != (fd in self._writing):
+            (self._writing.add if wanted else self._writing.discard)(fd)
+            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+
+    def _node_event(self, mask: int) -> None:
+        try:
+            if mask & select.EPOLLOUT:
+                self._node.flush()
+                self._watch_writing(self._node.fileno(), self._node.pending)
+            if not mask & ~select.EPOLLOUT:
+                return
+            message, fds = self._node.receive()
+        except (BlockingIOError, InterruptedError):
+            return
+        except (wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
+            self.end(f"the node is gone ({error})")
+            return
+        handler = self._FROM_NODE.get(type(message))
+        if handler is not None:
+            handler(self, message, fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _refused(self, message: m.Refused, fds: list[int]) -> None:
+        self.end(f"the node refuses: {message.reason}")
+
+    # -- workers of other machines, for submitters here
+
+    def _remote_lease(self, message: m.RemoteLease, fds: list[int]) -> None:
+        """The node wants a worker from another machine."""
+        pool = (message.pool, message.node)
+        self._abroad[message.worker] = _Abroad(message.worker, message.pool, message.node)
+        try:
+            if pool not in self._pools:
+                self._pools[pool] = True
+                self._say(message.node, pm.PoolOpened(message.pool, message.setup))
+            self._say(message.node, pm.LeaseWanted(message.pool, message.worker, message.shape))
+        except NoLink as error:
+            del self._abroad[message.worker]
+            self._tell(m.RemoteRefused(message.worker, str(error)))
+
+    def _remote_end(self, message: m.RemoteEnd, fds: list[int]) -> None:
+        """The submitter returned it. It stays ours until its machine says that it has ended."""
+        abroad = self._abroad.get(message.worker)
+        if abroad is not None:
+            self._say_if_up(abroad.peer, pm.LeaseReturned(message.worker, message.retire))
+
+    def _remote_signal(self, message: m.RemoteSignal, fds: list[int]) -> None:
+        abroad = self._abroad.get(message.worker)
+        if abroad is None:
+            return
+        if message.signal == signal.SIGINT and abroad.outgoing is not None:
+            for slot, value in abroad.outgoing.aims():
+                self._say_if_up(abroad.peer, pm.Aimed(message.worker, slot, value))
+        self._say_if_up(abroad.peer, pm.SignalWanted(message.worker, message.signal))
+
+    def _remote_pool_closed(self, message: m.RemotePoolClosed, fds: list[int]) -> None:
+        for pool, peer in [key for key in self._pools if key[0] == message.pool]:
+            del self._pools[pool, peer]
+            self._say_if_up(peer, pm.PoolClosed(pool, message.kill))
+
+    def _lease_given(self, peer: bytes, message: pm.LeaseGiven) -> None:
+        abroad = self._abroad.get(message.lease)
+        if abroad is None or abroad.peer != peer:
+            self._say_if_up(peer, pm.LeaseReturned(message.lease, True))
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        page = frames.make_page()
+        try:
+            abroad.outgoing = Outgoing(
+                socket.socket(fileno=os.dup(theirs.fileno())),
+                frames.Page(page),
+                message.pid,
+                partial(self._forward, abroad),
+                partial(self._ask_limit, abroad),
+            )
+            fds = (ours.fileno(), theirs.fileno(), page)
+            self._tell(m.RemoteUp(message.lease, message.pid, message.ordinal, message.log_file, message.host), fds)
+        finally:
+            ours.close()
+            theirs.close()
+            os.close(page)
+        self._on(abroad.outgoing.fileno(), partial(self._submitter_event, abroad))
+
+    def _lease_refused(self, peer: bytes, message: pm.LeaseRefused) -> None:
+        if self._abroad.pop(message.lease, None) is not None:
+            self._tell(m.RemoteRefused(message.lease, message.reason))
+
+    def _submitter_event(self, abroad: _Abroad, mask: int) -> None:
+        outgoing = abroad.outgoing
+        assert outgoing is not None
+        try:
+            if mask & select.EPOLLOUT:
+                outgoing.flush()
+            if mask & ~select.EPOLLOUT:
+                outgoing.readable()
+        except (wire.Closed, OSError):
+            self._off(outgoing.fileno())  # the node says so, too
+            return
+        self._watch_outgoing(abroad)
+
+    def _watch_outgoing(self, abroad: _Abroad) -> None:
+        """While a frame is under way its socket is not read: what is in there can be taken back."""
+        outgoing = abroad.outgoing
+        assert outgoing is not None
+        if outgoing.fileno() in self._handlers:
+            wanted = select.EPOLLIN * outgoing.wants_frames() | select.EPOLLOUT * outgoing.wants_to_write()
+            self._epoll.modify(outgoing.fileno(), wanted)
+
+    def _forward(self, abroad: _Abroad, frame: bytes) -> None:
+        self._say_if_up(abroad.peer, pm.TaskFrame(abroad.lease), frame)
+        self._at(LOOK_S, partial(self._look, abroad))
+
+    def _look(self, abroad: _Abroad) -> None:
+        if abroad.outgoing is not None and not abroad.outgoing.wants_frames():
+            abroad.outgoing.look()
+            self._at(LOOK_S, partial(self._look, abroad))
+
+    def _ask_limit(self, abroad: _Abroad, limit: int) -> None:
+        self._say_if_up(abroad.peer, pm.LimitAsked(abroad.lease, limit))
+
+    def _result_frame(self, peer: bytes, message: pm.ResultFrame, frame: bytes) -> None:
+        abroad = self._abroad.get(message.lease)
+        if abroad is None or abroad.outgoing is None:
+            return
+        try:
+            abroad.outgoing.results(frame)
+            abroad.outgoing.readable()
+        except (wire.Closed, OSError):
+            self._off(abroad.outgoing.fileno())
+            return
+        self._watch_outgoing(abroad)
+
+    def _limit_told(self, peer: bytes, message: pm.LimitTold) -> None:
+        abroad = self._abroad.get(message.lease)
+        if abroad is not None and abroad.outgoing is not None:
+            abroad.outgoing.limited(message.limit, Snapshot(*message[2:]))
+
+    def _worker_ended(self, peer: bytes, message: pm.WorkerEnded) -> None:
+        abroad = self._abroad.get(message.lease)
+        if abroad is not None:
+            where = f"{message.log_file} on {self.peers[peer].host}" if peer in self.peers else message.log_file
+            end = m.RemoteDied(
+                message.lease, message.pid, message.signal, message.exit_code, message.reason, where
+            )
+            self._lost_abroad(abroad, Snapshot(*message[6:]), end)
+
+    def _lost_abroad(self, abroad: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
+        del self._abroad[abroad.lease]
+        if abroad.outgoing is not None:
+            if snapshot is not None:
+                abroad.outgoing.died(snapshot)
+            self._off(abroad.outgoing.fileno())
+            abroad.outgoing.close()
+        self._tell(end)
+
+    # -- workers here, for submitters of other machines
+
+    def _pool_opened(self, peer: bytes, message: pm.PoolOpened) -> None:
+        self._numbers += 1
+        pool = _GuestPool(self._numbers, peer, message.pool)
+        self._guest_pools[peer, message.pool] = self._by_number[pool.number] = pool
+        self._tell(m.OpenPool(pool.number, 1 << 20, message.setup))
+
+    def _setup_changed(self, peer: bytes, message: pm.SetupChanged) -> None:
+        pool = self._guest_pools.get((peer, message.pool))
+        if pool is not None:
+            self._tell(m.UpdateSetup(pool.number, message.setup))
+
+    def _pool_closed(self, peer: bytes, message: pm.PoolClosed) -> None:
+        pool = self._guest_pools.pop((peer, message.pool), None)
+        if pool is not None:
+            pool.closed = True
+            self._tell(m.ClosePool(pool.number, message.kill))
+
+    def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
+        pool = self._guest_pools.get((peer, message.pool))
+        if pool is None:
+            self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
+            return
+        guest = _Guest(peer, message.lease, pool, message.shape)
+        self._guests[peer, message.lease] = guest
+        pool.waiting.append(guest)
+        self._tell(m.RequestLeases(pool.number, message.shape, 1))
+
+    def _grant(self, message: m.Grant, fds: list[int]) -> None:
+        pool = self._by_number.get(message.pool)
+        if pool is None:
+            return
+        guest = next((one for one in pool.waiting if one.wanted == message.shape), None)
+        if message.fresh:
+            ours, theirs, page = fds
+            fds.clear()
+            os.close(theirs)
+            incoming = Incoming(socket.socket(fileno=ours), frames.Page(page), _nowhere)
+            os.close(page)
+        else:
+            incoming = pool.idle.pop(message.worker)
+        if guest is None:  # given up meanwhile
+            pool.idle[message.worker] = incoming
+            self._tell(m.ReturnLease(pool.number, message.worker, False))
+            return
+        pool.waiting.remove(guest)
+        guest.worker, guest.incoming = message.worker, incoming
+        pool.workers[message.worker] = guest
+        incoming.back = partial(self._send_back, guest)
+        self._on(incoming.fileno(), partial(self._worker_event, guest))
+        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, 0, message.log_file, self.host))
+
+    def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
+        """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
+
+    def _send_back(self, guest: _Guest, frame: bytes) -> None:
+        self._say_if_up(guest.peer, pm.ResultFrame(guest.lease), frame)
+
+    def _worker_event(self, guest: _Guest, mask: int) -> None:
+        incoming = guest.incoming
+        assert incoming is not None
+        if mask & select.EPOLLOUT:
+            incoming.flush()
+        if mask & ~select.EPOLLOUT:
+            incoming.readable()
+        self._watch_writing(incoming.fileno(), incoming.wants_to_write())
+
+    def _task_frame(self, peer: bytes, message: pm.TaskFrame, frame: bytes) -> None:
+        guest = self._guests.get((peer, message.lease))
+        if guest is not None and guest.incoming is not None:
+            guest.incoming.frame(frame)
+            self._watch_writing(guest.incoming.fileno(), guest.incoming.wants_to_write())
+
+    def _limit_asked(self, peer: bytes, message: pm.LimitAsked) -> None:
+        guest = self._guests.get((peer, message.lease))
+        if guest is not None and guest.incoming is not None:
+            guest.incoming.limit(message.limit)
+            self._at(TRUST_S, partial(self._tell_limit, guest, message.limit))
+
+    def _tell_limit(self, guest: _Guest, limit: int) -> None:
+        if guest.incoming is not None:
+            self._say_if_up(guest.peer, pm.LimitTold(guest.lease, limit, *guest.incoming.snapshot()))
+
+    def _aimed(self, peer: bytes, message: pm.Aimed) -> None:
+        guest = self._guests.get((peer, message.lease))
+        if guest is not None and guest.incoming is not None:
+            guest.incoming.aim(message.slot, message.value)
+
+    def _signal_wanted(self, peer: bytes, message: pm.SignalWanted) -> None:
+        guest = self._guests.get((peer, message.lease))
+        if guest is not None and guest.worker:
+            self._tell(m.KillWorker(guest.pool.number, guest.worker, message.number))
+
+    def _lease_returned(self, peer: bytes, message: pm.LeaseReturned) -> None:
+        guest = self._guests.get((peer, message.lease))
+        if guest is None:
+            return
+        if guest.incoming is None:
+            del self._guests[peer, message.lease]
+            guest.pool.waiting.remove(guest)
+            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))
+            for other in guest.pool.waiting:  # all of that shape were cancelled
+                if other.wanted == guest.wanted:
+                    self._tell(m.RequestLeases(guest.pool.number, other.wanted, 1))
+        else:
+            self._give_back(guest, message.retire)
+
+    def _give_back(self, guest: _Guest, retire: bool) -> None:
+        """The lease ends; the worker stays, unless it is to retire."""
+        assert guest.incoming is not None
+        del self._guests[guest.peer, guest.lease]
+        self._off(guest.incoming.fileno())
+        self._writing.discard(guest.incoming.fileno())
+        del guest.pool.workers[guest.worker]
+        guest.pool.idle[guest.worker] = guest.incoming
+        if retire:
+            guest.incoming.frame(_EXIT)
+        snapshot = guest.incoming.snapshot()
+        self._say_if_up(guest.peer, pm.WorkerEnded(guest.lease, 0, 0, 0, "returned", "", *snapshot))
+        guest.incoming = None
+        self._tell(m.ReturnLease(guest.pool.number, guest.worker, retire))
+
+    def _retire(self, message: m.Retire, fds: list[int]) -> None:
+        pool = self._by_number.get(message.pool)
+        if pool is not None and message.worker in pool.idle:
+            pool.idle[message.worker].frame(_EXIT)
+
+    def _worker_died(self, message: m.WorkerDied, fds: list[int]) -> None:
+        pool = self._by_number.get(message.pool)
+        if pool is None:
+            return
+        idle = pool.idle.pop(message.worker, None)
+        if idle is not None:
+            idle.close()
+        guest = pool.workers.pop(message.worker, None)
+        if guest is None or guest.incoming is None:
+            return
+        guest.incoming.readable()  # its last words
+        self._off(guest.incoming.fileno())
+        self._writing.discard(guest.incoming.fileno())
+        del self._guests[guest.peer, guest.lease]
+        end = pm.WorkerEnded(
+            guest.lease, message.pid, message.signal, message.exit_code, message.reason, message.log_file,
+            *guest.incoming.snapshot(),
+        )  # fmt: skip
+        self._say_if_up(guest.peer, end)
+        guest.incoming.close()
+
+    def _closed(self, message: m.Closed, fds: list[int]) -> None:
+        pool = self._by_number.pop(message.pool, None)
+        if pool is not None:
+            for incoming in pool.idle.values():
+                incoming.close()
+
+    def _output(self, message: m.Output, fds: list[int]) -> None:
+        """Lines of a worker here; which pool's is not said, and all of a peer's go to the same place."""
+
+    # -- other gateways
+
+    def _say(self, peer: bytes, message: Any, frame: bytes | None = None) -> None:
+        """Send to a gateway; NoLink if that cannot be."""
+        if frame is None:
+            self.net.send(peer, pm.encode(message))
+            return
+        pieces = [memoryview(frame)[at : at + PIECE] for at in range(0, len(frame), PIECE)]
+        self.net.send(peer, pm.encode(message), pieces)
+
+    def _say_if_up(self, peer: bytes, message: Any, frame: bytes | None = None) -> None:
+        """The same; if there is no link, all that it is about has ended or is about to."""
+        try:
+            self._say(peer, message, frame)
+        except NoLink:
+            return
+
+    def _net_event(self, mask: int) -> None:
+        while (event := self.net.receive()) is not None:
+            if isinstance(event, Message):
+                self._peer_said(event)
+            elif isinstance(event, Up):
+                self._peer_up(event)
+            else:
+                self._peer_down(event)
+
+    def _peer_up(self, event: Up) -> None:
+        self.peers[event.name] = event.greeting
+        _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
+        self._tell(m.PeerUp(event.name, event.greeting.host))
+
+    def _peer_down(self, event: Down) -> None:
+        greeting = self.peers.pop(event.name, None)
+        _log("peer.down", name=event.name.hex(), address=event.address, reason=event.reason)
+        if event.address == self._settings.head and greeting is None:
+            self.end(f"the head at {event.address} cannot be joined: {event.reason}")
+            return
+        if greeting is None:
+            return
+        for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
+            reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
+            self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))
+        for key in [key for key in self._pools if key[1] == event.name]:
+            del self._pools[key]
+        for key, pool in list(self._guest_pools.items()):
+            if key[0] == event.name:
+                del self._guest_pools[key]
+                self._tell(m.ClosePool(pool.number, True))
+        self._tell(m.PeerDown(event.name, event.reason))
+
+    def _peer_said(self, event: Message) -> None:
+        try:
+            message = pm.decode(event.payload)
+        except m.ProtocolError as error:
+            self.net.drop(event.name, f"malformed: {error}")
+            return
+        if isinstance(message, (pm.TaskFrame, pm.ResultFrame)):
+            frame = b"".join(event.buffers)
+            (self._task_frame if isinstance(message, pm.TaskFrame) else self._result_frame)(event.name, message, frame)  # type: ignore[operator]
+            return
+        self._FROM_PEERS[type(message)](self, event.name, message)
+
+    _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
+        m.Refused: _refused,
+        m.RemoteLease: _remote_lease,
+        m.RemoteEnd: _remote_end,
+        m.RemoteSignal: _remote_signal,
+        m.RemotePoolClosed: _remote_pool_closed,
+        m.Grant: _grant,
+        m.WorkerUp: _worker_up,
+        m.WorkerDied: _worker_died,
+        m.Retire: _retire,
+        m.Closed: _closed,
+        m.Output: _output,
+    }
+    _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
+        pm.PoolOpened: _pool_opened,
+        pm.SetupChanged: _setup_changed,
+        pm.PoolClosed: _pool_closed,
+        pm.LeaseWanted: _lease_wanted,
+        pm.LeaseReturned: _lease_returned,
+        pm.LimitAsked: _limit_asked,
+        pm.Aimed: _aimed,
+        pm.SignalWanted: _signal_wanted,
+        pm.LeaseGiven: _lease_given,
+        pm.LeaseRefused: _lease_refused,
+        pm.LimitTold: _limit_told,
+        pm.WorkerEnded: _worker_ended,
+    }
+
+
+_EXIT = b""
+
+
+def _nowhere(frame: bytes) -> None:
+    """Results of a worker that nobody has leased: there are none."""
+
+
+def _log(event: str, **fields: Any) -> None:
+    """One event in the log file."""
+    words = " ".join(f"{name}={value}" for name, value in fields.items())
+    sys.stderr.write(f"{monotonic():.6f} {event} {words}\n")
+    sys.stderr.flush()
