@@ -4,6 +4,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 
 | variable | meaning | default |
 |---|---|---|
+| `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine belongs to; `local`: this machine alone | `local` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
@@ -27,6 +28,8 @@ from typing import NamedTuple
 class Config(NamedTuple):
     """Settings of one runtime; the driver reads them and hands them to its node."""
 
+    address: str = ""
+    """Of the cluster: empty for this machine alone."""
     gcs: str = "on"
     redis_url: str = ""
     linger_s: float = 2.0
@@ -127,7 +130,9 @@ def from_environment() -> Config:
     """The settings of this process, read from its environment now."""
     env = os.environ
     default = Config()
+    address = env.get("DPOOL_ADDRESS", "")
     return Config(
+        address="" if address == "local" else address,
         gcs=env.get("DPOOL_GCS", default.gcs).lower() or default.gcs,
         redis_url=env.get("DPOOL_REDIS_URL", ""),
         linger_s=_number("DPOOL_LINGER_S", default.linger_s),

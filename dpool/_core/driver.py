@@ -272,6 +272,9 @@ class NativeRuntime:
             except (ConnectionError, FileNotFoundError):
                 launch.end_with_node(here.worker.node_pid)
                 raise
+        elif self.config.address:
+            self._join(self.config.address)
+            sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
         else:
@@ -304,6 +307,21 @@ class NativeRuntime:
         if here.worker is None:
             self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self.session))
 
+    def _join(self, address: str) -> None:
+        """Find the node of this machine that belongs to the cluster."""
+        from dpool._core import gateway_start
+        from dpool.errors import StartupError
+
+        found = gateway_start.running(self.config)
+        if address != "auto":
+            found = [one for one in found if address.removeprefix("dpool://") in (one.address, one.head)]
+        if not found:
+            raise StartupError(
+                f"no node of a cluster runs on this machine (address={address!r}): start one with `dpool start --head`, "
+                "or `dpool start --address dpool://HOST:PORT`"
+            )
+        self.session = found[0].session
+
     def _start_timeout(self, session: str) -> None:
         if self.session == session and self.welcome is None and self._node is not None and self.pools:
             self._node_closed(f"did not answer within {self.config.start_timeout_s} s")
@@ -325,7 +343,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if here.worker is None and self.session:
+        if here.worker is None and self.session and not self.config.address:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:

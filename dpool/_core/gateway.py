@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import os
+import pickle
 import select
 import signal
 import socket
@@ -44,8 +45,6 @@ PING_S = 1.0
 HEARTBEAT_S = 0.1
 JOIN_S = 20.0
 PIECE = MAX_MESSAGE_BYTES // 2
-GATEWAY = -1
-"""In the place of the worker's number in a Hello."""
 
 
 class Settings(NamedTuple):
@@ -107,14 +106,18 @@ class _GuestPool:
 class Gateway:
     """See the module."""
 
-    def __init__(self, settings: Settings, key: ClusterKey) -> None:
+    def __init__(self, settings: Settings, key: ClusterKey, joined: Callable[[str, str, str], None]) -> None:
         self._settings = settings
+        self._joined = joined
+        """Is told, once, that we belong to the cluster: session, our address, the head's."""
+        self._welcome = False
         self.config = Config(*settings.config)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = 0
-        self._ending = ""
+        self.ending = ""
+        """Why it is about to end."""
         self._abroad: dict[int, _Abroad] = {}
         self._pools: dict[tuple[int, bytes], bool] = {}
         """(our node's pool, peer) → it has been opened there."""
@@ -123,6 +126,10 @@ class Gateway:
         self._guest_pools: dict[tuple[bytes, int], _GuestPool] = {}
         self._by_number: dict[int, _GuestPool] = {}
         self._writing: set[int] = set()
+        self._beat = 0
+        self._load: pm.Heartbeat | None = None
+        self._seen: dict[bytes, int] = {}
+        """Peer → leases that it has asked for in all."""
         version, python = m.versions()
         self.host = socket.gethostname()
         greeting = Greeting(os.urandom(16), "", self.host, version, python, {"nodes": []})
@@ -139,7 +146,7 @@ class Gateway:
         """Serve until told to leave, or until the node is gone."""
         self._tell(
             m.Hello(
-                PROTOCOL, *m.versions(), os.getpid(), os.urandom(8), "gateway", GATEWAY, self._settings.config,
+                PROTOCOL, *m.versions(), os.getpid(), os.urandom(8), "gateway", m.GATEWAY, self._settings.config,
                 self._settings.path,
             )
         )  # fmt: skip
@@ -149,11 +156,14 @@ class Gateway:
             self.net.connect(self._settings.head)
             self._at(JOIN_S, self._late)
         self._at(PING_S, self._ping)
+        signal.signal(signal.SIGTERM, lambda *_: self.end("it was told to (SIGTERM)"))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
-            while not self._ending:
+            while not self.ending:
                 self._turn()
         finally:
-            _log("gateway.ends", reason=self._ending)
+            _log("gateway.ends", reason=self.ending)
             self.net.close()
             self._node.close()
 
@@ -184,7 +194,7 @@ class Gateway:
             self._epoll.unregister(fd)
 
     def end(self, reason: str) -> None:
-        self._ending = self._ending or reason
+        self.ending = self.ending or reason
 
     def _ping(self) -> None:
         self.net.ping()
@@ -227,8 +237,36 @@ class Gateway:
         for fd in fds:
             os.close(fd)
 
+    def _welcomed(self, message: m.Welcome, fds: list[int]) -> None:
+        self._welcome = True
+        os.waitpid(self._node_pid, 0)  # the node stands on its own
+        self._perhaps_joined()
+
+    def _perhaps_joined(self) -> None:
+        """The node has answered, and so has the head."""
+        address = self.net.greeting.address
+        head = self._settings.head or address
+        known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
+        if self._welcome and known:
+            self._joined(self._settings.session, address, head)
+            self._joined = lambda *_: None
+
     def _refused(self, message: m.Refused, fds: list[int]) -> None:
         self.end(f"the node refuses: {message.reason}")
+
+    def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
+        """How it is here: for everybody."""
+        self._beat += 1
+        load = pm.Heartbeat(
+            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s, 0.0,
+            dict(self._seen), message.draining,
+        )  # fmt: skip
+        self._load = load
+        for peer in self.peers:
+            self._say_if_up(peer, load)
+
+    def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
+        self._tell(m.PeerLoad(tuple(message)))
 
     # -- workers of other machines, for submitters here
 
@@ -256,7 +294,7 @@ class Gateway:
         if abroad is None:
             return
         if message.signal == signal.SIGINT and abroad.outgoing is not None:
-            for slot, value in abroad.outgoing.aims():
+            for slot, value in abroad.outgoing.take_aim():
                 self._say_if_up(abroad.peer, pm.Aimed(message.worker, slot, value))
         self._say_if_up(abroad.peer, pm.SignalWanted(message.worker, message.signal))
 
@@ -281,7 +319,7 @@ class Gateway:
                 partial(self._ask_limit, abroad),
             )
             fds = (ours.fileno(), theirs.fileno(), page)
-            self._tell(m.RemoteUp(message.lease, message.pid, message.ordinal, message.log_file, message.host), fds)
+            self._tell(m.RemoteUp(message.lease, message.pid, message.log_file, message.host), fds)
         finally:
             ours.close()
             theirs.close()
@@ -346,9 +384,7 @@ class Gateway:
         abroad = self._abroad.get(message.lease)
         if abroad is not None:
             where = f"{message.log_file} on {self.peers[peer].host}" if peer in self.peers else message.log_file
-            end = m.RemoteDied(
-                message.lease, message.pid, message.signal, message.exit_code, message.reason, where
-            )
+            end = m.RemoteDied(message.lease, message.pid, message.signal, message.exit_code, message.reason, where)
             self._lost_abroad(abroad, Snapshot(*message[6:]), end)
 
     def _lost_abroad(self, abroad: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
@@ -380,6 +416,7 @@ class Gateway:
             self._tell(m.ClosePool(pool.number, message.kill))
 
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
+        self._seen[peer] = self._seen.get(peer, 0) + 1
         pool = self._guest_pools.get((peer, message.pool))
         if pool is None:
             self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
@@ -402,6 +439,7 @@ class Gateway:
             os.close(page)
         else:
             incoming = pool.idle.pop(message.worker)
+            incoming.new_lease()
         if guest is None:  # given up meanwhile
             pool.idle[message.worker] = incoming
             self._tell(m.ReturnLease(pool.number, message.worker, False))
@@ -411,7 +449,7 @@ class Gateway:
         pool.workers[message.worker] = guest
         incoming.back = partial(self._send_back, guest)
         self._on(incoming.fileno(), partial(self._worker_event, guest))
-        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, 0, message.log_file, self.host))
+        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host))
 
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
@@ -548,6 +586,9 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self._tell(m.PeerUp(event.name, event.greeting.host))
+        if self._load is not None:
+            self._say_if_up(event.name, self._load)
+        self._perhaps_joined()
 
     def _peer_down(self, event: Down) -> None:
         greeting = self.peers.pop(event.name, None)
@@ -560,11 +601,11 @@ class Gateway:
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
             self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))
-        for key in [key for key in self._pools if key[1] == event.name]:
-            del self._pools[key]
-        for key, pool in list(self._guest_pools.items()):
-            if key[0] == event.name:
-                del self._guest_pools[key]
+        for opened in [one for one in self._pools if one[1] == event.name]:
+            del self._pools[opened]
+        for (peer, number), pool in list(self._guest_pools.items()):
+            if peer == event.name:
+                del self._guest_pools[peer, number]
                 self._tell(m.ClosePool(pool.number, True))
         self._tell(m.PeerDown(event.name, event.reason))
 
@@ -576,12 +617,17 @@ class Gateway:
             return
         if isinstance(message, (pm.TaskFrame, pm.ResultFrame)):
             frame = b"".join(event.buffers)
-            (self._task_frame if isinstance(message, pm.TaskFrame) else self._result_frame)(event.name, message, frame)  # type: ignore[operator]
+            if isinstance(message, pm.TaskFrame):
+                self._task_frame(event.name, message, frame)
+            else:
+                self._result_frame(event.name, message, frame)
             return
         self._FROM_PEERS[type(message)](self, event.name, message)
 
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
+        m.Welcome: _welcomed,
         m.Refused: _refused,
+        m.LoadReport: _load_report,
         m.RemoteLease: _remote_lease,
         m.RemoteEnd: _remote_end,
         m.RemoteSignal: _remote_signal,
@@ -594,6 +640,7 @@ class Gateway:
         m.Output: _output,
     }
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
+        pm.Heartbeat: _heartbeat,
         pm.PoolOpened: _pool_opened,
         pm.SetupChanged: _setup_changed,
         pm.PoolClosed: _pool_closed,
@@ -609,7 +656,8 @@ class Gateway:
     }
 
 
-_EXIT = b""
+_EXIT = pickle.dumps((0, frames.EXIT, None, 0, []), 5)
+"""The frame after which a worker leaves."""
 
 
 def _nowhere(frame: bytes) -> None:

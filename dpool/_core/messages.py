@@ -3,6 +3,7 @@
 ```
 driver ──Hello OpenPool RequestLeases ReturnLease Kill …──► node ──Spawn, SpawnProgram──► zygote
 driver ◄─Welcome Grant WorkerUp WorkerDied Output Notice── node ◄─Spawned, SpawnFailed── zygote/worker
+node ──Remote…, LoadReport──► gateway ──Remote…, Peer…──► node      (of a machine in a cluster)
 driver ──ActorCreate, ConnectActor──► node ──Grant (of a link), ActorGone──► driver      (whoever calls an actor)
 any process ──Store…, Sync…──► node ──answers──► that process      (sockets of their own)
 driver ──frames of tasks──► worker ──frames of results──► driver      (see frames.py)
@@ -18,6 +19,7 @@ import pickle
 from typing import Any, NamedTuple
 
 Shape = tuple[tuple[str, int], ...]
+GATEWAY = -1
 
 
 class ProtocolError(Exception):
@@ -36,7 +38,7 @@ class Hello(NamedTuple):
     label: str
     """What the program is called, for people."""
     worker: int
-    """The worker that speaks (nested submission), or 0: a driver."""
+    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway."""
     config: tuple[Any, ...]
     path: list[str]
     """The driver's `sys.path`: where the node finds what it imports later."""
@@ -235,6 +237,104 @@ class Closed(NamedTuple):
     """All workers of a closed pool are gone, their output delivered."""
 
     pool: int
+
+
+# node → gateway (see gateway.py)
+
+
+class RemoteLease(NamedTuple):
+    """Get a worker from that machine, under this number of ours; the answer is RemoteUp or RemoteRefused."""
+
+    worker: int
+    node: bytes
+    """The gateway's name there."""
+    pool: int
+    """The node's number."""
+    setup: bytes
+    shape: Shape
+
+
+class RemoteEnd(NamedTuple):
+    """Its submitter has returned it; the answer is RemoteDied."""
+
+    worker: int
+    retire: bool
+
+
+class RemoteSignal(NamedTuple):
+    worker: int
+    signal: int
+
+
+class RemotePoolClosed(NamedTuple):
+    """Its workers are to end; RemoteDied says of each that it has."""
+
+    pool: int
+    kill: bool
+
+
+class LoadReport(NamedTuple):
+    """For the other machines: the fields of `Load`, but for name and number."""
+
+    total: dict[str, int]
+    free: dict[str, int]
+    waiting: int
+    task_s: float
+    draining: bool
+
+
+# gateway → node
+
+
+class RemoteUp(NamedTuple):
+    """It is there. Three descriptors come along, as with Grant."""
+
+    worker: int
+    pid: int
+    log_file: str
+    host: str
+
+
+class RemoteRefused(NamedTuple):
+    worker: int
+    reason: str
+
+
+class RemoteDied(NamedTuple):
+    """As WorkerDied."""
+
+    worker: int
+    pid: int
+    signal: int
+    exit_code: int
+    reason: str
+    log_file: str
+
+
+class RemoteOutput(NamedTuple):
+    """Whole lines that a worker of a pool wrote elsewhere."""
+
+    pool: int
+    stream: int
+    data: bytes
+
+
+class PeerUp(NamedTuple):
+    """There is a link to the gateway of another machine."""
+
+    node: bytes
+    host: str
+
+
+class PeerDown(NamedTuple):
+    node: bytes
+    reason: str
+
+
+class PeerLoad(NamedTuple):
+    """Another machine's heartbeat; the fields of `Load` in logic/placement.py."""
+
+    load: tuple[Any, ...]
 
 
 # node → zygote and back
@@ -648,6 +748,18 @@ CONTROL: tuple[type[Any], ...] = (
     Scarce,
     Retire,
     Closed,
+    RemoteLease,
+    RemoteEnd,
+    RemoteSignal,
+    RemotePoolClosed,
+    RemoteUp,
+    RemoteRefused,
+    RemoteDied,
+    RemoteOutput,
+    PeerUp,
+    PeerDown,
+    PeerLoad,
+    LoadReport,
     Spawn,
     SpawnProgram,
     Spawned,
@@ -692,7 +804,7 @@ CONTROL: tuple[type[Any], ...] = (
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
 _TYPES = {
-    "int": int, "bool": bool, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict, "Shape": tuple,
+    "int": int, "float": float, "bool": bool, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict, "Shape": tuple,
 }  # fmt: skip
 
 

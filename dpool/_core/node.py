@@ -123,6 +123,8 @@ class Node:
         """The actors, once there is one."""
         self._sync: Any = None
         """Locks, queues, … once there are some."""
+        self._abroad: Any = None
+        """Other machines, if a gateway has said Hello."""
         self._records: Any = None
         """The recorder to the control store, once it has been started."""
         self._oom_kills = oom_kills()
@@ -260,6 +262,8 @@ class Node:
                 self._store_said(client, message, fds)
             elif client.sync is not None or isinstance(message, m.SyncHello):
                 self._sync_said(client, message, fds)
+            elif self._abroad is not None and self._abroad.gateway is client and self._abroad.said(message, fds):
+                pass
             else:
                 self._client_said(client, message)
         except Exception as error:  # whatever a peer says, it must not take the others along
@@ -297,7 +301,7 @@ class Node:
             self._client_left(client)
             return
         client.hello = message
-        if message.worker == 0:
+        if message.worker <= 0:
             client.driver = True
         if not self._had_driver and client.driver:
             self._had_driver = True
@@ -305,6 +309,11 @@ class Node:
             sys.path[:] = message.path
             self._preload()
         self._do(s.ClientJoined(client.number))
+        if message.worker == m.GATEWAY:
+            from dpool._core.node_abroad import NodeAbroad
+
+            self._abroad = NodeAbroad(self, client, _log)
+            self._at(monotonic(), self._abroad.report)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
 
     def _client_left(self, client: Client) -> None:
@@ -321,6 +330,8 @@ class Node:
                 o.side and o.side.pid == client.hello.pid for o in self._clients.values()
             ):
                 self._store.process_gone(client.hello.pid)
+            for number in client.pools.values():
+                self._closing_abroad(number, True)
             self._do(s.ClientLeft(client.number))
             if self._actors is not None:
                 self._actors.client_left(client, client.driver)
@@ -481,9 +492,27 @@ class Node:
         if number is None:
             self._send(client, m.Closed(message.pool))
             return
+        self._closing_abroad(number, message.kill)
         self._do(s.ClosePool(number, message.kill))
 
+    def _closing_abroad(self, pool: int, kill: bool) -> None:
+        if self._abroad is not None:
+            self._abroad.pool_closed(pool, kill)
+
+    def _cancel_requests(self, client: Client, message: m.CancelRequests) -> None:
+        number = client.pools.get(message.pool)
+        if number is not None:
+            self._do(s.CancelRequests(number, message.shape))
+            if self._abroad is not None:
+                self._abroad.cancelled(number, message.shape)
+
+    def _return_lease(self, client: Client, message: m.ReturnLease) -> None:
+        if self._abroad is None or not self._abroad.returned(message.worker, message.retire):
+            self._pool_said(client, message.pool, lambda p: s.ReturnLease(p, message.worker, message.retire))
+
     def _kill(self, client: Client, message: m.KillWorker) -> None:
+        if self._abroad is not None and self._abroad.signal(message.worker, message.signal):
+            return
         if self._actors is not None and self._actors.signal(client, message.pool, message.signal):
             return
         proc = self._procs.get(message.worker)
@@ -518,8 +547,8 @@ class Node:
         m.ResizePool: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ResizePool(p, x.max_workers)),
         m.ClosePool: _close_pool,
         m.RequestLeases: _request,
-        m.CancelRequests: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.CancelRequests(p, x.shape)),
-        m.ReturnLease: lambda self, c, x: self._pool_said(c, x.pool, lambda p: s.ReturnLease(p, x.worker, x.retire)),
+        m.CancelRequests: _cancel_requests,
+        m.ReturnLease: _return_lease,
         m.KillWorker: _kill,
         m.Blocked: _blocked,
         m.ConnectActor: lambda self, c, x: self.actors().connect(c, x),
@@ -580,6 +609,8 @@ class Node:
         """Give the scheduler an event and carry out its instructions."""
         for instruction in self.scheduler.handle(event):
             self._INSTRUCTIONS[type(instruction)](self, instruction)
+        if self._abroad is not None:
+            self._abroad.consider()
 
     def _start_worker(self, order: s.StartWorker) -> None:
         pool = self._pools[order.pool]

@@ -85,7 +85,7 @@ class SignalWanted(NamedTuple):
 class LeaseGiven(NamedTuple):
     lease: int
     pid: int
-    ordinal: int
+    """0: not known yet."""
     log_file: str
     host: str
 

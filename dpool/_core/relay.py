@@ -8,8 +8,9 @@
 
 The submitter takes Outgoing for a worker, the worker takes Incoming for a submitter: neither knows of the other
 machine. What Outgoing has forwarded counts as started, so the submitter takes nothing of that back by itself. If it
-wants to (LIMIT), Incoming is asked; the answer is a snapshot of the worker's page, which then stands in the submitter's,
-marked by LIMIT_SEEN: what has run, what is done and not answered, what was never begun. After a death it is the same.
+wants to (LIMIT), Incoming is asked; the answer is a snapshot of the worker's page, which then stands in the
+submitter's, marked by LIMIT_SEEN: what has run, what is done and not answered, what was never begun. After a death it
+is the same.
 
 One frame is under way at a time, as a worker reads one at a time; the rest stays where the submitter can take it back.
 
@@ -153,6 +154,14 @@ class Outgoing:
         self._mirror(snapshot)
         self._page.slots[frames.LIMIT_SEEN] = limit
 
+    def take_aim(self) -> list[tuple[int, int]]:
+        """Which task the next SIGINT is for, as the submitter has said it: slots and values, once."""
+        slots = self._page.slots
+        found = [(slot, slots[slot]) for slot in (frames.CANCEL, frames.INTERRUPT) if slots[slot]]
+        for slot, _ in found:
+            slots[slot] = 0
+        return found
+
     def died(self, snapshot: Snapshot) -> None:
         """The worker is dead; after this its death can be told to the submitter."""
         self._mirror(snapshot)
@@ -196,7 +205,7 @@ class Incoming:
     def __init__(self, sock: socket.socket, page: frames.Page, back: Callable[[bytes], None]) -> None:
         self.sock = sock
         self._page = page
-        self._back = back
+        self.back = back
         self._receiver = wire.Receiver(sock)
         self._outbox: deque[bytes] = deque()
 
@@ -231,11 +240,17 @@ class Incoming:
             except (BlockingIOError, InterruptedError, wire.Closed, ConnectionError):
                 return
             self._receiver.consumed()
-            self._back(data)
+            self.back(data)
 
     def limit(self, limit: int) -> None:
         """Tasks from this number on must not begin. What came of it is in the `snapshot` a millisecond later."""
         self._page.slots[frames.LIMIT] = limit
+
+    def new_lease(self) -> None:
+        """Another submitter has the worker now: what the page says is not about its tasks."""
+        slots = self._page.slots
+        slots[frames.LIMIT] = frames.NO_LIMIT
+        slots[frames.STARTED] = slots[frames.COUNT] = slots[frames.CANCEL] = slots[frames.INTERRUPT] = 0
 
     def aim(self, slot: int, value: int) -> None:
         """Say which task the next signal is for (CANCEL or INTERRUPT)."""

@@ -147,7 +147,9 @@ def open_runtime(address: str | None) -> Runtime:
     """The runtime that serves `address`; ValueError for one that no runtime serves."""
     check_address(address)
     if "dpool._core.driver" not in sys.modules and here.worker is None:
-        start_early(from_environment())
+        config = from_environment()
+        if not config.address:
+            start_early(config)
     from dpool._core.driver import runtime
 
     return runtime()

@@ -49,6 +49,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.told = set()
         self.late = []
         self.open = {}  # pool -> client
+        self.abroad = {}  # worker -> pool: on other machines
 
     def send(self, event):
         """Apply an event; one that the scheduler refuses must be one that a broken peer sent."""
@@ -77,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.told.add(instruction.worker)
         elif isinstance(instruction, sc.PoolGone):
             assert instruction.pool not in self.alive.values()
+            assert instruction.pool not in self.abroad.values()
 
     @initialize()
     def begin(self):
@@ -172,6 +174,23 @@ class SchedulerMachine(RuleBasedStateMachine):
             sc.StartFailed(worker, self.now_s),
         ]
 
+    @precondition(lambda self: self.scheduler.could_go())
+    @rule(which=st.integers(0, 9))
+    def go_abroad(self, which):
+        could = self.scheduler.could_go()
+        pool, asked, count = could[which % len(could)]
+        assert count > 0
+        worker = self.scheduler.new_worker()
+        assert worker not in self.told | set(self.alive) | set(self.abroad)
+        self.abroad[worker] = pool
+        self.send(sc.WentAbroad(pool, asked, worker))
+
+    @precondition(lambda self: self.abroad)
+    @rule(which=st.integers(0, 9), refused=st.booleans())
+    def come_back(self, which, refused):
+        worker = sorted(self.abroad)[which % len(self.abroad)]
+        self.send(sc.BackFromAbroad(self.abroad.pop(worker), worker, refused))
+
     @precondition(lambda self: self.late)
     @rule()
     def say_something_late(self):
@@ -205,6 +224,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """All clients leave and all workers die: nothing is left and everything is free."""
         for client in sorted(self.clients):
             self.leave(client)
+        for worker, pool in sorted(self.abroad.items()):
+            del self.abroad[worker]
+            self.send(sc.BackFromAbroad(pool, worker, True))
         for worker in sorted(self.alive):
             del self.alive[worker]
             self.send(sc.WorkerDied(worker, self.now_s, early=False))

@@ -135,6 +135,22 @@ class KillRequested(NamedTuple):
     worker: int
 
 
+class WentAbroad(NamedTuple):
+    """A waiting lease of this shape is asked of another machine, under a number of our own (`new_worker`)."""
+
+    pool: int
+    shape: Shape
+    worker: int
+
+
+class BackFromAbroad(NamedTuple):
+    """Such a lease has ended. `refused`: before it began; it waits here again, first of all."""
+
+    pool: int
+    worker: int
+    refused: bool
+
+
 class Tick(NamedTuple):
     """It is `now_s`."""
 
@@ -143,7 +159,7 @@ class Tick(NamedTuple):
 
 Event = (
     ClientJoined | ClientLeft | OpenPool | ResizePool | ClosePool | RequestLeases | CancelRequests | ReturnLease
-    | Blocked | Unblocked | WorkerDied | StartFailed | KillRequested | Tick
+    | Blocked | Unblocked | WorkerDied | StartFailed | KillRequested | WentAbroad | BackFromAbroad | Tick
 )  # fmt: skip
 
 
@@ -278,6 +294,8 @@ POOL_MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (OPEN, RequestLeases): OPEN,
     (OPEN, CancelRequests): OPEN,
     (OPEN, ResizePool): OPEN,
+    (OPEN, WentAbroad): OPEN,
+    (OPEN, BackFromAbroad): OPEN,
     (OPEN, ClosePool): CLOSING,
     (OPEN, ClientLeft): CLOSING,
     (CLOSING, ClosePool): CLOSING,
@@ -285,6 +303,7 @@ POOL_MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (CLOSING, RequestLeases): CLOSING,  # crossed, as are the next two
     (CLOSING, CancelRequests): CLOSING,
     (CLOSING, ResizePool): CLOSING,
+    (CLOSING, BackFromAbroad): CLOSING,
     (CLOSING, PoolGone): ABSENT,
     (ABSENT, ClosePool): ABSENT,  # crossed: its last worker has just gone
 }
@@ -333,12 +352,13 @@ class _Pool:
         early_deaths: generations in a row that died before they did anything.
         wake_at_s: no starts before then, None: no back-off.
         warned: shapes that are infeasible and were warned about.
+        abroad: leases asked of other machines, or given by them: our number -> shape.
         orphaned: its client left.
     """
 
     __slots__ = (
-        "client", "early_deaths", "generation", "idle", "max_workers", "number", "orphaned", "state", "surplus_limit",
-        "wake_at_s", "warned", "workers",
+        "abroad", "client", "early_deaths", "generation", "idle", "max_workers", "number", "orphaned", "state",
+        "surplus_limit", "wake_at_s", "warned", "workers",
     )  # fmt: skip
 
     def __init__(self, number: int, client: int, max_workers: int) -> None:
@@ -353,6 +373,7 @@ class _Pool:
         self.early_deaths = 0
         self.wake_at_s: float | None = None
         self.warned: set[Shape] = set()
+        self.abroad: dict[int, Shape] = {}
         self.orphaned = False
 
     def move(self, cause: type[tuple[object, ...]]) -> None:
@@ -424,6 +445,8 @@ class LocalScheduler:
             WorkerDied: self._worker_died,
             StartFailed: self._start_failed,
             KillRequested: self._kill_requested,
+            WentAbroad: self._went_abroad,
+            BackFromAbroad: self._back_from_abroad,
             Tick: self._tick,
         }
 
@@ -491,7 +514,7 @@ class LocalScheduler:
         self._forget_if_empty(pool, out)
 
     def _forget_if_empty(self, pool: _Pool, out: list[Instruction]) -> None:
-        if pool.state != CLOSING or pool.workers:
+        if pool.state != CLOSING or pool.workers or pool.abroad:
             return
         pool.move(PoolGone)
         del self.pools[pool.number]
@@ -565,7 +588,7 @@ class LocalScheduler:
         if not request.feasible:
             return _INFEASIBLE
         if not pool.idle:
-            if len(pool.workers) >= pool.max_workers:
+            if len(pool.workers) + len(pool.abroad) >= pool.max_workers:
                 return _POOL_FULL
             if pool.wake_at_s is not None:
                 return _BACKING_OFF
@@ -584,6 +607,49 @@ class LocalScheduler:
         worker.gpus = self.account.take(request.shape)
         request.count -= 1
         out.append(Grant(pool.client, pool.number, worker.number, request.shape, worker.gpus))
+
+    # -------------------------------------------------------------------------------------------- other machines
+
+    def new_worker(self) -> int:
+        """A number for a worker of another machine, which none of ours will have."""
+        self._next_worker += 1
+        return self._next_worker - 1
+
+    def could_go(self) -> list[tuple[int, Shape, int]]:
+        """(pool, shape, how many) of the leases that wait for resources, or for what this machine has not in total;
+        oldest first.
+        """
+        found: list[tuple[int, Shape, int]] = []
+        room: dict[int, int] = {}
+        for request in self.queue:
+            pool = request.pool
+            left = room.setdefault(pool.number, pool.max_workers - len(pool.workers) - len(pool.abroad))
+            count = min(request.count, left)
+            if count > 0:
+                room[pool.number] -= count
+                found.append((pool.number, request.shape, count))
+        return found
+
+    def _went_abroad(self, event: WentAbroad, out: list[Instruction]) -> None:
+        pool = self._pool(event.pool, WentAbroad)
+        request = next((r for r in self.queue if r.pool is pool and r.shape == event.shape), None)
+        if request is None or event.worker in pool.abroad or event.worker in self.workers:
+            raise IllegalMove(pool.state, "WentAbroad", f"pool {pool.number}, which waits for nothing like that")
+        pool.move(WentAbroad)
+        request.count -= 1
+        if not request.count:
+            self.queue.remove(request)
+        pool.abroad[event.worker] = event.shape
+
+    def _back_from_abroad(self, event: BackFromAbroad, out: list[Instruction]) -> None:
+        pool = self._pool(event.pool, BackFromAbroad)
+        if event.worker not in pool.abroad:
+            raise IllegalMove(pool.state, "BackFromAbroad", f"worker {event.worker}, which is not abroad")
+        pool.move(BackFromAbroad)
+        shape = pool.abroad.pop(event.worker)
+        if event.refused and pool.state == OPEN:
+            self.queue.appendleft(_Request(pool, shape, 1, not self.account.missing(shape)))
+        self._forget_if_empty(pool, out)
 
     # -------------------------------------------------------------------------------------------- workers
 
@@ -754,7 +820,10 @@ class LocalScheduler:
     def _check_pool(self, pool: _Pool) -> None:
         assert len(pool.workers) <= max(pool.max_workers, pool.surplus_limit), f"pool {pool.number} is too large"
         assert {n for n, w in pool.workers.items() if w.state == IDLE} == set(pool.idle)
-        assert pool.state == OPEN or (pool.workers and not pool.idle), f"pool {pool.number} should be gone"
+        assert pool.state == OPEN or pool.workers or pool.abroad, f"pool {pool.number} should be gone"
+        assert pool.state == OPEN or not pool.idle
+        assert not pool.abroad.keys() & self.workers.keys()
+        assert all(number < self._next_worker for number in pool.abroad)
         for number, worker in pool.workers.items():
             assert self.workers[number] is worker
             assert worker.pool is pool
