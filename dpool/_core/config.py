@@ -4,7 +4,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 
 | variable | meaning | default |
 |---|---|---|
-| `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine belongs to; `local`: this machine alone | `local` |
+| `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine is in; `local`: this machine alone | `local` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |

@@ -317,8 +317,8 @@ class NativeRuntime:
             found = [one for one in found if address.removeprefix("dpool://") in (one.address, one.head)]
         if not found:
             raise StartupError(
-                f"no node of a cluster runs on this machine (address={address!r}): start one with `dpool start --head`, "
-                "or `dpool start --address dpool://HOST:PORT`"
+                f"no node of a cluster runs on this machine (address={address!r}): start one with "
+                "`dpool start --head`, or `dpool start --address dpool://HOST:PORT`"
             )
         self.session = found[0].session
 

@@ -413,6 +413,10 @@ class Gateway:
         pool = self._guest_pools.pop((peer, message.pool), None)
         if pool is not None:
             pool.closed = True
+            for guest in pool.waiting:
+                del self._guests[peer, guest.lease]
+                self._say_if_up(peer, pm.LeaseRefused(guest.lease, "its pool is closed"))
+            pool.waiting.clear()
             self._tell(m.ClosePool(pool.number, message.kill))
 
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
@@ -499,6 +503,7 @@ class Gateway:
         if guest.incoming is None:
             del self._guests[peer, message.lease]
             guest.pool.waiting.remove(guest)
+            self._say_if_up(peer, pm.LeaseRefused(message.lease, "it was not wanted any more"))
             self._tell(m.CancelRequests(guest.pool.number, guest.wanted))
             for other in guest.pool.waiting:  # all of that shape were cancelled
                 if other.wanted == guest.wanted:
@@ -588,7 +593,14 @@ class Gateway:
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
         self._perhaps_joined()
+
+    def _members(self, peer: bytes, message: pm.Members) -> None:
+        """Who else is in the cluster."""
+        for address in message.addresses:
+            if address != self.net.greeting.address:
+                self.net.connect(address)
 
     def _peer_down(self, event: Down) -> None:
         greeting = self.peers.pop(event.name, None)
@@ -641,6 +653,7 @@ class Gateway:
     }
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
+        pm.Members: _members,
         pm.PoolOpened: _pool_opened,
         pm.SetupChanged: _setup_changed,
         pm.PoolClosed: _pool_closed,

@@ -52,7 +52,7 @@ def start(config: Config, ip: str, port: int, head: str, secret: tuple[bytes, by
     try:
         log = launch.open_log(session, GATEWAY_LOG)
         try:
-            os.posix_spawn(
+            child = os.posix_spawn(
                 sys.executable,
                 [sys.executable, *launch.interpreter_flags(), "-c", _PROGRAM.format(root=_root())],
                 {name: value for name, value in os.environ.items() if name not in launch.SECRETS},
@@ -73,7 +73,10 @@ def start(config: Config, ip: str, port: int, head: str, secret: tuple[bytes, by
         os.write(ours, pickle.dumps((words, secret)))
         os.close(ours)
         ours = -1
-        return Started(*_report(session, report_fd))
+        try:
+            return Started(*_report(session, report_fd))
+        finally:
+            os.waitpid(child, 0)  # it exits as soon as the gateway stands on its own
     except BaseException:
         launch.remove_session(session)
         raise

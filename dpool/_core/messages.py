@@ -804,7 +804,8 @@ CONTROL: tuple[type[Any], ...] = (
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
 _TYPES = {
-    "int": int, "float": float, "bool": bool, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict, "Shape": tuple,
+    "int": int, "float": float, "bool": bool, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict,
+    "Shape": tuple,
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ class NodeAbroad:
 
     def _consider(self) -> None:
         self._considering = False
-        waiting = self._node.scheduler.could_go()
+        waiting = self._node.scheduler.could_go(self.gateway.number)
         if not waiting:
             return
         self.cluster.heard(self._own_load())
@@ -87,6 +87,8 @@ class NodeAbroad:
                 chosen = self.cluster.choose(task, usable)
                 if chosen is None or chosen == HERE:
                     break
+                if self.cluster.feasible_at(HERE, shape) and not self.cluster.begins_at_once(chosen, shape):
+                    break  # it can as well wait here, and go to whoever is free first
                 self._send_abroad(pool, shape, chosen)
 
     def _send_abroad(self, pool: int, shape: m.Shape, node: bytes) -> None:

@@ -6,7 +6,7 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat
+ both:  Heartbeat, Members
 ```
 
 Frozen tuples; on the wire one byte that names the type, then the pickled fields, then buffers. The link has proved that
@@ -149,6 +149,12 @@ class Heartbeat(NamedTuple):
     draining: bool
 
 
+class Members(NamedTuple):
+    """The addresses of the other gateways that the sender has a link to."""
+
+    addresses: list[str]
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -166,6 +172,7 @@ MESSAGES: tuple[type[Any], ...] = (
     WorkerEnded,
     Printed,
     Heartbeat,
+    Members,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
 

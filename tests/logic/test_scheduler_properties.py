@@ -174,10 +174,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             sc.StartFailed(worker, self.now_s),
         ]
 
-    @precondition(lambda self: self.scheduler.could_go())
+    @precondition(lambda self: self.scheduler.could_go(9))
     @rule(which=st.integers(0, 9))
     def go_abroad(self, which):
-        could = self.scheduler.could_go()
+        could = self.scheduler.could_go(9)
         pool, asked, count = could[which % len(could)]
         assert count > 0
         worker = self.scheduler.new_worker()

@@ -134,6 +134,10 @@ class Cluster:
         """The machines that have it in total and take tasks, in no particular order."""
         return [name for name, node in self.nodes.items() if not node.load.draining and _fits(shape, node.load.total)]
 
+    def feasible_at(self, name: bytes, shape: Shape) -> bool:
+        """Whether the machine has that in total."""
+        return _fits(shape, self.nodes[name].load.total)
+
     def choose(self, task: Task, among: Iterable[bytes] | None = None) -> bytes | None:
         """The machine where the task is expected to have its inputs and a worker first.
 
@@ -162,7 +166,7 @@ class Cluster:
             return None
         self._turn += 1
         names = names[self._turn % len(names) :] + names[: self._turn % len(names)]
-        return next((name for name in names if self._begins_at_once(self.nodes[name], task.shape)), names[0])
+        return next((name for name in names if self.begins_at_once(name, task.shape)), names[0])
 
     def cost_s(self, name: bytes, task: Task) -> float:
         """The estimate, in seconds, until the task could begin on that machine."""
@@ -175,6 +179,10 @@ class Cluster:
             return 0.0
         slots = max(1.0, node.load.total.get(CPUS, 0) / UNIT)
         return (node.load.waiting + len(node.shapes) + 1) / slots * self._task_s(node)
+
+    def begins_at_once(self, name: bytes, shape: Shape) -> bool:
+        """Whether the machine has that free, and nobody waiting."""
+        return self._begins_at_once(self.nodes[name], shape)
 
     def _begins_at_once(self, node: _Node, shape: Shape) -> bool:
         if node.load.waiting:

@@ -615,14 +615,16 @@ class LocalScheduler:
         self._next_worker += 1
         return self._next_worker - 1
 
-    def could_go(self) -> list[tuple[int, Shape, int]]:
+    def could_go(self, client: int) -> list[tuple[int, Shape, int]]:
         """(pool, shape, how many) of the leases that wait for resources, or for what this machine has not in total;
-        oldest first.
+        oldest first, but for those of `client`: they come from elsewhere.
         """
         found: list[tuple[int, Shape, int]] = []
         room: dict[int, int] = {}
         for request in self.queue:
             pool = request.pool
+            if pool.client == client:
+                continue
             left = room.setdefault(pool.number, pool.max_workers - len(pool.workers) - len(pool.abroad))
             count = min(request.count, left)
             if count > 0:
