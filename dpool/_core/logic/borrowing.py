@@ -10,9 +10,9 @@
 ```
 
 Each object has a home, the machine whose store counts all who hold it; another machine with holders of its own counts
-there as one holder (it *borrows*), however many they are. Whoever passes a reference on keeps its own until the receiver
-says Clear, which it says when the homes know it; so at home the count never touches zero while a reference is under way,
-also if home, sender and receiver are three machines.
+there as one holder (it *borrows*), however many they are. Whoever passes a reference on keeps its own until the
+receiver says Clear, which it says when the homes know it; so at home the count never touches zero while a reference is
+under way, also if home, sender and receiver are three machines.
 
 What is said to one home arrives in order, so a Return and a later AskBorrow of the same object cannot be confused.
 
