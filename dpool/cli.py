@@ -22,6 +22,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("dpool._run.command", "run a Python program with its process pools served by dpool"),
+    "start": Command("dpool._cluster.start", "make this machine the head of a cluster, or one of its nodes"),
+    "stop": Command("dpool._cluster.stop", "end what `dpool start` began on this machine"),
+    "token": Command("dpool._cluster.token", "show, make or take over the cluster's secret"),
 }
 
 

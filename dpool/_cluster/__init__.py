@@ -1,0 +1,1 @@
+"""The subcommands that make machines a cluster: `dpool start`, `stop`, `status`, `token`."""
