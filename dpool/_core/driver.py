@@ -314,7 +314,8 @@ class NativeRuntime:
 
         found = gateway_start.running(self.config)
         if address != "auto":
-            found = [one for one in found if address.removeprefix("dpool://") in (one.address, one.head)]
+            where = address.removeprefix("dpool://")
+            found = [one for one in found if one.address == where] or [one for one in found if one.head == where]
         if not found:
             raise StartupError(
                 f"no node of a cluster runs on this machine (address={address!r}): start one with "

@@ -34,7 +34,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | PID | worker | its process id, before it reads its first frame |
 | WRITTEN | worker | how often its tasks wrote to standard output or error, where that is counted |
 | CANCEL | submitter | the task that the next SIGINT is for; 0: whichever runs |
-| LIMIT_SEEN | worker's stand-in | the LIMIT that the page takes into account, if the worker is on another machine |
+| LIMIT_SEEN | worker's stand-in | the LIMIT that the page takes into account; AT_ONCE: the worker looks for itself |
 | INTERRUPT | submitter | the SIGINT on its way is for tasks up to this one; 0, which the worker stores: for any |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
@@ -81,6 +81,9 @@ SLOTS = 16
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES
 NO_LIMIT = 2**63
+AT_ONCE = 0
+FAR = 1
+"""In LIMIT_SEEN: the worker is on another machine, and has been asked about no LIMIT yet."""
 RECURSIVE = 2**62
 """With a task's number in CANCEL: what it has submitted is to be cancelled too."""
 

@@ -44,6 +44,7 @@ TRUST_S = 0.001
 PING_S = 1.0
 HEARTBEAT_S = 0.1
 JOIN_S = 20.0
+NODE_END_S = 10.0
 PIECE = MAX_MESSAGE_BYTES // 2
 
 
@@ -165,6 +166,18 @@ class Gateway:
         finally:
             _log("gateway.ends", reason=self.ending)
             self.net.close()
+            self._leave_node()
+
+    def _leave_node(self) -> None:
+        """End the node, and wait until it has tidied up."""
+        try:
+            self._node.send(m.Bye())
+            self._node.sock.settimeout(NODE_END_S)
+            while True:
+                _, fds = self._node.receive(0)
+                for fd in fds:
+                    os.close(fd)
+        except (wire.Closed, wire.DescriptorsLost, m.ProtocolError, OSError):
             self._node.close()
 
     def _turn(self) -> None:
@@ -559,7 +572,15 @@ class Gateway:
                 incoming.close()
 
     def _output(self, message: m.Output, fds: list[int]) -> None:
-        """Lines of a worker here; which pool's is not said, and all of a peer's go to the same place."""
+        """Lines of a worker here, for whoever submits to it."""
+        pool = self._by_number.get(message.pool)
+        if pool is not None:
+            for at in range(0, len(message.data), PIECE):
+                printed = pm.Printed(pool.theirs, message.stream, message.data[at : at + PIECE])
+                self._say_if_up(pool.peer, printed)
+
+    def _printed(self, peer: bytes, message: pm.Printed) -> None:
+        self._tell(m.RemoteOutput(message.pool, message.stream, message.data))
 
     # -- other gateways
 
@@ -666,6 +687,7 @@ class Gateway:
         pm.LeaseRefused: _lease_refused,
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
+        pm.Printed: _printed,
     }
 
 

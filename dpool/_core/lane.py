@@ -720,8 +720,10 @@ class Lane:
             started = page[frames.STARTED]
             if started < frame.base:
                 return  # not even read; nothing runs
+            if page[frames.LIMIT_SEEN] != frames.AT_ONCE:
+                started = frame.base  # what is on its way to another machine counts as begun until that is asked
             page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
-        elif now_s - frame.limited_at >= LIMIT_S:
+        elif now_s - frame.limited_at >= LIMIT_S and page[frames.LIMIT_SEEN] in (frames.AT_ONCE, frame.limit):
             self._wait_again(self.dispatcher.shortened(slot, page[frames.STARTED]))
             tasks, values = self._harvest(slot)
             if tasks:

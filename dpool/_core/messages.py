@@ -190,6 +190,8 @@ class Output(NamedTuple):
 
     stream: int
     data: bytes
+    pool: int = 0
+    """Whose; 0: an actor's."""
 
 
 class OutputTold(NamedTuple):

@@ -703,7 +703,7 @@ class Node:
         proc, pool = self._procs.get(order.worker), self._pools.get(order.pool)
         if proc is None or pool is None:
             return
-        self._last_words(proc, pool.client)
+        self._last_words(proc, pool)
         if pool.actors is not None:
             pool.actors.died(order.pool, proc)
             return
@@ -912,7 +912,7 @@ class Node:
     def _forget(self, proc: Proc) -> None:
         pool = self._pools.get(proc.pool)
         if pool is not None:
-            self._last_words(proc, pool.client)
+            self._last_words(proc, pool)
         for fd in proc.pipes:
             self._off(fd)
         proc.close()
@@ -933,7 +933,7 @@ class Node:
             return
         lines = proc.lines(fd, data)
         if lines:
-            self._send(pool.client, m.Output(proc.stream(fd), lines))
+            self._send(pool.client, m.Output(proc.stream(fd), lines, pool.number))
             if pool.client.channel.waiting() > MAX_OUTBOX:
                 self._pause_output(pool.client)
 
@@ -963,16 +963,16 @@ class Node:
                     if fd not in self._handlers and not proc.at_end(fd):
                         self._on(fd, partial(self._pipe_event, proc, fd))
 
-    def _last_words(self, proc: Proc, client: Client) -> None:
+    def _last_words(self, proc: Proc, pool: Pool) -> None:
         """What a dead worker wrote before it died."""
         for fd in proc.pipes:
             while data := proc.read(fd):
                 lines = proc.lines(fd, data)
                 if lines:
-                    self._send(client, m.Output(proc.stream(fd), lines))
+                    self._send(pool.client, m.Output(proc.stream(fd), lines, pool.number))
             rest = proc.rest(fd)
             if rest:
-                self._send(client, m.Output(proc.stream(fd), rest))
+                self._send(pool.client, m.Output(proc.stream(fd), rest, pool.number))
 
     # -- resources and the control store
 

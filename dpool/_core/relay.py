@@ -74,6 +74,7 @@ class Outgoing:
         self._ship: Any = None
         slots = page.slots
         slots[frames.LIMIT] = frames.NO_LIMIT
+        slots[frames.LIMIT_SEEN] = frames.FAR
         slots[frames.PID] = pid
 
     def fileno(self) -> int:
@@ -112,6 +113,7 @@ class Outgoing:
         kept = max(0, min(len(calls), slots[frames.LIMIT] - base))
         if kept < len(calls):
             last = slots[frames.STARTED] = base + kept - 1
+            slots[frames.LIMIT_SEEN] = base + kept
         if not kept:
             self._kept_back(ship)
             self._answer(pickle.dumps((base, True, 0, []), 5))

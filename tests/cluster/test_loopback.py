@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
@@ -68,6 +69,45 @@ def test_tasks_run_on_both(cluster: Cluster, tmp_path: Any) -> None:
     assert len(set(parents)) == 2, "four at a time on two machines of two CPUs each"
 
 
+@dpool.remote(resources={"lamp": 0.5})
+def wait_for(path: str) -> str:
+    wait_until(lambda: os.path.exists(path), DEADLINE_S)
+    return path
+
+
+@dpool.remote(resources={"lamp": 0.5})
+def touch(path: str) -> str:
+    open(path, "w").close()
+    return path
+
+
+def test_a_frame_whose_tasks_wait_for_each_other(cluster: Cluster, tmp_path: Any) -> None:
+    """Short tasks travel many at a time; one that then waits must not keep those behind it."""
+    dpool.get([touch.remote(str(tmp_path / "warm")) for _ in range(300)], timeout=DEADLINE_S)
+    gate = str(tmp_path / "gate")
+    waiting = [wait_for.remote(gate)]
+    others = [touch.remote(str(tmp_path / "other")) for _ in range(300)]
+    assert dpool.get(others, timeout=DEADLINE_S)
+    touch.remote(gate)
+    assert dpool.get(waiting, timeout=DEADLINE_S) == [gate]
+
+
+@dpool.remote(resources={"lamp": 1})
+def say(text: str) -> None:
+    print(text)
+
+
+def test_what_is_printed_over_there(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+    dpool.get([say.remote("hello") for _ in range(3)], timeout=DEADLINE_S)
+    seen: list[str] = []
+
+    def all_printed() -> bool:
+        seen.append(capfd.readouterr().out)
+        return "".join(seen) == "hello\n" * 3
+
+    wait_until(all_printed, DEADLINE_S)
+
+
 @dpool.remote(resources={"lamp": 1})
 def with_lamp() -> str:
     return "lit"
@@ -92,4 +132,39 @@ def test_errors_over_there(cluster: Cluster) -> None:
         dpool.get(crash.remote(), timeout=DEADLINE_S)
     with pytest.raises(KeyError, match="over there"):
         dpool.get(fail.remote(), timeout=DEADLINE_S)
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+
+
+@dpool.remote
+def family() -> list[str]:
+    lit: list[str] = dpool.get([with_lamp.remote() for _ in range(3)])
+    return lit
+
+
+def test_nested_tasks(cluster: Cluster) -> None:
+    assert dpool.get([family.remote() for _ in range(4)], timeout=DEADLINE_S) == [["lit"] * 3] * 4
+
+
+@dpool.remote(resources={"lamp": 1}, max_retries=0)
+def hang(path: str) -> None:
+    open(path, "w").close()
+    wait_until(lambda: False, 1000)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_other_machine_goes(cluster: Cluster, tmp_path: Any, number: int) -> None:
+    lost = hang.remote(str(tmp_path / "began"))
+    wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
+    cluster.stop(cluster.members[1], number)
+    with pytest.raises(dpool.errors.WorkerCrashed, match="the link to"):
+        dpool.get(lost, timeout=DEADLINE_S)
+    assert len(dpool.get([meet.remote(str(tmp_path), 1, 2)], timeout=DEADLINE_S)) == 1, "this machine goes on"
+
+
+def test_cancelled_over_there(cluster: Cluster, tmp_path: Any) -> None:
+    running = hang.remote(str(tmp_path / "began"))
+    wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
+    dpool.cancel(running)
+    with pytest.raises(BaseException, match=""):
+        dpool.get(running, timeout=DEADLINE_S)
     assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
