@@ -36,7 +36,7 @@ import dpool
 
 DIGITS = 10
 BATCH = 32
-LEARNING_RATE = 0.5
+LEARNING_RATE = 0.3
 
 
 def probabilities(weights: Any, images: Any) -> Any:

@@ -63,22 +63,22 @@ def test_one_worker_does_what_serial_descent_does(cluster: None) -> None:
 
 @pytest.mark.needs("module:sklearn")
 def test_workers_learn_together(cluster: None) -> None:
-    outcome = parameter_server.train(workers=2, shards=3, updates=400, every_s=LONG_S)
+    outcome = parameter_server.train(workers=2, shards=3, updates=1000, every_s=LONG_S)
     assert 0.93 <= outcome.accuracy <= 1
     done = [one for one in outcome.done if one is not None]
     assert len(done) == 2
     assert outcome.versions == [sum(done)] * 3  # each update has reached every shard, once
-    assert 400 <= sum(done) <= 401
+    assert 1000 <= sum(done) < 1010  # each may have begun one more or two
 
 
 @pytest.mark.needs("module:sklearn")
 def test_nobody_waits_for_a_worker_that_hangs() -> None:
     """It never comes back: were anything synchronous, nor would the script."""
-    arguments = ("--workers", "3", "--shards", "2", "--updates", "400", "--hang")
+    arguments = ("--workers", "3", "--shards", "2", "--updates", "1000", "--hang")
     printed = run_script(SCRIPT, *arguments).check().stdout
     found = re.search(r"by each worker: hung, ([\d,]+), ([\d,]+)\n", printed)
     assert found, printed
-    assert 400 <= sum(int(one.replace(",", "")) for one in found.groups()) <= 401
+    assert 1000 <= sum(int(one.replace(",", "")) for one in found.groups()) < 1010
     closing = re.search(r"updates that were lost: (\d+); accuracy ([\d.]+)\n\Z", printed)
     assert closing, printed
     assert int(closing[1]) == 0
