@@ -14,8 +14,9 @@ moves less is shown in P. Patarasuk and X. Yuan, Bandwidth optimal all-reduce al
 What to look at: actors call each other, and the chunks go from one to the next through shared memory; the program that
 made them sees none. `allreduce` is a coroutine, so that an actor answers `receive` while it waits in it. Calls of one
 process keep their order: `receive` needs no step number. Each is told its neighbour in the call and forgets it after:
-actors that kept each other in a ring would never be the last to let go, and so never end. The first round costs more:
-every actor gets a connection to its neighbour. After it all arrays are equal, so a further round multiplies them by n.
+actors that keep each other in a ring live until the program ends, since for each somebody has a proxy. The first round
+costs more: every actor gets a connection to its neighbour. After it all arrays are equal, so that a further round
+multiplies them by n.
 
 Run it with `python examples/ring_allreduce.py --actors 4 --megabytes 8`.
 """
