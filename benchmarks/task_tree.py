@@ -1,6 +1,7 @@
 """How long does a tree of nested tasks take, each of which submits two and waits for them? What does a large one need?
 
-*127* is a binary tree of seven levels. *10,000* is asked of dpool alone, for ray starts a process for every task that
+*127* is a binary tree of seven levels: the first one of a program, for which ray starts its processes, and further ones,
+which find them there. *10,000* is asked of dpool alone, for ray starts a process for every task that
 waits: how long, and at the most how many processes (the driver, node and Redis included) and how much private memory of
 all of them. These are looked at from the driver, every 50 ms while the tree is computed.
 """
@@ -80,7 +81,8 @@ def _private_mb(pids: list[int]) -> float:
 
 def judge(results: Results) -> list[Verdict]:
     return [
-        at_most("a tree of 127 nested tasks / ray", results.ratio("dpool", "ray", "tree_ms"), 0.1),
+        at_most("the first tree of 127 nested tasks / ray", results.ratio("dpool", "ray", "first_ms"), 0.1),
+        at_most("further ones / ray", results.ratio("dpool", "ray", "tree_ms"), 0.1),
         at_most("processes for a tree of 10,000", results.median("dpool", "processes"), _MOST_PROCESSES),
         at_most("memory that the tree of 10,000 adds", results.median("dpool", "extra_mb"), _MOST_MB, " MB"),
     ]
@@ -90,8 +92,8 @@ BENCHMARK = Benchmark(
     name="task_tree",
     question="how long does a tree of nested tasks take, and what does one of 10,000 need?",
     metrics=(
-        Metric("tree_ms", "127 nested tasks", "ms"),
-        Metric("first_ms", "the same, first time", "ms"),
+        Metric("first_ms", "127 nested tasks, first time", "ms"),
+        Metric("tree_ms", "127 nested tasks, again", "ms"),
         Metric("large_s", "10,000 nested tasks", "s", digits=2),
         Metric("processes", "processes meanwhile, at the most", "", digits=0),
         Metric("memory_mb", "their private memory, at the most", "MB"),
