@@ -1,9 +1,9 @@
 """How long does a tree of nested tasks take, each of which submits two and waits for them? What does a large one need?
 
-*127* is a binary tree of seven levels: the first one of a program, for which ray starts its processes, and further ones,
-which find them there. *10,000* is asked of dpool alone, for ray starts a process for every task that
-waits: how long, and at the most how many processes (the driver, node and Redis included) and how much private memory of
-all of them. These are looked at from the driver, every 50 ms while the tree is computed.
+*127* is a binary tree of seven levels: the first one of a program, for which ray starts its processes, and further
+ones, which find them there. *10,000* is asked of dpool alone, for ray starts a process for every task that waits: how
+long, and at the most how many processes (the driver, node and Redis included) and how much private memory of all of
+them. These are looked at from the driver, every 50 ms while the tree is computed.
 """
 
 from __future__ import annotations
