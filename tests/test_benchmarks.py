@@ -17,7 +17,21 @@ from typing import Any
 
 import pytest
 
-from benchmarks import QUESTIONS, machine, model, peers, procs, report, speedup, steady, store_get, store_spill, work
+from benchmarks import (
+    QUESTIONS,
+    machine,
+    model,
+    peers,
+    pendulum,
+    procs,
+    report,
+    serving,
+    speedup,
+    steady,
+    store_get,
+    store_spill,
+    work,
+)
 from benchmarks.__main__ import main
 from benchmarks.harness import Outcome, why_skipped
 from benchmarks.launcher import CellFailed, Launcher
@@ -408,6 +422,33 @@ def test_what_comes_out_of_the_store_is_compared(tmp_path: Path, answer: str, wh
     assert sample["left_mb"] == 8 * 16_000 / 1e6
     assert {metric.key for metric in store_spill.BENCHMARK.metrics} <= set(sample)
     assert sorted(path.name[:6] for path in tmp_path.iterdir()) == ["stored"] * 8
+
+
+def test_mpi_needs_its_launcher_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.OTHERS, "mpi", "json")
+    monkeypatch.setenv("PATH", "")
+    assert peers.why_missing("mpi") == "there is no mpirun on PATH"
+    monkeypatch.setitem(peers.OTHERS, "mpi", "no_such_module")
+    assert peers.why_missing("mpi") == "not installed"
+
+
+def test_what_taking_rollouts_as_they_end_can_gain() -> None:
+    assert pendulum.ideal([(0, 1), (1, 3), (2, 3), (3, 1)]) == 6 / 4
+    assert pendulum.ideal([(0, 5), (1, 5)]) == 1
+    size = pendulum.BENCHMARK.sizes["full"]
+    assert pendulum.workload(size) == pendulum.workload(size)
+    assert 1.2 < pendulum.ideal(pendulum.workload(size)) < 1.5
+
+
+@pytest.mark.parametrize("form", serving.FORMS)
+def test_what_travels_over_http_arrives(form: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    states = serving.batch(80)
+    write, read = serving.FORMS[form]
+    assert numpy.array_equal(read(bytes(write(states))), states)
+    states[:, 0] = 7.0
+    with serving.over_http(form) as evaluate:
+        assert evaluate(states) == states.sum(axis=1).tolist()
 
 
 def test_who_cannot_be_asked_is_skipped_with_the_reason() -> None:
