@@ -7,6 +7,7 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -485,3 +486,24 @@ class Slow:
 
     def begun(self) -> float:
         return self.at
+
+
+def test_cancel_interrupts_the_call_that_runs_whoever_has_called_before(gate: Gate) -> None:
+    actor = dpool.ActorProxy(Counter)
+    pid = actor.pid()
+    with dpool.Executor(1) as ex:
+        ex.submit(actor.pid).result(LONG_S)
+        running, behind = actor.enter.submit(gate, "cancelled"), actor.enter.submit(gate, "open")
+        gate.open("open")
+        gate.entered("cancelled")
+        dpool.cancel(running)
+        with pytest.raises(CancelledError):
+            running.result(LONG_S)
+        assert behind.result(LONG_S) == "open"
+        assert ex.submit(actor.pid).result(LONG_S) == pid
+    theirs = actor.enter.submit(gate, "after")  # the other caller has gone
+    gate.entered("after")
+    dpool.cancel(theirs)
+    with pytest.raises(CancelledError):
+        theirs.result(LONG_S)
+    assert actor.pid() == pid
