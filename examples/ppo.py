@@ -1,0 +1,291 @@
+"""Proximal policy optimisation: learn CartPole-v1 or Pendulum-v1 with actors that play and a driver that learns.
+
+```
+            weights, by one put
+ driver ──────────────────────────► rollout actors, each with environments of its own
+   ▲   Adam on the clipped objective      │ play a few hundred steps
+   └────────── observations, actions, rewards (arrays, through shared memory)
+```
+
+The policy is a network with one hidden layer, and so is the estimate of a state's value; their gradients are written
+out by hand, in numpy. Discrete actions (CartPole: push left or right) are drawn from a categorical distribution,
+continuous ones (Pendulum: a torque) from a normal one. Advantages are generalised ones (GAE): an episode that ended by
+running out of time counts as if it went on.
+
+The actors keep their environments between calls, so that episodes go on where the last rollout ended; all that the
+driver sends is the weights, which every actor reads from the same place. A run with the same seed and the same number
+of actors gives the same numbers.
+
+Source: Schulman, Wolski, Dhariwal, Radford, Klimov: Proximal Policy Optimization Algorithms, 2017; and Schulman et al.:
+High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016. Run it with
+`python examples/ppo.py --environment Pendulum-v1`; it needs numpy and gymnasium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+import dpool
+
+HIDDEN = 64
+CLIP = 0.2
+Weights = dict[str, np.ndarray]
+"""`w1 b1 w2 b2` of the policy's network and `v1 c1 v2 c2` of the value's; `log_std` if actions are continuous."""
+
+
+class Settings(NamedTuple):
+    """What suits an environment."""
+
+    iterations: int
+    gamma: float
+    target: float
+    """Mean reward of an episode at which it is learned."""
+    scale: float
+    """By which rewards are multiplied, so that values are of the size that a network learns easily."""
+    learning_rate: float = 3e-3
+    lambda_: float = 0.95
+    epochs: int = 10
+    minibatch: int = 256
+
+
+SETTINGS = {
+    "CartPole-v1": Settings(iterations=60, gamma=0.99, target=475.0, scale=0.1),
+    "Pendulum-v1": Settings(iterations=120, gamma=0.9, target=-200.0, scale=0.1),
+}
+
+
+# --- The networks ---
+
+
+def initial_weights(inputs: int, actions: int, continuous: bool, rng: np.random.Generator) -> Weights:
+    def layer(rows: int, columns: int, gain: float) -> np.ndarray:
+        return gain * rng.standard_normal((rows, columns)) / np.sqrt(rows)
+
+    weights = {"w1": layer(inputs, HIDDEN, 1.0), "b1": np.zeros(HIDDEN), "w2": layer(HIDDEN, actions, 0.01)}
+    weights |= {"b2": np.zeros(actions), "v1": layer(inputs, HIDDEN, 1.0), "c1": np.zeros(HIDDEN)}
+    weights |= {"v2": layer(HIDDEN, 1, 1.0), "c2": np.zeros(1)}
+    return weights | ({"log_std": np.zeros(actions)} if continuous else {})
+
+
+def policy(weights: Weights, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The hidden layer, and what the distribution of actions is made of: logits, or means."""
+    hidden = np.tanh(observations @ weights["w1"] + weights["b1"])
+    return hidden, hidden @ weights["w2"] + weights["b2"]
+
+
+def value(weights: Weights, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The hidden layer, and the estimated value of each state."""
+    hidden = np.tanh(observations @ weights["v1"] + weights["c1"])
+    return hidden, (hidden @ weights["v2"] + weights["c2"])[:, 0]
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def sample(weights: Weights, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An action for each row of the policy's outputs."""
+    if "log_std" in weights:
+        return outputs + np.exp(weights["log_std"]) * rng.standard_normal(outputs.shape)
+    return (probabilities(outputs).cumsum(axis=1) < rng.random((len(outputs), 1))).sum(axis=1)
+
+
+def log_probability(weights: Weights, outputs: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    if "log_std" in weights:
+        distance = (actions - outputs) / np.exp(weights["log_std"])
+        return -(distance**2 / 2 + weights["log_std"] + np.log(2 * np.pi) / 2).sum(axis=1)
+    return np.log(probabilities(outputs)[np.arange(len(actions)), actions])
+
+
+def loss_and_gradients(
+    weights: Weights, observations: np.ndarray, actions: np.ndarray, old: np.ndarray, advantages: np.ndarray,
+    returns: np.ndarray,
+) -> tuple[float, Weights]:  # fmt: skip
+    """The clipped loss plus half the squared error of the values, and its gradient for each weight."""
+    rows = len(actions)
+    hidden, outputs = policy(weights, observations)
+    ratio = np.exp(log_probability(weights, outputs, actions) - old)
+    clipped = np.clip(ratio, 1 - CLIP, 1 + CLIP)
+    value_hidden, values = value(weights, observations)
+    objective = np.minimum(ratio * advantages, clipped * advantages)
+    loss = -objective.mean() + ((values - returns) ** 2).mean() / 2
+
+    # Where the clipped term is the smaller one it is constant: no gradient. Otherwise d ratio = ratio × d log p.
+    by_log = np.where(ratio * advantages <= clipped * advantages, -ratio * advantages, 0.0)[:, None] / rows
+    gradients: Weights = {}
+    if "log_std" in weights:
+        distance = (actions - outputs) / np.exp(weights["log_std"])
+        by_output = by_log * distance / np.exp(weights["log_std"])
+        gradients["log_std"] = (by_log * (distance**2 - 1)).sum(axis=0)
+    else:
+        by_output = by_log * (np.eye(outputs.shape[1])[actions] - probabilities(outputs))
+    gradients["w2"], gradients["b2"] = hidden.T @ by_output, by_output.sum(axis=0)
+    by_hidden = (by_output @ weights["w2"].T) * (1 - hidden**2)
+    gradients["w1"], gradients["b1"] = observations.T @ by_hidden, by_hidden.sum(axis=0)
+    by_value = ((values - returns) / rows)[:, None]
+    gradients["v2"], gradients["c2"] = value_hidden.T @ by_value, by_value.sum(axis=0)
+    by_hidden = (by_value @ weights["v2"].T) * (1 - value_hidden**2)
+    gradients["v1"], gradients["c1"] = observations.T @ by_hidden, by_hidden.sum(axis=0)
+    return float(loss), gradients
+
+
+class Adam:
+    """Kingma, Ba: Adam, a Method for Stochastic Optimization, 2015."""
+
+    def __init__(self, weights: Weights, rate: float) -> None:
+        self.rate, self.steps = rate, 0
+        self.mean = {name: np.zeros_like(array) for name, array in weights.items()}
+        self.square = {name: np.zeros_like(array) for name, array in weights.items()}
+
+    def step(self, weights: Weights, gradients: Weights) -> None:
+        self.steps += 1
+        rate = self.rate * np.sqrt(1 - 0.999**self.steps) / (1 - 0.9**self.steps)
+        for name, gradient in gradients.items():
+            self.mean[name] += 0.1 * (gradient - self.mean[name])
+            self.square[name] += 0.001 * (gradient**2 - self.square[name])
+            weights[name] -= rate * self.mean[name] / (np.sqrt(self.square[name]) + 1e-8)
+
+
+# --- Playing ---
+
+
+class Rollout(NamedTuple):
+    """What an actor saw: arrays of (steps, environments, …)."""
+
+    observations: np.ndarray
+    actions: np.ndarray
+    log_probabilities: np.ndarray
+    rewards: np.ndarray
+    following: np.ndarray
+    """The observation after each step, also of an episode that ended with it."""
+    terminated: np.ndarray
+    """The episode came to its end: nothing more is to be had."""
+    over: np.ndarray
+    """It was terminated, or its time was up."""
+    episodes: list[float]
+    """Rewards of the episodes that ended."""
+
+
+@dpool.remote
+class Player:
+    """Plays in environments of its own; an actor."""
+
+    def __init__(self, environment: str, count: int, seed: int) -> None:
+        self.environments: list[Any] = [gymnasium.make(environment) for _ in range(count)]
+        self.rng = np.random.default_rng(seed)
+        self.observations = np.array([env.reset(seed=seed + i)[0] for i, env in enumerate(self.environments)])
+        self.rewards = np.zeros(count)
+
+    def play(self, weights: Weights, steps: int) -> Rollout:
+        episodes: list[float] = []
+        columns = zip(*(self.step(weights, episodes) for _ in range(steps)), strict=True)
+        return Rollout(*map(np.array, columns), episodes)
+
+    def step(self, weights: Weights, episodes: list[float]) -> tuple[Any, ...]:
+        """One step of each environment: a row of the rollout."""
+        before = self.observations
+        _, outputs = policy(weights, before)
+        actions = sample(weights, outputs, self.rng)
+        results = [env.step(action)[:4] for env, action in zip(self.environments, actions, strict=True)]
+        following, rewards, terminated, truncated = map(np.array, zip(*results, strict=True))
+        over = terminated | truncated
+        self.rewards += rewards
+        self.observations = following.copy()
+        for i in np.flatnonzero(over):
+            episodes.append(float(self.rewards[i]))
+            self.rewards[i] = 0.0
+            self.observations[i], _ = self.environments[i].reset()
+        return before, actions, log_probability(weights, outputs, actions), rewards, following, terminated, over
+
+
+# --- Learning ---
+
+
+def advantages_of(weights: Weights, rollout: Rollout, gamma: float, lambda_: float, scale: float) -> np.ndarray:
+    """How much better each action turned out than the value of its state (GAE): (steps, environments)."""
+    shape = rollout.rewards.shape
+    values, following = (
+        value(weights, part.reshape(-1, part.shape[-1]))[1].reshape(shape)
+        for part in (rollout.observations, rollout.following)
+    )
+    errors = scale * rollout.rewards + gamma * following * ~rollout.terminated - values
+    advantages, last = np.empty(shape), np.zeros(shape[1])
+    for at in reversed(range(len(errors))):
+        last = advantages[at] = errors[at] + gamma * lambda_ * last * ~rollout.over[at]
+    return advantages
+
+
+def learn(weights: Weights, adam: Adam, rollouts: list[Rollout], settings: Settings, rng: np.random.Generator) -> None:
+    """Some epochs of Adam on what the actors saw; changes `weights`."""
+    gae = [advantages_of(weights, r, settings.gamma, settings.lambda_, settings.scale) for r in rollouts]
+    advantages = np.concatenate([part.ravel() for part in gae])
+    observations, actions, old = (
+        np.concatenate([part.reshape(-1, *part.shape[2:]) for part in column])
+        for column in list(zip(*rollouts, strict=True))[:3]
+    )
+    returns = advantages + value(weights, observations)[1]
+    for _ in range(settings.epochs):
+        order = rng.permutation(len(actions))
+        for rows in np.array_split(order, max(1, len(order) // settings.minibatch)):
+            part = advantages[rows]
+            part = (part - part.mean()) / (part.std() + 1e-8)
+            _, gradients = loss_and_gradients(weights, observations[rows], actions[rows], old[rows], part, returns[rows])
+            adam.step(weights, gradients)
+
+
+def train(options: argparse.Namespace, settings: Settings) -> float:
+    """The mean reward of the last 50 episodes, which is the target, or what came of all iterations."""
+    env: Any = gymnasium.make(options.environment)
+    continuous = isinstance(env.action_space, gymnasium.spaces.Box)
+    actions = env.action_space.shape[0] if continuous else int(env.action_space.n)
+    rng = np.random.default_rng(options.seed)
+    weights = initial_weights(env.observation_space.shape[0], actions, continuous, rng)
+    adam = Adam(weights, settings.learning_rate)
+    players = [
+        Player.remote(options.environment, options.environments, 1000 * (options.seed * options.actors + i))
+        for i in range(options.actors)
+    ]
+    recent: list[float] = []
+    mean = -np.inf
+    for iteration in range(1, options.iterations + 1):
+        shared = dpool.put(weights)
+        rollouts = dpool.get([player.play.remote(shared, options.steps) for player in players])
+        recent = (recent + [reward for rollout in rollouts for reward in rollout.episodes])[-50:]
+        learn(weights, adam, rollouts, settings, rng)
+        mean = float(np.mean(recent)) if recent else mean
+        print(f"iteration {iteration:3}: mean reward of {len(recent)} episodes {mean:8.1f}", flush=True)
+        if len(recent) == 50 and mean >= options.target:
+            break
+    return mean
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="PPO on CartPole-v1 or Pendulum-v1.")
+    parser.add_argument("--environment", choices=SETTINGS, default="CartPole-v1")
+    parser.add_argument("--actors", type=int, default=2, metavar="N", help="rollout actors (2)")
+    parser.add_argument("--environments", type=int, default=8, metavar="N", help="of each actor (8)")
+    parser.add_argument("--steps", type=int, default=128, metavar="N", help="in each of them, for one iteration (128)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="at most so many (60, 120)")
+    parser.add_argument("--target", type=float, help="mean reward at which it is learned (475, -200)")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    settings = SETTINGS[options.environment]
+    options.iterations = settings.iterations if options.iterations is None else options.iterations
+    options.target = settings.target if options.target is None else options.target
+    reward = train(options, settings)
+    print(f"{options.environment}: mean reward {reward:.1f}, target {options.target:.1f}")
+    return 0 if reward >= options.target else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
