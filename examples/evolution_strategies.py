@@ -73,7 +73,7 @@ def evaluate(parameters: np.ndarray, noise: np.ndarray, offsets: np.ndarray, sig
     for number, offset in enumerate(offsets):
         step = sigma * noise[offset : offset + PARAMETERS]
         rewards.append([episode(parameters + step, seed + number), episode(parameters - step, seed + number)])
-    return np.array(rewards)
+    return np.array(rewards).reshape(-1, 2)
 
 
 @dpool.remote

@@ -140,7 +140,8 @@ def describe(trial: Trial) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Search the settings of a network with early stopping.")
     parser.add_argument("--trials", type=int, default=60, metavar="N", help="random settings to try (60)")
-    parser.add_argument("--target", type=float, default=1.0, help="accuracy that ends the search (1: none)")
+    parser.add_argument("--target", type=float, default=1.0, help="accuracy that ends the search (1)")
+    parser.add_argument("--workers", type=int, metavar="N", help="trainings at a time (one for each CPU)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -152,7 +153,7 @@ def main() -> int:
     rest, test, rest_labels, test_labels = train_test_split(images / 16, labels, test_size=0.2, random_state=0)
     data = dpool.put(train_test_split(rest, rest_labels, test_size=0.25, random_state=0))
     search = Search(options.trials, data, np.random.default_rng(options.seed))
-    best = search.run(int(dpool.cluster_resources()["CPU"]), options.target)
+    best = search.run(options.workers or int(dpool.cluster_resources()["CPU"]), options.target)
     spent, all_the_way = sum(trial.epochs for trial in search.trials), options.trials * RUNGS[-1]
     finished = sum(trial.epochs == RUNGS[-1] for trial in search.trials)
     print(f"best: {describe(best)}")

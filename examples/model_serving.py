@@ -139,6 +139,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    dpool.init(preload=["sklearn.ensemble"])  # imported once, for all servers
     data, target = load_digits(return_X_y=True)
     model = RandomForestClassifier(options.trees, random_state=options.seed).fit(data[:1000], target[:1000])
     rows = data[np.random.default_rng(options.seed).integers(1000, len(data), options.requests)]

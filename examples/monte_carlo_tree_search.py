@@ -30,7 +30,7 @@ import dpool
 COLUMNS, ROWS = 6, 5
 STRIDE = ROWS + 1
 """Bits of a column: one for each square, from the bottom up, and one that stays empty."""
-STONES = 12, 18
+STONES = 16, 20
 """How many a puzzle has: at least, and fewer than."""
 
 
@@ -109,7 +109,10 @@ class Node:
     def __init__(self, position: Position) -> None:
         self.position = position
         self.over = position.lost()
-        self.untried = [] if self.over else position.moves()
+        moves = [] if self.over else position.moves()
+        decisive = [column for column in moves if position.after(column).lost()]
+        self.untried = decisive or moves
+        """A move that wins at once is the only one worth a try."""
         self.children: dict[int, Node] = {}
         self.visits = 0
         self.wins = 0.0
@@ -117,7 +120,7 @@ class Node:
 
     def promising(self) -> Node:
         """The child with the highest upper confidence bound."""
-        log = 2 * math.log(self.visits)
+        log = math.log(self.visits) / 2
         return max(self.children.values(), key=lambda child: child.wins / child.visits + math.sqrt(log / child.visits))
 
 
@@ -163,7 +166,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Solve puzzles of Connect Four by Monte-Carlo tree search.")
     parser.add_argument("--puzzles", type=int, default=20, metavar="N", help="(20)")
     parser.add_argument("--trees", type=int, default=8, metavar="N", help="for each puzzle (8)")
-    parser.add_argument("--playouts", type=int, default=500, metavar="N", help="of each tree (500)")
+    parser.add_argument("--playouts", type=int, default=1000, metavar="N", help="of each tree (1000)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
