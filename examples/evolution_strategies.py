@@ -31,6 +31,8 @@ INPUTS, HIDDEN, ACTIONS = 4, 16, 2
 PARAMETERS = INPUTS * HIDDEN + HIDDEN + HIDDEN * ACTIONS + ACTIONS
 NOISE_TABLE = 1 << 20
 """Numbers of the shared table (4 MiB)."""
+Array = Any
+"""Of numpy."""
 SOLVED = 475.0
 """The mean reward that gymnasium counts as solved; 500 is the most."""
 
@@ -38,12 +40,12 @@ SOLVED = 475.0
 class Policy:
     """A network with one hidden layer, in one flat vector of parameters; it takes the action that it likes best."""
 
-    def __init__(self, parameters: np.ndarray) -> None:
+    def __init__(self, parameters: Array) -> None:
         sizes = (INPUTS * HIDDEN, HIDDEN, HIDDEN * ACTIONS)
         first, self.bias, second, self.last_bias = np.split(parameters, np.cumsum(sizes))
         self.first, self.second = first.reshape(INPUTS, HIDDEN), second.reshape(HIDDEN, ACTIONS)
 
-    def __call__(self, observation: np.ndarray) -> int:
+    def __call__(self, observation: Array) -> int:
         hidden = np.tanh(observation @ self.first + self.bias)
         return int(np.argmax(hidden @ self.second + self.last_bias))
 
@@ -54,7 +56,7 @@ def environment() -> Any:
     return gymnasium.make(ENVIRONMENT)
 
 
-def episode(parameters: np.ndarray, seed: int) -> float:
+def episode(parameters: Array, seed: int) -> float:
     """The reward of one episode, whose start the seed decides."""
     policy, env = Policy(parameters), environment()
     observation, _ = env.reset(seed=seed)
@@ -67,7 +69,7 @@ def episode(parameters: np.ndarray, seed: int) -> float:
 
 
 @dpool.remote
-def evaluate(parameters: np.ndarray, noise: np.ndarray, offsets: np.ndarray, sigma: float, seed: int) -> np.ndarray:
+def evaluate(parameters: Array, noise: Array, offsets: Array, sigma: float, seed: int) -> Array:
     """Rewards of θ + σε and θ − σε for the noise ε at each offset: an array (offsets, 2). `noise` arrives as a view."""
     rewards = []
     for number, offset in enumerate(offsets):
@@ -77,12 +79,12 @@ def evaluate(parameters: np.ndarray, noise: np.ndarray, offsets: np.ndarray, sig
 
 
 @dpool.remote
-def play(parameters: np.ndarray, seeds: range) -> list[float]:
+def play(parameters: Array, seeds: range) -> list[float]:
     """Rewards of the policy as it is, one episode for each seed."""
     return [episode(parameters, seed) for seed in seeds]
 
 
-def centred_ranks(rewards: np.ndarray) -> np.ndarray:
+def centred_ranks(rewards: Array) -> Array:
     """Each reward's rank, scaled to −0.5 … 0.5; equal rewards get the mean of their ranks."""
     _, group, counts = np.unique(rewards, return_inverse=True, return_counts=True)
     last = np.cumsum(counts) - 1
@@ -90,18 +92,19 @@ def centred_ranks(rewards: np.ndarray) -> np.ndarray:
     return mean_rank / (rewards.size - 1) - 0.5
 
 
-def mean_reward(parameters: np.ndarray, episodes: int, tasks: int, seed: int) -> float:
+def mean_reward(parameters: Array, episodes: int, tasks: int, seed: int) -> float:
     """Mean over `episodes` episodes, that no training has seen if `seed` is far from that of training."""
     parts = [range(seed + part, seed + episodes, tasks) for part in range(tasks)]
-    return float(np.mean(sum(dpool.get([play.remote(parameters, part) for part in parts]), [])))
+    return float(np.mean(np.concatenate(dpool.get([play.remote(parameters, part) for part in parts]))))
 
 
-def train(options: argparse.Namespace) -> np.ndarray:
+def train(options: argparse.Namespace) -> Array:
     """The parameters that reach the target, or those of the last generation."""
     rng = np.random.default_rng(options.seed)
     table = rng.standard_normal(NOISE_TABLE, dtype=np.float32)
     noise = dpool.put(table)  # once; every task takes the reference
-    parameters, momentum = np.zeros(PARAMETERS, dtype=np.float32), np.zeros(PARAMETERS, dtype=np.float32)
+    parameters: Array = np.zeros(PARAMETERS, dtype=np.float32)
+    momentum: Array = np.zeros(PARAMETERS, dtype=np.float32)
     for generation in range(1, options.generations + 1):
         offsets = rng.integers(0, NOISE_TABLE - PARAMETERS, options.pairs)
         seed = int(rng.integers(1 << 30))

@@ -46,7 +46,8 @@ class Trial:
     """The rung that it is being trained for, or the last one that it reached."""
     scores: list[float] = field(default_factory=list)
     """Accuracy on data that it was not trained with, at each rung that it reached."""
-    network: dpool.ObjectRef | None = None
+    network: Any = None
+    """A reference to it."""
 
     @property
     def epochs(self) -> int:
@@ -75,7 +76,7 @@ def random_settings(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def promotable(trials: list[Trial]) -> Trial | None:
-    """A trial that waits at a rung and is among the best of those that reached it; from the highest rung that has one."""
+    """A trial that waits at a rung, as high as possible, and is among the best of those that reached it."""
     for rung in reversed(range(len(RUNGS) - 1)):
         reached = sorted((trial for trial in trials if len(trial.scores) > rung), key=lambda trial: -trial.scores[rung])
         for trial in reached[: len(reached) // ETA]:

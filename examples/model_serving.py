@@ -10,12 +10,12 @@ A prediction of a random forest costs about the same for one row as for fifty. S
 `--batch` of them are there, or the first one has waited for `--wait-ms`. `predict` is an `async def` method: any number
 of its calls wait at the same time, in one process.
 
-The clients are tasks, to which the servers' proxies travel as arguments. Each keeps some requests under way and measures
-how long every one of them takes. The program runs twice, without and with batches, checks that every answer is the
-model's own, and prints percentiles of the latency.
+The clients are tasks, to which the servers' proxies travel as arguments. Each keeps some requests under way, and
+measures how long every one of them takes. The program runs twice, without and with batches, checks that every answer is
+the model's own, and prints percentiles of the latency.
 
-Source: Crankshaw et al.: Clipper, a Low-Latency Online Prediction Serving System, 2017 (adaptive batching, section 4.3).
-Run it with `python examples/model_serving.py`; it needs numpy and scikit-learn.
+Source: Crankshaw et al.: Clipper, a Low-Latency Online Prediction Serving System, 2017 (section 4.3, on batching). Run
+it with `python examples/model_serving.py`; it needs numpy and scikit-learn.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=2000, metavar="N", help="in each run (2000)")
     parser.add_argument("--servers", type=int, default=1, metavar="N", help="actors that have the model (1)")
     parser.add_argument("--clients", type=int, default=4, metavar="N", help="tasks that ask (4)")
-    parser.add_argument("--outstanding", type=int, default=16, metavar="N", help="requests of one client at a time (16)")
+    parser.add_argument("--outstanding", type=int, default=16, metavar="N", help="requests of a client at a time (16)")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="requests that are answered together (32)")
     parser.add_argument("--wait-ms", type=float, default=5.0, metavar="T", help="a request waits at most so long (5)")
     parser.add_argument("--trees", type=int, default=50, metavar="N", help="of the forest (50)")

@@ -34,7 +34,9 @@ import dpool
 
 HIDDEN = 64
 CLIP = 0.2
-Weights = dict[str, np.ndarray]
+Array = Any
+"""Of numpy."""
+Weights = dict[str, Array]
 """`w1 b1 w2 b2` of the policy's network and `v1 c1 v2 c2` of the value's; `log_std` if actions are continuous."""
 
 
@@ -63,7 +65,7 @@ SETTINGS = {
 
 
 def initial_weights(inputs: int, actions: int, continuous: bool, rng: np.random.Generator) -> Weights:
-    def layer(rows: int, columns: int, gain: float) -> np.ndarray:
+    def layer(rows: int, columns: int, gain: float) -> Array:
         return gain * rng.standard_normal((rows, columns)) / np.sqrt(rows)
 
     weights = {"w1": layer(inputs, HIDDEN, 1.0), "b1": np.zeros(HIDDEN), "w2": layer(HIDDEN, actions, 0.01)}
@@ -72,31 +74,31 @@ def initial_weights(inputs: int, actions: int, continuous: bool, rng: np.random.
     return weights | ({"log_std": np.zeros(actions)} if continuous else {})
 
 
-def policy(weights: Weights, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def policy(weights: Weights, observations: Array) -> tuple[Array, Array]:
     """The hidden layer, and what the distribution of actions is made of: logits, or means."""
     hidden = np.tanh(observations @ weights["w1"] + weights["b1"])
     return hidden, hidden @ weights["w2"] + weights["b2"]
 
 
-def value(weights: Weights, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def value(weights: Weights, observations: Array) -> tuple[Array, Array]:
     """The hidden layer, and the estimated value of each state."""
     hidden = np.tanh(observations @ weights["v1"] + weights["c1"])
     return hidden, (hidden @ weights["v2"] + weights["c2"])[:, 0]
 
 
-def probabilities(logits: np.ndarray) -> np.ndarray:
+def probabilities(logits: Array) -> Array:
     exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-def sample(weights: Weights, outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sample(weights: Weights, outputs: Array, rng: np.random.Generator) -> Array:
     """An action for each row of the policy's outputs."""
     if "log_std" in weights:
         return outputs + np.exp(weights["log_std"]) * rng.standard_normal(outputs.shape)
     return (probabilities(outputs).cumsum(axis=1) < rng.random((len(outputs), 1))).sum(axis=1)
 
 
-def log_probability(weights: Weights, outputs: np.ndarray, actions: np.ndarray) -> np.ndarray:
+def log_probability(weights: Weights, outputs: Array, actions: Array) -> Array:
     if "log_std" in weights:
         distance = (actions - outputs) / np.exp(weights["log_std"])
         return -(distance**2 / 2 + weights["log_std"] + np.log(2 * np.pi) / 2).sum(axis=1)
@@ -104,8 +106,8 @@ def log_probability(weights: Weights, outputs: np.ndarray, actions: np.ndarray) 
 
 
 def loss_and_gradients(
-    weights: Weights, observations: np.ndarray, actions: np.ndarray, old: np.ndarray, advantages: np.ndarray,
-    returns: np.ndarray,
+    weights: Weights, observations: Array, actions: Array, old: Array, advantages: Array,
+    returns: Array,
 ) -> tuple[float, Weights]:  # fmt: skip
     """The clipped loss plus half the squared error of the values, and its gradient for each weight."""
     rows = len(actions)
@@ -158,21 +160,20 @@ class Adam:
 class Rollout(NamedTuple):
     """What an actor saw: arrays of (steps, environments, …)."""
 
-    observations: np.ndarray
-    actions: np.ndarray
-    log_probabilities: np.ndarray
-    rewards: np.ndarray
-    following: np.ndarray
+    observations: Array
+    actions: Array
+    log_probabilities: Array
+    rewards: Array
+    following: Array
     """The observation after each step, also of an episode that ended with it."""
-    terminated: np.ndarray
+    terminated: Array
     """The episode came to its end: nothing more is to be had."""
-    over: np.ndarray
+    over: Array
     """It was terminated, or its time was up."""
     episodes: list[float]
     """Rewards of the episodes that ended."""
 
 
-@dpool.remote
 class Player:
     """Plays in environments of its own; an actor."""
 
@@ -184,8 +185,8 @@ class Player:
 
     def play(self, weights: Weights, steps: int) -> Rollout:
         episodes: list[float] = []
-        columns = zip(*(self.step(weights, episodes) for _ in range(steps)), strict=True)
-        return Rollout(*map(np.array, columns), episodes)
+        rows = [self.step(weights, episodes) for _ in range(steps)]
+        return Rollout._make([*map(np.array, zip(*rows, strict=True)), episodes])
 
     def step(self, weights: Weights, episodes: list[float]) -> tuple[Any, ...]:
         """One step of each environment: a row of the rollout."""
@@ -207,7 +208,7 @@ class Player:
 # --- Learning ---
 
 
-def advantages_of(weights: Weights, rollout: Rollout, gamma: float, lambda_: float, scale: float) -> np.ndarray:
+def advantages_of(weights: Weights, rollout: Rollout, gamma: float, lambda_: float, scale: float) -> Array:
     """How much better each action turned out than the value of its state (GAE): (steps, environments)."""
     shape = rollout.rewards.shape
     values, following = (
@@ -235,8 +236,8 @@ def learn(weights: Weights, adam: Adam, rollouts: list[Rollout], settings: Setti
         for rows in np.array_split(order, max(1, len(order) // settings.minibatch)):
             part = advantages[rows]
             part = (part - part.mean()) / (part.std() + 1e-8)
-            _, gradients = loss_and_gradients(weights, observations[rows], actions[rows], old[rows], part, returns[rows])
-            adam.step(weights, gradients)
+            seen = observations[rows], actions[rows], old[rows], part, returns[rows]
+            adam.step(weights, loss_and_gradients(weights, *seen)[1])
 
 
 def train(options: argparse.Namespace, settings: Settings) -> float:
@@ -248,7 +249,7 @@ def train(options: argparse.Namespace, settings: Settings) -> float:
     weights = initial_weights(env.observation_space.shape[0], actions, continuous, rng)
     adam = Adam(weights, settings.learning_rate)
     players = [
-        Player.remote(options.environment, options.environments, 1000 * (options.seed * options.actors + i))
+        dpool.ActorProxy(Player, options.environment, options.environments, 1000 * (options.seed * options.actors + i))
         for i in range(options.actors)
     ]
     recent: list[float] = []

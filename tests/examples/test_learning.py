@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_ppo_gradients_are_those_of_the_loss(continuous: bool) -> None:
     observations, advantages, returns = rng.standard_normal((50, 4)), rng.standard_normal(50), rng.standard_normal(50)
     _, outputs = ppo.policy(weights, observations)
     actions = ppo.sample(weights, outputs, rng)
-    old = ppo.log_probability(weights, outputs, actions) + 0.3 * rng.standard_normal(50)  # some ratios are clipped
+    old: Any = ppo.log_probability(weights, outputs, actions) + 0.3 * rng.standard_normal(50)  # some ratios are clipped
     given = observations, actions, old, advantages, returns
     _, gradients = ppo.loss_and_gradients(weights, *given)
     assert gradients.keys() == weights.keys()
