@@ -37,7 +37,7 @@ CLIP = 0.2
 Array = Any
 """Of numpy."""
 Weights = dict[str, Array]
-"""`w1 b1 w2 b2` of the policy's network and `v1 c1 v2 c2` of the value's; `log_std` if actions are continuous."""
+"""`policy.w1`, `.b1`, `.w2`, `.b2`, the same of `value`, and `log_std` if actions are continuous."""
 
 
 class Settings(NamedTuple):
@@ -65,25 +65,30 @@ SETTINGS = {
 
 
 def initial_weights(inputs: int, actions: int, continuous: bool, rng: np.random.Generator) -> Weights:
-    def layer(rows: int, columns: int, gain: float) -> Array:
-        return gain * rng.standard_normal((rows, columns)) / np.sqrt(rows)
-
-    weights = {"w1": layer(inputs, HIDDEN, 1.0), "b1": np.zeros(HIDDEN), "w2": layer(HIDDEN, actions, 0.01)}
-    weights |= {"b2": np.zeros(actions), "v1": layer(inputs, HIDDEN, 1.0), "c1": np.zeros(HIDDEN)}
-    weights |= {"v2": layer(HIDDEN, 1, 1.0), "c2": np.zeros(1)}
-    return weights | ({"log_std": np.zeros(actions)} if continuous else {})
-
-
-def policy(weights: Weights, observations: Array) -> tuple[Array, Array]:
-    """The hidden layer, and what the distribution of actions is made of: logits, or means."""
-    hidden = np.tanh(observations @ weights["w1"] + weights["b1"])
-    return hidden, hidden @ weights["w2"] + weights["b2"]
+    weights: Weights = {"log_std": np.zeros(actions)} if continuous else {}
+    for name, outputs, gain in (("policy", actions, 0.01), ("value", 1, 1.0)):  # at first all actions are as good
+        weights[f"{name}.w1"] = rng.standard_normal((inputs, HIDDEN)) / np.sqrt(inputs)
+        weights[f"{name}.b1"] = np.zeros(HIDDEN)
+        weights[f"{name}.w2"] = gain * rng.standard_normal((HIDDEN, outputs)) / np.sqrt(HIDDEN)
+        weights[f"{name}.b2"] = np.zeros(outputs)
+    return weights
 
 
-def value(weights: Weights, observations: Array) -> tuple[Array, Array]:
-    """The hidden layer, and the estimated value of each state."""
-    hidden = np.tanh(observations @ weights["v1"] + weights["c1"])
-    return hidden, (hidden @ weights["v2"] + weights["c2"])[:, 0]
+def forward(weights: Weights, name: str, inputs: Array) -> tuple[Array, Array]:
+    """The hidden layer and the outputs of a network: logits or means of the actions; the value of a state."""
+    hidden = np.tanh(inputs @ weights[f"{name}.w1"] + weights[f"{name}.b1"])
+    return hidden, hidden @ weights[f"{name}.w2"] + weights[f"{name}.b2"]
+
+
+def backward(weights: Weights, name: str, inputs: Array, hidden: Array, by_output: Array) -> Weights:
+    """The gradients of a network's weights, from those of its outputs."""
+    by_hidden = (by_output @ weights[f"{name}.w2"].T) * (1 - hidden**2)
+    return {
+        f"{name}.w1": inputs.T @ by_hidden,
+        f"{name}.b1": by_hidden.sum(axis=0),
+        f"{name}.w2": hidden.T @ by_output,
+        f"{name}.b2": by_output.sum(axis=0),
+    }
 
 
 def probabilities(logits: Array) -> Array:
@@ -95,7 +100,8 @@ def sample(weights: Weights, outputs: Array, rng: np.random.Generator) -> Array:
     """An action for each row of the policy's outputs."""
     if "log_std" in weights:
         return outputs + np.exp(weights["log_std"]) * rng.standard_normal(outputs.shape)
-    return (probabilities(outputs).cumsum(axis=1) < rng.random((len(outputs), 1))).sum(axis=1)
+    bounds = probabilities(outputs).cumsum(axis=1)[:, :-1]
+    return (bounds < rng.random((len(outputs), 1))).sum(axis=1)
 
 
 def log_probability(weights: Weights, outputs: Array, actions: Array) -> Array:
@@ -105,35 +111,38 @@ def log_probability(weights: Weights, outputs: Array, actions: Array) -> Array:
     return np.log(probabilities(outputs)[np.arange(len(actions)), actions])
 
 
-def loss_and_gradients(
-    weights: Weights, observations: Array, actions: Array, old: Array, advantages: Array,
-    returns: Array,
-) -> tuple[float, Weights]:  # fmt: skip
+class Batch(NamedTuple):
+    """What is learned from at a time: arrays with a row for each step."""
+
+    observations: Array
+    actions: Array
+    old: Array
+    """Logarithms of the actions' probabilities when they were chosen."""
+    advantages: Array
+    returns: Array
+
+
+def loss_and_gradients(weights: Weights, batch: Batch) -> tuple[float, Weights]:
     """The clipped loss plus half the squared error of the values, and its gradient for each weight."""
-    rows = len(actions)
-    hidden, outputs = policy(weights, observations)
-    ratio = np.exp(log_probability(weights, outputs, actions) - old)
-    clipped = np.clip(ratio, 1 - CLIP, 1 + CLIP)
-    value_hidden, values = value(weights, observations)
-    objective = np.minimum(ratio * advantages, clipped * advantages)
-    loss = -objective.mean() + ((values - returns) ** 2).mean() / 2
+    hidden, outputs = forward(weights, "policy", batch.observations)
+    ratio = np.exp(log_probability(weights, outputs, batch.actions) - batch.old)
+    free, clipped = ratio * batch.advantages, np.clip(ratio, 1 - CLIP, 1 + CLIP) * batch.advantages
+    value_hidden, values = forward(weights, "value", batch.observations)
+    errors = values[:, 0] - batch.returns
+    loss = -np.minimum(free, clipped).mean() + (errors**2).mean() / 2
 
     # Where the clipped term is the smaller one it is constant: no gradient. Otherwise d ratio = ratio × d log p.
-    by_log = np.where(ratio * advantages <= clipped * advantages, -ratio * advantages, 0.0)[:, None] / rows
+    by_log = np.where(free <= clipped, -free, 0.0)[:, None] / len(free)
     gradients: Weights = {}
     if "log_std" in weights:
-        distance = (actions - outputs) / np.exp(weights["log_std"])
-        by_output = by_log * distance / np.exp(weights["log_std"])
+        deviation = np.exp(weights["log_std"])
+        distance = (batch.actions - outputs) / deviation
+        by_output = by_log * distance / deviation
         gradients["log_std"] = (by_log * (distance**2 - 1)).sum(axis=0)
     else:
-        by_output = by_log * (np.eye(outputs.shape[1])[actions] - probabilities(outputs))
-    gradients["w2"], gradients["b2"] = hidden.T @ by_output, by_output.sum(axis=0)
-    by_hidden = (by_output @ weights["w2"].T) * (1 - hidden**2)
-    gradients["w1"], gradients["b1"] = observations.T @ by_hidden, by_hidden.sum(axis=0)
-    by_value = ((values - returns) / rows)[:, None]
-    gradients["v2"], gradients["c2"] = value_hidden.T @ by_value, by_value.sum(axis=0)
-    by_hidden = (by_value @ weights["v2"].T) * (1 - value_hidden**2)
-    gradients["v1"], gradients["c1"] = observations.T @ by_hidden, by_hidden.sum(axis=0)
+        by_output = by_log * (np.eye(outputs.shape[1])[batch.actions] - probabilities(outputs))
+    gradients |= backward(weights, "policy", batch.observations, hidden, by_output)
+    gradients |= backward(weights, "value", batch.observations, value_hidden, errors[:, None] / len(errors))
     return float(loss), gradients
 
 
@@ -191,7 +200,7 @@ class Player:
     def step(self, weights: Weights, episodes: list[float]) -> tuple[Any, ...]:
         """One step of each environment: a row of the rollout."""
         before = self.observations
-        _, outputs = policy(weights, before)
+        _, outputs = forward(weights, "policy", before)
         actions = sample(weights, outputs, self.rng)
         results = [env.step(action)[:4] for env, action in zip(self.environments, actions, strict=True)]
         following, rewards, terminated, truncated = map(np.array, zip(*results, strict=True))
@@ -208,36 +217,33 @@ class Player:
 # --- Learning ---
 
 
-def advantages_of(weights: Weights, rollout: Rollout, gamma: float, lambda_: float, scale: float) -> Array:
+def advantages_of(weights: Weights, rollout: Rollout, settings: Settings) -> Array:
     """How much better each action turned out than the value of its state (GAE): (steps, environments)."""
-    shape = rollout.rewards.shape
     values, following = (
-        value(weights, part.reshape(-1, part.shape[-1]))[1].reshape(shape)
-        for part in (rollout.observations, rollout.following)
+        forward(weights, "value", part)[1][:, :, 0] for part in (rollout.observations, rollout.following)
     )
-    errors = scale * rollout.rewards + gamma * following * ~rollout.terminated - values
-    advantages, last = np.empty(shape), np.zeros(shape[1])
+    errors = settings.scale * rollout.rewards + settings.gamma * following * ~rollout.terminated - values
+    advantages, last = np.empty_like(errors), np.zeros_like(errors[0])
     for at in reversed(range(len(errors))):
-        last = advantages[at] = errors[at] + gamma * lambda_ * last * ~rollout.over[at]
+        last = advantages[at] = errors[at] + settings.gamma * settings.lambda_ * last * ~rollout.over[at]
     return advantages
 
 
 def learn(weights: Weights, adam: Adam, rollouts: list[Rollout], settings: Settings, rng: np.random.Generator) -> None:
     """Some epochs of Adam on what the actors saw; changes `weights`."""
-    gae = [advantages_of(weights, r, settings.gamma, settings.lambda_, settings.scale) for r in rollouts]
-    advantages = np.concatenate([part.ravel() for part in gae])
+    advantages = np.concatenate([advantages_of(weights, rollout, settings).ravel() for rollout in rollouts])
+    columns = list(zip(*rollouts, strict=True))[:3]
     observations, actions, old = (
-        np.concatenate([part.reshape(-1, *part.shape[2:]) for part in column])
-        for column in list(zip(*rollouts, strict=True))[:3]
+        np.concatenate([part.reshape(-1, *part.shape[2:]) for part in column]) for column in columns
     )
-    returns = advantages + value(weights, observations)[1]
+    returns = advantages + forward(weights, "value", observations)[1][:, 0]
     for _ in range(settings.epochs):
         order = rng.permutation(len(actions))
         for rows in np.array_split(order, max(1, len(order) // settings.minibatch)):
             part = advantages[rows]
             part = (part - part.mean()) / (part.std() + 1e-8)
-            seen = observations[rows], actions[rows], old[rows], part, returns[rows]
-            adam.step(weights, loss_and_gradients(weights, *seen)[1])
+            batch = Batch(observations[rows], actions[rows], old[rows], part, returns[rows])
+            adam.step(weights, loss_and_gradients(weights, batch)[1])
 
 
 def train(options: argparse.Namespace, settings: Settings) -> float:

@@ -72,11 +72,11 @@ def test_ppo_gradients_are_those_of_the_loss(continuous: bool) -> None:
     weights = ppo.initial_weights(4, 3, continuous, rng)
     weights = {name: array + 0.3 * rng.standard_normal(array.shape) for name, array in weights.items()}
     observations, advantages, returns = rng.standard_normal((50, 4)), rng.standard_normal(50), rng.standard_normal(50)
-    _, outputs = ppo.policy(weights, observations)
+    _, outputs = ppo.forward(weights, "policy", observations)
     actions = ppo.sample(weights, outputs, rng)
     old: Any = ppo.log_probability(weights, outputs, actions) + 0.3 * rng.standard_normal(50)  # some ratios are clipped
-    given = observations, actions, old, advantages, returns
-    _, gradients = ppo.loss_and_gradients(weights, *given)
+    batch = ppo.Batch(observations, actions, old, advantages, returns)
+    _, gradients = ppo.loss_and_gradients(weights, batch)
     assert gradients.keys() == weights.keys()
     for name, array in weights.items():
         for at in range(0, array.size, max(1, array.size // 5)):
@@ -84,7 +84,7 @@ def test_ppo_gradients_are_those_of_the_loss(continuous: bool) -> None:
             losses = []
             for change in (1e-6, -2e-6):
                 array[index] += change
-                losses.append(ppo.loss_and_gradients(weights, *given)[0])
+                losses.append(ppo.loss_and_gradients(weights, batch)[0])
             array[index] += 1e-6
             assert gradients[name][index] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4, abs=1e-7), name
 
@@ -93,10 +93,11 @@ def test_ppo_clips() -> None:
     """Where an action has become more likely than the clip allows, and was good, there is nothing more to gain."""
     weights = ppo.initial_weights(4, 2, False, np.random.default_rng(0))
     observations, actions = np.ones((1, 4)), np.array([1])
-    now = ppo.log_probability(weights, ppo.policy(weights, observations)[1], actions)
+    now = ppo.log_probability(weights, ppo.forward(weights, "policy", observations)[1], actions)
     for advantage, old, free in ((1.0, now - 1, False), (1.0, now + 1, True), (-1.0, now - 1, True)):
-        _, gradients = ppo.loss_and_gradients(weights, observations, actions, old, np.array([advantage]), np.zeros(1))
-        assert gradients["w2"].any() == free
+        batch = ppo.Batch(observations, actions, old, np.array([advantage]), np.zeros(1))
+        _, gradients = ppo.loss_and_gradients(weights, batch)
+        assert gradients["policy.w2"].any() == free
 
 
 def test_ppo_draws_actions_as_probable_as_it_says() -> None:
@@ -112,11 +113,12 @@ def test_ppo_draws_actions_as_probable_as_it_says() -> None:
 def test_advantages_end_where_episodes_do() -> None:
     """Values are 1 everywhere: a step's error is its reward + 0.5 × 1 − 1, without the 0.5 after the end."""
     weights = ppo.initial_weights(2, 1, True, np.random.default_rng(0))
-    weights["v2"][:], weights["c2"][:] = 0, 1
+    weights["value.w2"][:], weights["value.b2"][:] = 0, 1
+    settings = ppo.Settings(iterations=1, gamma=0.5, target=0, scale=1, lambda_=0.5)
     steps = np.zeros((4, 1, 2))
     flags = np.array([[False], [True], [False], [False]])
     for terminated, at_the_end in ((flags, 1.0), (np.zeros_like(flags), 1.5)):  # the latter: its time was up
         rewards = np.array([[1.0], [2.0], [3.0], [4.0]])
         rollout = ppo.Rollout(steps, steps, rewards, rewards, steps, terminated, flags, [])
-        advantages = ppo.advantages_of(weights, rollout, gamma=0.5, lambda_=0.5, scale=1.0)
+        advantages = ppo.advantages_of(weights, rollout, settings)
         np.testing.assert_allclose(advantages[:, 0], [0.5 + at_the_end / 4, at_the_end, 2.5 + 3.5 / 4, 3.5])
