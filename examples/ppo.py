@@ -13,8 +13,9 @@ continuous ones (Pendulum: a torque) from a normal one. Advantages are generalis
 running out of time counts as if it went on.
 
 The actors keep their environments between calls, so that episodes go on where the last rollout ended; all that the
-driver sends is the weights, which every actor reads from the same place. A run with the same seed and the same number
-of actors gives the same numbers.
+driver sends is the weights, which every actor reads from the same place. An actor whose process dies is made anew and
+plays that rollout again (`max_restarts`, `max_task_retries`). Otherwise a run with the same seed and the same number of
+actors gives the same numbers.
 
 Source: Schulman, Wolski, Dhariwal, Radford, Klimov: Proximal Policy Optimization Algorithms, 2017; and Schulman et al.:
 High-Dimensional Continuous Control Using Generalized Advantage Estimation, 2016. Run it with
@@ -254,15 +255,16 @@ def train(options: argparse.Namespace, settings: Settings) -> float:
     rng = np.random.default_rng(options.seed)
     weights = initial_weights(env.observation_space.shape[0], actions, continuous, rng)
     adam = Adam(weights, settings.learning_rate)
+    player = dpool.remote(Player).options(max_restarts=-1, max_task_retries=-1)  # it comes back, and plays on
     players = [
-        dpool.ActorProxy(Player, options.environment, options.environments, 1000 * (options.seed * options.actors + i))
-        for i in range(options.actors)
+        player.remote(options.environment, options.environments, 1000 * (options.seed * options.actors + number))
+        for number in range(options.actors)
     ]
     recent: list[float] = []
     mean = -np.inf
     for iteration in range(1, options.iterations + 1):
         shared = dpool.put(weights)
-        rollouts = dpool.get([player.play.remote(shared, options.steps) for player in players])
+        rollouts = dpool.get([one.play.remote(shared, options.steps) for one in players])
         recent = (recent + [reward for rollout in rollouts for reward in rollout.episodes])[-50:]
         learn(weights, adam, rollouts, settings, rng)
         mean = float(np.mean(recent)) if recent else mean

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from examples import evolution_strategies, ppo
-from tests.helpers import REPOSITORY, run_script
+from tests.helpers import REPOSITORY, Script, kill, run_script
 
 EXAMPLES = REPOSITORY / "examples"
 
@@ -63,6 +64,25 @@ def test_ppo_reaches_its_reward(environment: str, target: float) -> None:
     learned = last_number(r"mean reward ([-\d.]+), target", printed)
     assert begun < {"CartPole-v1": 60, "Pendulum-v1": -900}[environment]
     assert learned >= target
+
+
+def name_of(pid: int) -> str:
+    """As `ps` shows it; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def test_ppo_goes_on_when_its_players_die() -> None:
+    with Script(EXAMPLES / "ppo.py", "--target", "100") as running:
+        assert running.process.stdout is not None
+        assert running.process.stdout.readline().startswith("iteration   1")
+        players = [one for one in running.leftovers() if name_of(one.pid) == "dpool-worker"]
+        assert players
+        kill(players)
+        printed = running.finish(timeout=100).check().stdout
+    assert last_number(r"mean reward ([-\d.]+), target", printed) >= 100
 
 
 @pytest.mark.parametrize("continuous", [False, True])
