@@ -59,8 +59,11 @@ class Server:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        rows, answers = zip(*self.waiting, strict=True)
+        waiting = [(row, answer) for row, answer in self.waiting if not answer.done()]  # done: its call was cancelled
         self.waiting = []
+        if not waiting:
+            return
+        rows, answers = zip(*waiting, strict=True)
         self.batches.append(len(rows))
         try:
             labels = self.model.predict(np.stack(rows))
@@ -101,18 +104,17 @@ class Report(NamedTuple):
 
 def run(model: Any, rows: np.ndarray, batch: int, options: argparse.Namespace) -> Report:
     servers = [dpool.ActorProxy(Server, model, batch, options.wait_ms / 1000) for _ in range(options.servers)]
-    dpool.get([server.predict.submit(rows[0]) for server in servers])  # they have the model now, and are warm
+    theirs = [servers[number % len(servers)] for number in range(options.clients)]  # the server of each client
+    dpool.get([client.remote(server, rows[:1], 1) for server in theirs])  # the processes are there now, and warm
+    before = [len(server.batches) for server in servers]
     start_s = time.perf_counter()
-    answers = dpool.get(
-        [
-            client.remote(servers[number % len(servers)], part, options.outstanding)
-            for number, part in enumerate(np.array_split(rows, options.clients))
-        ]
-    )
+    parts = zip(theirs, np.array_split(rows, options.clients), strict=True)
+    answers = dpool.get([client.remote(server, part, options.outstanding) for server, part in parts])
     seconds = time.perf_counter() - start_s
     labels = [label for part, _ in answers for label in part]
     latencies = np.array([latency for _, part in answers for latency in part])
-    return Report(labels, latencies, seconds, [size for server in servers for size in server.batches[1:]])
+    batches = [size for server, count in zip(servers, before, strict=True) for size in server.batches[count:]]
+    return Report(labels, latencies, seconds, batches)
 
 
 def show(title: str, report: Report) -> None:

@@ -70,6 +70,19 @@ def test_server_whose_model_fails_tells_everybody() -> None:
     assert [str(answer) for answer in answers] == ["not a number"] * 2
 
 
+def test_server_whose_caller_gives_up_answers_the_others() -> None:
+    async def ask(server: model_serving.Server) -> int:
+        given_up = asyncio.ensure_future(server.predict(np.array([1.0])))
+        await asyncio.sleep(0)  # it waits now
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        return await server.predict(np.array([2.0]))
+
+    model = Model()
+    assert asyncio.run(ask(model_serving.Server(model, batch=2, wait_s=60))) == 4
+    assert model.asked == [[2.0]]
+
+
 # --- Hyper-parameter search ---
 
 
