@@ -82,7 +82,7 @@ class ActorProxy:
     _dpool_held: core.Held
 
     def __init__(self, cls: type, /, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs))
+        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs)[0])
 
     def __getattr__(self, name: str) -> Any:
         held = self._dpool_held
@@ -195,7 +195,7 @@ class ActorClass:
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorProxy:
         """Make an actor: `cls(*args, **kwargs)` in a process of its own; see `ActorProxy`."""
-        return _proxy(core.create(self._cls, self._creation, args, kwargs))
+        return _proxy(core.create(self._cls, self._creation, args, kwargs)[0])
 
     def options(self, **options: Any) -> ActorClass:
         """The same class with other options.

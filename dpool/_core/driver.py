@@ -110,6 +110,8 @@ class NativeRuntime:
         self.stays = False
         """A detached actor was made: the node is not left before the program ends."""
         self.exiting = False
+        self._ended_on_purpose = False
+        """By `dpool.shutdown`, which says that it ends everything."""
         self.node_lost = False
         self.scarce = False
         """Others wait for resources: what is leased and not in use is given back at once."""
@@ -464,7 +466,7 @@ class NativeRuntime:
 
     def _notice(self, message: Notice) -> None:
         """One warning for one cause."""
-        if message.text in self._warned:
+        if message.text in self._warned or (message.category == "detached" and self._ended_on_purpose):
             return
         self._warned.add(message.text)
         import warnings
@@ -1040,7 +1042,7 @@ class NativeRuntime:
         with self._start_lock:
             if self.config.linger_s or self.pools or self.exiting:
                 return True
-            if storage.in_use():
+            if storage.in_use() or self.stays:
                 return False
             self.close()
             return True
@@ -1077,7 +1079,9 @@ class NativeRuntime:
         self.join_io()
         storage.let_everything_go()
         self.stays = False
+        self._ended_on_purpose = True
         self.close()
+        self._ended_on_purpose = False
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
@@ -1178,7 +1182,7 @@ def configure(**changes: Any) -> None:
     """Settings for the runtime of this process; RuntimeError if it runs already, with others."""
     current = _Current.runtime
     if current is not None and current.pid == os.getpid():
-        if current.pools or storage.in_use():
+        if current.pools or storage.in_use() or current.stays:
             now = {name: getattr(current.config, name) for name in changes}
             if now != changes:
                 raise RuntimeError(
