@@ -233,6 +233,15 @@ def _checked_class(cls: Any) -> type:
     return cls
 
 
+def make(cls: Any, options: Mapping[str, Any], args: Any, kwargs: Any) -> tuple[ActorProxy, core.Held | None]:
+    """An actor for an executor, and what binds it to that; None if it is detached, or another's (`get_if_exists`)."""
+    if isinstance(cls, ActorClass):
+        options = {**cls._options, **{name: value for name, value in options.items() if value}}
+    how = creation(options)
+    held, made = core.create(_checked_class(cls), how, args, kwargs)
+    return _proxy(held), held if made and not how.detached else None
+
+
 def get_actor(name: str) -> ActorProxy:
     """The actor that was made with this name; ValueError if there is none (any more). Source: Ray's `get_actor`."""
     held = core.find(name)

@@ -1040,9 +1040,9 @@ class NativeRuntime:
     def leave_if_idle(self) -> bool:
         """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
         with self._start_lock:
-            if self.config.linger_s or self.pools or self.exiting:
+            if self.config.linger_s or self.pools or self.exiting or self.stays:
                 return True
-            if storage.in_use() or self.stays:
+            if storage.in_use():
                 return False
             self.close()
             return True

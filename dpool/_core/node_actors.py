@@ -32,11 +32,11 @@ from dpool._core import wire
 from dpool._core.frames import ACTOR, EXIT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
-from dpool._gcs.tables import ActorRow
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
     from dpool._core.node_worker import Proc
+    from dpool._gcs.tables import ActorRow
 
 Reply = Callable[[Any], None]
 AGAIN_S = 0.01
@@ -204,7 +204,7 @@ class NodeActors:
         if not left:
             return ""
         which = f"detached actor{'s' * (len(left) > 1)} {', '.join(left)}"
-        return f"{which}: ended with this program, since the node that it lived on is this program's own and ends with it"
+        return f"{which}: ended with this program, and with the node, which this program had started"
 
     def living(self) -> int:
         """Actors that are not dead: the node stays for them."""
@@ -359,10 +359,8 @@ class NodeActors:
             self._node.records().forget_actor(message.actor)
             text = f"the actor of the name {message.name!r} is on another node, which cannot be reached from here"
             claim.reply(m.ActorFound(message.request, b"", b"", text if message.exists_ok else ""))
-        elif self._node.lives(claim.pid):
-            waiting = self._claims.pop(key)
+        elif self._node.lives(claim.pid) and self._node.driver_of(claim.pid) is not None:
             self._create(claim)
-            self._claims[key] = waiting
         else:
             self._node.records().forget_actor(message.actor)
         self._go_on(key)
@@ -497,13 +495,15 @@ class NodeActors:
 
 def _row(message: m.ActorCreate, node_id: bytes, job: bytes) -> ActorRow:
     """An actor that has just been asked for, without what it is made from."""
+    from dpool._gcs.tables import ActorRow  # not before the first worker is on its way
+
     return ActorRow(
         message.actor,
         job,
         node_id,
         message.name,
         message.detached,
-        tuple((name, amount) for name, amount in message.shape),
+        tuple((str(name), int(amount)) for name, amount in message.shape),
         message.restarts,
         keep=tuple(message.keep),
     )

@@ -246,6 +246,7 @@ class NodeStore:
         if handler is None:
             raise m.ProtocolError(f"{type(message).__name__} is not for a store")
         named = [getattr(message, "obj", None), *getattr(message, "contains", ())]
+        named += [getattr(message, "actor", None), *getattr(message, "keep", ())]
         if any(obj is not None and (type(obj) is not bytes or len(obj) != OBJECT_BYTES) for obj in named):
             raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
         if isinstance(message, m.StoreAdopt):
@@ -338,7 +339,8 @@ class NodeStore:
         self._node.actors().create(message, side.pid, partial(self._actor_found, side))
 
     def _find_actor(self, side: Side, message: m.ActorFind) -> None:
-        self._actor_found(side, m.ActorFound(message.request, *self._node.actors().find(message.name), ""))
+        actor, meta = self._node.actors().find(message.name)
+        self._actor_found(side, m.ActorFound(message.request, actor, meta, ""))
 
     def _actor_found(self, side: Side, found: m.ActorFound) -> None:
         if found.actor:

@@ -133,7 +133,7 @@ class Recorder:
     def actor_died(self, row: w.ActorRow) -> None:
         """For the history: what is left of it when nobody can ask for it any more."""
         detail = f"actor={row.actor_id.hex()} name={row.name!r} restarts={row.restarts} cause={row.cause}"
-        self._writer.post(w.Event(time.time(), "actor.died", detail))
+        self._writer.post(w.Event(time.time(), "actor.died", detail.encode(errors="backslashreplace").decode()))
 
     def forget_actor(self, actor: bytes) -> None:
         """Nobody can ask for it."""
