@@ -96,9 +96,11 @@ return 1
 """
 
 REMOVE_OWN = """
-if redis.call('HGET', KEYS[1], 'node') == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
+if redis.call('HGET', KEYS[1], 'node') ~= ARGV[1] then return 0 end
+if ARGV[2] and redis.call('HGET', KEYS[1], 'actor') ~= ARGV[2] then return 0 end
+return redis.call('DEL', KEYS[1])
 """
+"""ARGV is the node and, for a name that may have passed on, the actor."""
 
 
 def redact(url: str) -> str:
@@ -256,7 +258,7 @@ class RedisStore:
                 continue
             if name:
                 key = keys.actor_name(self._session, _text(name))
-                commands.append(("EVAL", REMOVE_OWN, 1, key, node_id))
+                commands.append(("EVAL", REMOVE_OWN, 1, key, node_id, actor_id))
             commands.append(("SREM", keys.node_actors(self._session, node_id), actor_id))
         self._run(commands)
         self._run([("UNLINK", keys.actor(self._session, name)) for name in names])
@@ -391,7 +393,9 @@ class RedisStore:
 
     def actors_of(self, node_id: NodeID) -> list[ObjectID]:
         """See `tables.Store`."""
-        return list(self._one("SMEMBERS", keys.node_actors(self._session, node_id)))
+        names = list(self._one("SMEMBERS", keys.node_actors(self._session, node_id)))
+        owners = self._run([("HGET", keys.actor(self._session, name), "node") for name in names])
+        return [name for name, owner in zip(names, owners, strict=True) if owner == node_id]
 
     def named_actor(self, name: str) -> tuple[ObjectID, NodeID] | None:
         """See `tables.Store`."""
