@@ -19,6 +19,7 @@ from dpool._core import storage
 from dpool._core.actor_host import ASYNC, SYNC, THREADS
 from dpool._core.arguments import FutureInside, with_results
 from dpool._core.messages import ActorCreate, ActorFind, ActorKill
+from dpool._core.objectref import handles_of
 from dpool._core.replicate import make_setup
 from dpool._core.runtime import open_runtime
 from dpool._core.serialize import Shipped
@@ -154,9 +155,9 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     except FutureInside:
         args, kwargs = with_results(args, kwargs)  # waits for them
         export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
-    handles = [*export.keep, *(handle for one in export.requires for handle in one.keep)]  # what the class refers to
-    handles += call.keep if isinstance(call, Stored) else ()
-    keep = [handle.obj for handle in handles]
+    needs = [*export.keep, *(one for each in export.requires for one in each.keep)]  # what the class refers to
+    needs += call.keep if isinstance(call, Stored) else ()
+    keep = [handle.obj for one in needs for handle in handles_of(one)]
     wire = call.wire if isinstance(call, Stored) else call
     frame = pickle.dumps((Shipped().missing(export), 0 if export.inline else export.number, wire), 5)
     setup = make_setup(runtime.job, 1, dict(how.env))

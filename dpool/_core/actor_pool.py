@@ -82,6 +82,8 @@ class ActorPool(Deferring):
     def submit(self, name: str, how: int, args: Any, kwargs: Any, most: int = 0) -> Future[Any]:
         """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future."""
         if self.broken is not None or self._finishing is not None:
+            if self.broken is not None:
+                self.keep = None
             return self._failed(self._gone())
         if most and self._pending() >= most:
             from dpool.errors import PendingCallsLimit
@@ -300,6 +302,7 @@ class ActorPool(Deferring):
                 slot.frames.clear()
         for future in pending:
             finish(future, None, self._gone())
+        self.keep = None  # nothing is left to be answered
 
     # -- what the runtime asks of its pools
 

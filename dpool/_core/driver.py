@@ -108,7 +108,7 @@ class NativeRuntime:
         self.pools: dict[int, ExecutorPool | ActorPool] = {}
         self._tasks: ExecutorPool | None = None
         self.stays = False
-        """A detached actor was made: the node is not left before the program ends."""
+        """There is a detached actor, as far as we know: the node is not left before the program ends."""
         self.exiting = False
         self._ended_on_purpose = False
         """By `dpool.shutdown`, which says that it ends everything."""
@@ -441,6 +441,8 @@ class NativeRuntime:
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()
+        elif kind is Notice and message.category == "stays":
+            self.stays = bool(message.text)
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:

@@ -197,7 +197,7 @@ class OutputTold(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """Something a person should read once; `category` picks the warning class."""
+    """Something a person should read once; but of category "stays": whether ("" or not) there are detached actors."""
 
     category: str
     text: str

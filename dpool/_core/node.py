@@ -1033,6 +1033,8 @@ class Node:
     def _lingered(self, turn: int) -> None:
         if turn != self._linger_armed or self._pools or (self._store is not None and not self._store.idle()):
             return
+        if self._actors is not None and self._actors.somebody_waits():
+            return
         if self._epoll.poll(0):  # perhaps a driver with another executor
             self._at(monotonic(), lambda: self._lingered(turn))
         else:

@@ -96,6 +96,8 @@ class NodeActors:
         """(client, its number) → ours."""
         self._claims: dict[str, deque[_Claim]] = {}
         """The first of each name has been asked for; the others are looked at when that is answered."""
+        self._detached: dict[bytes, None] = {}
+        """Those that are not dead."""
         self._holders = -(1 << 40)
         node._do(s.ClientJoined(0))  # the node itself
 
@@ -132,9 +134,18 @@ class NodeActors:
         self._by_pool[pool] = message.actor
         self._node.store().hold(message.keep, actor.holder)
         claim.reply(m.ActorFound(message.request, message.actor, b"", ""))
+        if message.detached:
+            self._detached[message.actor] = None
+            self._tell_stays()
         driver = self._node.driver_of(claim.pid)
         owner = 0 if message.detached or driver is None else driver.number
         self._do(a.Create(message.actor, message.name, message.restarts, owner))
+
+    def _tell_stays(self) -> None:
+        """Programs with no other use for the node stay for detached actors."""
+        for client in list(self._node._clients.values()):
+            if client.driver and client.hello is not None:
+                self._node._send(client, m.Notice("stays", "yes" if self._detached else ""))
 
     def find(self, name: str) -> tuple[bytes, bytes]:
         """(id, meta) of the actor of that name; empty if there is none."""
@@ -196,11 +207,8 @@ class NodeActors:
 
     def last_words(self) -> str:
         """What the program should know whose node ends now; "" if there is nothing."""
-        left = [
-            repr(actor.message.name or name.hex()[:12])
-            for name, actor in self._actors.items()
-            if actor.message.detached and self.machine.actors[name].state not in (a.LEAVING, a.DEAD)
-        ]
+        living = [name for name in self._detached if self.machine.actors[name].state != a.LEAVING]
+        left = [repr(self._actors[name].message.name or name.hex()[:12]) for name in living]
         if not left:
             return ""
         which = f"detached actor{'s' * (len(left) > 1)} {', '.join(left)}"
@@ -209,6 +217,10 @@ class NodeActors:
     def living(self) -> int:
         """Actors that are not dead: the node stays for them."""
         return self.machine.living()
+
+    def somebody_waits(self) -> bool:
+        """For an actor that is made when the control store has answered: the node stays for that, too."""
+        return bool(self._claims)
 
     # -- what the scheduler says
 
@@ -391,6 +403,7 @@ class NodeActors:
         """Those who wanted the same name."""
         for claim in self._claims.pop(key):
             self._create_or_wait(claim)
+        self._node.store_idle()
 
     # -- what the machine decides
 
@@ -417,6 +430,8 @@ class NodeActors:
     def _give_up(self, order: a.GiveUp) -> None:
         actor = self._actors[order.actor]
         self._node.ask_for(s.ClosePool(actor.pool, True))
+        if self._detached.pop(order.actor, False) is None:
+            self._tell_stays()
         if actor.unheld and actor.message.detached:
             self._node._soon.append(partial(self._forget_unheld, order.actor))
 

@@ -169,6 +169,10 @@ class StoreClient:
         self._lease_numbers = itertools.count()
         self._asking = 0
         """Questions that wait for their answers: more than one only in a signal handler."""
+        self.patient = 0
+        """Questions whose answers may take seconds, …"""
+        self._patient_lock = threading.Lock()
+        """… counted under this."""
         self._chunk = _Lease(0, 0, 0)
         """Segment, offset and length of what is left of the chunk."""
         self.handles: WeakValueDictionary[bytes, Handle] = WeakValueDictionary()
@@ -304,8 +308,9 @@ class StoreClient:
 
     def _ask_patiently(self, make: Callable[[int], Any]) -> Any:
         """The same for what may take seconds: other threads can ask meanwhile."""
-        with self._ask_lock:
-            request = next(self._requests)
+        with self._patient_lock:
+            self.patient += 1
+        request = next(self._requests)
         try:
             self._send(make(request))
             while True:
@@ -320,6 +325,9 @@ class StoreClient:
             self._abandoned.add(request)
             self._replies.pop(request, None)
             raise
+        finally:
+            with self._patient_lock:
+                self.patient -= 1
         if self._resolved:
             self._tell_resolved()
         return reply
