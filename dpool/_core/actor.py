@@ -94,6 +94,7 @@ class Held:
 
 def _let_go(pool: ActorPool) -> None:
     """The last proxy of this process is gone, and nothing is left to be answered."""
+    pool.leaving = True
     pool.later(pool.terminate)
 
 

@@ -71,6 +71,8 @@ class ActorPool(Deferring):
         """What holds the actor, while something is to be answered."""
         self._finishing: BaseException | None = None
         """What further calls raise: the actor ends when those so far have been answered."""
+        self.leaving = False
+        """It is about to be closed."""
         self._when_idle: Callable[[], None] | None = None
         self._held: deque[Future[Any]] = deque()
         """Calls behind one whose arguments are not there yet, that one first."""
@@ -324,8 +326,8 @@ class ActorPool(Deferring):
                 self._slot.link.dead += numbers
 
     def ending(self) -> bool:
-        """It does not keep the io thread."""
-        return True
+        """Whether it is closed, or about to be, since nobody here holds the actor any more."""
+        return self.leaving or self.state is CLOSED
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled; the actor goes on."""

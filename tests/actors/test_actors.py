@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import signal
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import dpool
+from dpool._core import driver
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import is_running, run_script, wait_until
 
@@ -34,6 +36,9 @@ class Counter:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def fail(self, text: str) -> None:
         raise ValueError(text)
@@ -380,6 +385,21 @@ def test_a_detached_actor_stays() -> None:
     dpool.kill(dpool.get_actor("d"))
     wait_until(lambda: not is_running(pid), LONG_S)
     wait_until(lambda: not named("d"), LONG_S)
+
+
+def test_an_actor_that_is_held_does_not_keep_an_executor_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = dpool.ActorProxy(Counter)
+    counter.add()
+    runtime = driver.runtime()
+    waits: list[float | None] = []
+    wait_until = runtime.wait_until
+    monkeypatch.setattr(
+        runtime, "wait_until", lambda done, timeout=None: waits.append(timeout) or wait_until(done, timeout)
+    )
+    with dpool.Executor(1) as ex:
+        ex.submit(len, "abc").result(LONG_S)
+    assert waits == [None]  # for the workers, and for nothing that does not come
+    assert counter.add() == 2
 
 
 def test_many_actors_leave_nothing() -> None:
