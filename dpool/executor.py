@@ -186,7 +186,7 @@ class Executor(_base.Executor):
 
     # -- beyond it
 
-    def actor(self, cls: type, /, *args: Any, **kwargs: Any) -> ActorProxy:
+    def actor(self, cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ActorProxy:
         """An actor: an object of `cls`, constructed with these arguments in a process of its own.
 
         Like `dpool.ActorProxy(cls, *args, **kwargs)`, whose docstring says what a proxy can do, but the actor ends with
@@ -202,7 +202,7 @@ class Executor(_base.Executor):
         """
         return self._make_actor({}, cls, args, kwargs)
 
-    def _make_actor(self, options: Mapping[str, Any], cls: type, args: Any, kwargs: Any) -> ActorProxy:
+    def _make_actor(self, options: Mapping[str, Any], cls: Callable[..., Any], args: Any, kwargs: Any) -> ActorProxy:
         from dpool._core.actor_bound import SHUT_DOWN, BoundActors
         from dpool.actor import make
 
@@ -321,7 +321,7 @@ class View:
         self._for_actors = for_actors
         self._actors_only = actors_only
 
-    def actor(self, cls: type, /, *args: Any, **kwargs: Any) -> ActorProxy:
+    def actor(self, cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ActorProxy:
         """See `Executor.actor`."""
         wrong = [name for name, value in self._for_tasks.items() if value is not None]
         if wrong:

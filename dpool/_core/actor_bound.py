@@ -10,6 +10,7 @@ by itself. Any thread.
 
 from __future__ import annotations
 
+import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ class BoundActors:
         self._held: weakref.WeakSet[Held] = weakref.WeakSet()
         self._links: list[ActorPool] = []
         """To those that have been told to end."""
+        self._pid = os.getpid()
 
     def add(self, held: Held) -> None:
         """One more."""
@@ -37,8 +39,8 @@ class BoundActors:
 
     def cancel(self) -> None:
         """Cancel what this process has asked them and they have not begun."""
-        for held in list(self._held):
-            held.pool().interrupt()
+        for link in self._open_links():
+            link.interrupt()
 
     def finish(self, why: str = SHUT_DOWN) -> None:
         """Have them end when they have answered; does not wait."""
@@ -49,13 +51,16 @@ class BoundActors:
         self._end(why, now=True)
 
     def _end(self, why: str, now: bool) -> None:
-        runtime: Any = open_runtime(None)
-        if runtime.exiting:  # they end with the program
-            return
-        for held in list(self._held):
-            link = held.pool()
+        for link in self._open_links():
             link.finish(why, now)
             self._links.append(link)
+
+    def _open_links(self) -> list[ActorPool]:
+        """None if they are not ours (in a forked child), end with the program now, or have ended with their node."""
+        runtime: Any = open_runtime(None)
+        if os.getpid() != self._pid or runtime.exiting or not runtime.connected():
+            return []
+        return [held.pool() for held in list(self._held)]
 
     def wait_gone(self) -> None:
         """Wait until those that were told to end are gone."""

@@ -392,10 +392,13 @@ def test_an_actor_that_is_held_does_not_keep_an_executor_from_closing(monkeypatc
     counter.add()
     runtime = driver.runtime()
     waits: list[float | None] = []
-    wait_until = runtime.wait_until
-    monkeypatch.setattr(
-        runtime, "wait_until", lambda done, timeout=None: waits.append(timeout) or wait_until(done, timeout)
-    )
+    original = runtime.wait_until
+
+    def noted(done: Any, timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return original(done, timeout)
+
+    monkeypatch.setattr(runtime, "wait_until", noted)
     with dpool.Executor(1) as ex:
         ex.submit(len, "abc").result(LONG_S)
     assert waits == [None]  # for the workers, and for nothing that does not come

@@ -26,7 +26,7 @@ def test_it_is_an_actor_like_any_other() -> None:
         assert ex.actor(Environment).get("OF_THE_EXECUTOR") == "yes"
         assert len(ex._processes) == 1  # it takes none of the executor's workers
         with pytest.raises(TypeError):
-            ex.actor(len)  # type: ignore[arg-type]
+            ex.actor(len)
 
 
 class Environment:
@@ -165,6 +165,33 @@ def test_a_broken_executor_makes_none() -> None:
             ex.submit(kill_self).result(LONG_S)
         with pytest.raises(BrokenExecutor):
             ex.actor(Counter)
+
+
+def test_a_runtime_that_was_shut_down_before_holds_up_no_shutdown() -> None:
+    ex = dpool.Executor(1)
+    called, uncalled = ex.actor(Counter), ex.actor(Counter)
+    called.add()
+    dpool.shutdown()
+    ex.shutdown()
+    assert not dpool.is_initialized()  # no node was started for it
+    with pytest.raises(dpool.errors.ActorDied):
+        called.add()
+    del uncalled
+
+
+def test_a_forked_child_leaves_the_actors_to_its_parent() -> None:
+    with dpool.Executor(1) as ex:
+        counter = ex.actor(Counter)
+        counter.add()
+        child = os.fork()
+        if not child:
+            try:
+                ex.shutdown()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert counter.add() == 2
 
 
 # -- options
