@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import dpool
-from dpool._core import driver
+from dpool._core import driver, storage
 from dpool._gcs.redis_store import RedisStore, connect_url
 from dpool._gcs.server import EmbeddedServer
 from dpool._gcs.tables import ActorRow, PutName
@@ -170,11 +170,11 @@ def test_the_embedded_store_does_not_delay_names() -> None:
 
 def test_many_actors_leave_nothing_in_the_store(shared: Shared) -> None:
     with shared as store:
-        names = [f"n{number}" for number in range(6)]
+        names = [f"n{number}" for number in range(3)]
         actors = [dpool.remote(Counter).options(name=name).remote(1) for name in names]
-        actors += [dpool.ActorProxy(Counter) for _ in range(6)]
-        assert [actor.add(0) for actor in actors] == [1] * 6 + [0] * 6
-        assert [(store.named_actor(name) or ())[1:] for name in names] == [(node_id(),)] * 6
+        actors += [dpool.ActorProxy(Counter) for _ in range(3)]
+        assert [actor.add(0) for actor in actors] == [1] * 3 + [0] * 3
+        assert [(store.named_actor(name) or ())[1:] for name in names] == [(node_id(),)] * 3
         del actors
         pattern = f"dpool:{os.path.basename(driver.runtime().session)}:*actor*"
         wait_until(lambda: not list(store._client.scan_iter(pattern)), LONG_S, "no key is left")
@@ -277,6 +277,45 @@ def test_who_waits_for_the_store_holds_nobody_up(absent: Shared, monkeypatch: py
     thread.join(LONG_S)
     assert made[0].add() == 2
     assert dpool.get_actor("n") == made[0]
+
+
+class Interrupted(Exception):
+    """Raised by a signal handler."""
+
+
+def test_who_was_interrupted_while_waiting_keeps_no_actor(absent: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The actor is made when the store has come, and let go, since nobody has its proxy: its name is free again."""
+    monkeypatch.setenv("DPOOL_GCS_TIMEOUT_S", str(LONG_S))
+    restart()
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise Interrupted
+
+    def send() -> None:
+        wait_until(lambda: (client := storage.connected()) is not None and client.patient, LONG_S)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        with pytest.raises(Interrupted):
+            dpool.remote(Counter).options(name="n").remote(1)
+    finally:
+        thread.join(LONG_S)
+        signal.signal(signal.SIGUSR1, before)
+    absent.come()
+    made: list[Any] = []
+
+    def free() -> bool:
+        try:
+            made.append(dpool.remote(Counter).options(name="n").remote(5))
+        except ValueError:
+            return False
+        return True
+
+    wait_until(free, LONG_S, "the name is free")
+    assert made[0].add() == 6
 
 
 # -- coming back
