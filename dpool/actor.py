@@ -208,8 +208,8 @@ class ActorClass:
             num_cpus, num_gpus, memory, resources: what the actor holds as long as it lives; by default nothing.
             name: by which `dpool.get_actor` finds it. get_if_exists: if the name is taken, that one instead of
                 ValueError.
-            lifetime: "detached": it outlives its proxies and the task that made it, until it is killed or its node ends,
-                which a program's own node does with the program (a warning then names those that are left).
+            lifetime: "detached": it outlives its proxies and the task that made it, until it is killed or its node
+                ends, which a program's own node does with the program (a warning then names those that are left).
             max_restarts: how often it comes back, constructed anew with the same arguments, when its process dies; -1:
                 always.
             max_task_retries: how often a call is made again whose actor died under it and came back; -1: always.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-import signal
 import threading
 import time
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 import dpool
-from dpool._core import driver
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import is_running, run_script, wait_until
 
@@ -36,9 +34,6 @@ class Counter:
 
     def pid(self) -> int:
         return os.getpid()
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
 
     def fail(self, text: str) -> None:
         raise ValueError(text)
@@ -385,24 +380,6 @@ def test_a_detached_actor_stays() -> None:
     dpool.kill(dpool.get_actor("d"))
     wait_until(lambda: not is_running(pid), LONG_S)
     wait_until(lambda: not named("d"), LONG_S)
-
-
-def test_an_actor_that_is_held_does_not_keep_an_executor_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    counter = dpool.ActorProxy(Counter)
-    counter.add()
-    runtime = driver.runtime()
-    waits: list[float | None] = []
-    original = runtime.wait_until
-
-    def noted(done: Any, timeout: float | None = None) -> bool:
-        waits.append(timeout)
-        return original(done, timeout)
-
-    monkeypatch.setattr(runtime, "wait_until", noted)
-    with dpool.Executor(1) as ex:
-        ex.submit(len, "abc").result(LONG_S)
-    assert waits == [None]  # for the workers, and for nothing that does not come
-    assert counter.add() == 2
 
 
 def test_many_actors_leave_nothing() -> None:

@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 import dpool
-from tests.actors.test_actors import Counter, named, use
+from dpool._core import driver
+from tests.actors.test_actors import Counter as Plain
+from tests.actors.test_actors import named, use
 from tests.executor.support import LONG_S, Gate, kill_self
 from tests.helpers import is_running, run_script, wait_until
+
+
+class Counter(Plain):
+    """One that can die."""
+
+    def die(self) -> None:
+        kill_self()
 
 
 def test_it_is_an_actor_like_any_other() -> None:
@@ -32,6 +41,24 @@ def test_it_is_an_actor_like_any_other() -> None:
 class Environment:
     def get(self, name: str) -> str | None:
         return os.environ.get(name)
+
+
+def test_an_actor_that_is_held_does_not_keep_an_executor_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = dpool.ActorProxy(Counter)
+    counter.add()
+    runtime = driver.runtime()
+    waits: list[float | None] = []
+    original = runtime.wait_until
+
+    def noted(done: Any, timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return original(done, timeout)
+
+    monkeypatch.setattr(runtime, "wait_until", noted)
+    with dpool.Executor(1) as ex:
+        ex.submit(len, "abc").result(LONG_S)
+    assert waits == [None]  # for the workers, and for nothing that does not come
+    assert counter.add() == 2
 
 
 def test_it_ends_with_its_last_proxy() -> None:
