@@ -108,8 +108,10 @@ class NativeRuntime:
         self.pools: dict[int, ExecutorPool | ActorPool] = {}
         self._tasks: ExecutorPool | None = None
         self.stays = False
-        """A detached actor was made: the node is not left before the program ends."""
+        """There is a detached actor, as far as we know: the node is not left before the program ends."""
         self.exiting = False
+        self._ended_on_purpose = False
+        """By `dpool.shutdown`, which says that it ends everything."""
         self.node_lost = False
         self.scarce = False
         """Others wait for resources: what is leased and not in use is given back at once."""
@@ -439,6 +441,8 @@ class NativeRuntime:
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()
+        elif kind is Notice and message.category == "stays":
+            self.stays = bool(message.text)
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:
@@ -464,7 +468,7 @@ class NativeRuntime:
 
     def _notice(self, message: Notice) -> None:
         """One warning for one cause."""
-        if message.text in self._warned:
+        if message.text in self._warned or (message.category == "detached" and self._ended_on_purpose):
             return
         self._warned.add(message.text)
         import warnings
@@ -1038,7 +1042,7 @@ class NativeRuntime:
     def leave_if_idle(self) -> bool:
         """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
         with self._start_lock:
-            if self.config.linger_s or self.pools or self.exiting:
+            if self.config.linger_s or self.pools or self.exiting or self.stays:
                 return True
             if storage.in_use():
                 return False
@@ -1077,7 +1081,9 @@ class NativeRuntime:
         self.join_io()
         storage.let_everything_go()
         self.stays = False
+        self._ended_on_purpose = True
         self.close()
+        self._ended_on_purpose = False
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
@@ -1178,7 +1184,7 @@ def configure(**changes: Any) -> None:
     """Settings for the runtime of this process; RuntimeError if it runs already, with others."""
     current = _Current.runtime
     if current is not None and current.pid == os.getpid():
-        if current.pools or storage.in_use():
+        if current.pools or storage.in_use() or current.stays:
             now = {name: getattr(current.config, name) for name in changes}
             if now != changes:
                 raise RuntimeError(
