@@ -62,6 +62,10 @@ __all__ = [
 
 KEEP_SESSION_EVERY_S = 60.0
 STARTS_BEFORE_SET_ASIDE = 2
+CLOSING_TIME_S = 0.2
+"""A process that is killed closes its sockets first; so long after that it has ended."""
+REAPING_TIME_S = 1.0
+"""How long we wait to hear how a process ended from who reaped it."""
 
 
 class GcsWriter:
@@ -101,6 +105,7 @@ class GcsWriter:
         # the thread's own
         self._server: EmbeddedServer | None = None
         self._child: Child | None = None
+        self._starting = False  # a child whose pid we may not know yet
         self._store: RedisStore | None = None
         self._token = os.urandom(16).hex()
         self._epoch = 1
@@ -135,8 +140,8 @@ class GcsWriter:
 
     def server_exited(self, pid: int, status: int) -> None:
         """The node reaped the process `pid`. `status`: exit code, or minus the signal. Other pids are ignored."""
-        child = self._child
-        if child is not None and child.pid == pid:
+        starting, child = self._starting, self._child  # in this order: it ends when the child is there
+        if starting or (child is not None and child.pid == pid):
             self._exits[pid] = status
             self._wake()
 
@@ -188,7 +193,7 @@ class GcsWriter:
                 except StoreRefused as error:
                     self._outage(str(error), sound=True)
                 except ControlStoreError as error:
-                    self._outage(str(error))
+                    self._outage(self._reason(error))
                 except Exception as error:  # a defect of ours: told like any outage, not the thread's silent end
                     self._outage(f"internal error: {error!r}")
             self._last_writes()
@@ -200,7 +205,7 @@ class GcsWriter:
         while not self._closing:
             self._gather(None if self._keep_at is None else self._keep_at - self._clock())
             if self._child is not None and self._child.gone():
-                raise ControlStoreError(self._how_it_ended(self._child))
+                raise ControlStoreError("the server ended")
             self._keep_session()
             self._flush()
 
@@ -295,9 +300,7 @@ class GcsWriter:
         if self._server is None:
             self._server = EmbeddedServer(self._config.directory, maxmemory_bytes=self._config.maxmemory_bytes)
         server = self._server
-        if self._child is None:
-            self._child = self._start(server)
-        child = self._child
+        child = self._child or self._start(server)
 
         def pause(seconds: float) -> bool:
             self._sleep(seconds)
@@ -309,7 +312,7 @@ class GcsWriter:
             if self._closing:
                 raise ControlStoreError("closed before the embedded server answered")
             if child.gone():
-                raise ControlStoreError(self._how_it_ended(child))
+                raise ControlStoreError("the server ended")
             child.kill()
             raise ControlStoreError(f"{server.binary} did not answer within {self._config.start_timeout_s:g} s")
         self._failed_starts = 0
@@ -319,14 +322,30 @@ class GcsWriter:
         if self._failed_starts >= STARTS_BEFORE_SET_ASIDE:
             server.set_data_aside()  # it may be what it stumbles over; what lives is written again
         argv, config = server.command()
+        self._exits.clear()
+        self._starting = True
         try:
-            return Child(self._spawn(argv, config, self._config.log_file), self._exits)
+            self._child = Child(self._spawn(argv, config, self._config.log_file), self._exits)
         except Exception as error:
             raise ControlStoreError(f"cannot start {server.binary}: {error}") from error
+        finally:
+            self._starting = False
+        return self._child
+
+    def _reason(self, error: ControlStoreError) -> str:
+        """Why the store failed: how the server ended, if it did by itself, else what the error says."""
+        child = self._child
+        if child is None or child.killed or self._closing or not child.gone(CLOSING_TIME_S):
+            return str(error)
+        return self._how_it_ended(child)
 
     def _how_it_ended(self, child: Child) -> str:
         from dpool._gcs.server import last_line
 
+        until = self._clock() + REAPING_TIME_S
+        while child.status() is None and self._clock() < until and not self._closing:
+            if readable(until - self._clock(), self._wake_fd):
+                os.eventfd_read(self._wake_fd)
         name = os.path.basename(self._server.binary) if self._server is not None else "the server"
         return f"{name} (pid {child.pid}) {child.end()}; its last words: {last_line(self._config.log_file)}"
 
