@@ -25,7 +25,7 @@ T = TypeVar("T")
 # --- Waiting ---
 
 
-def wait_until(predicate: Callable[[], T], deadline_s: float = 10.0, what: str = "the condition") -> T:
+def wait_until(predicate: Callable[[], T], deadline_s: float = 60.0, what: str = "the condition") -> T:
     """The first true value of `predicate()`, which is asked again and again.
 
     The only place of the tests that may pause.

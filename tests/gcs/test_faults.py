@@ -184,7 +184,7 @@ def test_an_end_explains_the_broken_connection(short_path, monkeypatch):
 
 
 def test_a_stopped_server_is_replaced(short_path):
-    with bench(short_path, reply_timeout_s=0.1, start_timeout_s=0.3) as one:
+    with bench(short_path, reply_timeout_s=0.5, start_timeout_s=2.0) as one:
         one.recorder.wait(Connected)
         stopped = one.writer.server_pid
         assert stopped is not None
