@@ -119,13 +119,22 @@ class GcsWriter:
     # --- any thread -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to write what was, and will be, posted. Only the first call counts."""
+        """Begin to write what was, and will be, posted. Only the first call that succeeds counts.
+
+        Raises OSError or RuntimeError if no descriptor or no thread is to be had.
+        """
         with self._lock:
             if self._thread is not None or self._closing or self._config.mode == "off":
                 return
+            thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                self._close_wake_fd()
+                self._drain()  # what is posted must not pile up meanwhile
+                raise
+            self._thread = thread
 
     def post(self, op: Op) -> None:
         """Take one operation; never blocks. It waits for `start`; after `close`, or in mode "off", it is ignored."""
@@ -405,6 +414,9 @@ class GcsWriter:
             self._child = None
         if self._server is not None:
             self._server.remove_files()
+        self._close_wake_fd()
+
+    def _close_wake_fd(self) -> None:
         with self._wake_lock:
             os.close(self._wake_fd)
             self._wake_fd = -1

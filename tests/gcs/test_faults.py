@@ -226,6 +226,27 @@ def cannot_start(one, reason: str) -> None:
     assert one.recorder.all(Connected) == []
 
 
+def test_no_thread(short_path, monkeypatch):
+    """It can be started later, and has lost nothing."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    one = Bench(short_path)
+    try:
+        one.writer.post(CommitLineage(1, JOB, records(0, 10)))
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="new thread"):
+                one.writer.start()
+        one.writer.post(CommitLineage(2, JOB, records(10, 10)))
+        one.writer.start()
+        one.recorder.wait_batch(1)
+        one.recorder.wait_batch(2)
+    finally:
+        one.close()
+
+
 def test_no_binary(short_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(server_module, "find_spec", lambda name: None)
