@@ -122,6 +122,14 @@ def kill(victims: list[Process]) -> None:
 # --- Scripts ---
 
 
+def heed_ctrl_c() -> None:
+    """What a shell without job control starts in the background ignores SIGINT, and so does all that it starts in turn;
+    from now on neither does.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class ScriptResult(NamedTuple):
     """How a script ended."""
 
