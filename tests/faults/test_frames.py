@@ -47,7 +47,8 @@ def test_a_crash_in_the_middle_of_a_frame(tmp_path: Path, workers: int, noting: 
             assert type(error) is WorkerCrashed
             assert outcome == {x: 2 * x for x in range(n) if x != victim}
             if noting:
-                assert {x: ledger.runs()[str(x)] for x in range(n)} == dict.fromkeys(range(n), 1)
+                runs = ledger.runs()
+                assert {x: runs[str(x)] for x in range(n)} == dict.fromkeys(range(n), 1)
 
 
 def test_a_crash_in_a_frame_whose_results_overflow_the_journal(tmp_path: Path) -> None:
@@ -76,7 +77,8 @@ def test_a_crash_in_a_frame_is_retried_alone(tmp_path: Path) -> None:
             else:
                 ledger.submit(executor, x, tasks.double, x)
         assert ledger.settle() == {x: 2 * x for x in range(n)}
-        assert {x: ledger.runs()[str(x)] for x in range(n)} == {x: 2 if x % 250 == 100 else 1 for x in range(n)}
+        runs = ledger.runs()
+        assert {x: runs[str(x)] for x in range(n)} == {x: 2 if x % 250 == 100 else 1 for x in range(n)}
 
 
 def test_exceptions_in_a_frame_that_crashes(tmp_path: Path) -> None:
