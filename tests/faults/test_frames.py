@@ -156,10 +156,9 @@ def test_one_worker_delivers_what_it_did_before_it_blocks_and_the_rest_can_be_ca
             ledger.submit(executor, x, tasks.double, x)
         ledger.pid_of("blocked")
         wait_until(lambda: all(ledger.futures[x].done() for x in range(200)), DEADLINE_S, "what stood before is done")
-        # what stands behind it has not begun: it is taken back, so it can be cancelled
-        wait_until(lambda: not any(ledger.futures[x].running() for x in range(200, 400)), DEADLINE_S)
-        cancelled = [x for x in range(200, 400) if x % 2 and ledger.futures[x].cancel()]
-        assert cancelled == list(range(201, 400, 2))
+        # what stands behind it may be sent to it, but has not begun: it is taken back, so it can be cancelled
+        cancelled = range(201, 400, 2)
+        wait_until(lambda: all(ledger.futures[x].cancel() for x in cancelled), DEADLINE_S, "all can be cancelled")
         for x in cancelled:
             assert ledger.futures.pop(x).cancelled()
         gate.touch()
