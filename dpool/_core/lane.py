@@ -717,8 +717,8 @@ class Lane:
         if frame.limit == 0:
             if page[frames.STARTED] < frame.base:
                 return  # not even read; nothing runs
-            if len(slot.frames) > 1:
-                self._take_unread(slot)
+            if len(slot.frames) > 1 and not self._take_unread(slot):
+                return  # it has been read, so the worker is done with this one: a limit would cut the next
             page[frames.LIMIT] = self.dispatcher.limit(slot, page[frames.STARTED], now_s)
         elif now_s - frame.limited_at >= LIMIT_S:
             self._wait_again(self.dispatcher.shortened(slot, page[frames.STARTED]))

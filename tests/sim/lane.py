@@ -99,8 +99,8 @@ class Lane:
             if frame.limit == 0:
                 if worker.started < frame.base:
                     continue  # not even read; nothing runs
-                if len(slot.frames) > 1:
-                    self._take_unread(slot)
+                if len(slot.frames) > 1 and not self._take_unread(slot):
+                    continue  # the worker is done with this one
                 # This thread may sleep between reading what has been started and writing the limit.
                 started = worker.started_at(self.world.now_s - self.world.rng.choice((0.0, 0.0, 0.0003, 0.003)))
                 worker.limit = self.dispatcher.limit(slot, started, self.world.now_s)
