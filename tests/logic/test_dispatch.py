@@ -61,3 +61,14 @@ def test_a_frame_that_ends_at_its_limit_gives_its_tail_back_first() -> None:
     lane.again(back)
     lane.push()
     assert tasks + lane.order() == [*range(100)]
+
+
+def test_a_journal_is_not_read_over_a_gap() -> None:
+    """The answer about the frame before is still on its way, so the noted results are not those of the first tasks."""
+    lane = Lane(100)
+    lane.push()
+    running, behind = lane.slot.frames
+    assert lane.dispatcher.harvested(lane.slot, behind.base, 2) == []
+    assert lane.dispatcher.harvested(lane.slot, running.base + 2, 2) == []
+    assert lane.dispatcher.harvested(lane.slot, running.base, 2) == [0, 1]
+    assert lane.dispatcher.harvested(lane.slot, running.base + 1, 3) == [2, 3]
