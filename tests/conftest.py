@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.executor.support import Gate
-from tests.helpers import MARK, REPOSITORY, Process, descendants, kill, mark_of, processes, wait_until
+from tests.helpers import MARK, REPOSITORY, Process, descendants, heed_ctrl_c, kill, mark_of, processes, wait_until
 
 SETTLE_S = float(os.environ.get("DPOOL_TEST_SETTLE_S", "10"))
 """How long what a test closed may take to be gone."""
@@ -37,6 +37,7 @@ _reapers: list[subprocess.Popen[bytes]] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """A temporary directory and a mark for this run; and nodes do not linger, or the next test would find them."""
+    heed_ctrl_c()
     outside = tempfile.gettempdir()
     directory = tempfile.mkdtemp(prefix="dt-")  # short: a Unix socket's path has 107 bytes
     mark = f"{os.environ.get(MARK, '')}:{uuid.uuid4().hex}"

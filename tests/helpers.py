@@ -25,7 +25,7 @@ T = TypeVar("T")
 # --- Waiting ---
 
 
-def wait_until(predicate: Callable[[], T], deadline_s: float = 10.0, what: str = "the condition") -> T:
+def wait_until(predicate: Callable[[], T], deadline_s: float = 60.0, what: str = "the condition") -> T:
     """The first true value of `predicate()`, which is asked again and again.
 
     The only place of the tests that may pause.
@@ -120,6 +120,14 @@ def kill(victims: list[Process]) -> None:
 
 
 # --- Scripts ---
+
+
+def heed_ctrl_c() -> None:
+    """What a shell without job control starts in the background ignores SIGINT, and so does all that it starts in turn;
+    from now on neither does.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ScriptResult(NamedTuple):

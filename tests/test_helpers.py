@@ -30,19 +30,19 @@ def test(tmp_path):
 """
 
 
-def run_pytest(directory: Path, text: str) -> tuple[int, str]:
+def run_pytest(directory: Path, text: str, settle_s: float = 60.0) -> tuple[int, str]:
     """The exit code and the output of a pytest run of its own, with this directory's conftest as a plugin."""
     (directory / "test_it.py").write_text(text)
     options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-q", str(directory)]
-    quick = {"DPOOL_TEST_SETTLE_S": "0.3"}
-    with Script("pytest", *options, how="-m", cwd=directory, env=quick) as running:
+    settings = {"DPOOL_TEST_SETTLE_S": str(settle_s)}
+    with Script("pytest", *options, how="-m", cwd=directory, env=settings) as running:
         result = running.finish()
     return result.rc, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("what", LEAKS)
 def test_leak_check_names_what_is_left(what: str, tmp_path: Path) -> None:
-    rc, output = run_pytest(tmp_path, LEAKS[what])
+    rc, output = run_pytest(tmp_path, LEAKS[what], settle_s=0.3)
     assert rc == 1, output
     assert "the test left behind" in output
     assert ("process" if what in ("zombie", "orphan") else what) in output.partition("left behind:")[2]
@@ -83,6 +83,20 @@ def test_script_that_takes_too_long_is_killed() -> None:
             running.finish(timeout=0.5)
         pid = running.pid
     assert not is_running(pid)
+
+
+def test_ctrl_c_is_heeded_by_what_runs_in_the_background() -> None:
+    """As a shell without job control starts it: `command &`."""
+    text = (
+        "import signal, subprocess, sys\n"
+        "from tests.helpers import heed_ctrl_c\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "ask = [sys.executable, '-c', 'import signal; print(signal.getsignal(signal.SIGINT))']\n"
+        "ignored = subprocess.check_output(ask)\n"
+        "heed_ctrl_c()\n"
+        "print(ignored != subprocess.check_output(ask))\n"
+    )
+    assert run_script(text).check().stdout == "True\n"
 
 
 def test_wait_until_names_what_did_not_happen() -> None:

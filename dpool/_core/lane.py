@@ -715,12 +715,11 @@ class Lane:
         frame = slot.frames[0]
         page = slot.link.page.slots
         if frame.limit == 0:
-            if len(slot.frames) > 1:
-                self._take_unread(slot)
-            started = page[frames.STARTED]
-            if started < frame.base:
+            if page[frames.STARTED] < frame.base:
                 return  # not even read; nothing runs
-            page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
+            if len(slot.frames) > 1 and not self._take_unread(slot):
+                return  # it has been read, so the worker is done with this one: a limit would cut the next
+            page[frames.LIMIT] = self.dispatcher.limit(slot, page[frames.STARTED], now_s)
         elif now_s - frame.limited_at >= LIMIT_S:
             self._wait_again(self.dispatcher.shortened(slot, page[frames.STARTED]))
             tasks, values = self._harvest(slot)

@@ -1006,9 +1006,6 @@ class Node:
             if monotonic() > until:
                 self.call_soon(lambda: [self._programs.pop(number, None) for number in asked].clear())
                 raise OSError(f"the zygote did not start it within {START_PROGRAM_S} s")
-        exited = self._unknown_exits.get(pids[0])
-        if exited is not None and self._records is not None:
-            self.call_soon(lambda: self._records.server_exited(pids[0], -exited[0] if exited[0] else exited[1]))
         return pids[0]
 
     def _have_started(self, order: m.SpawnProgram) -> None:

@@ -21,6 +21,8 @@ from dpool._gcs import writer as w
 if TYPE_CHECKING:
     from dpool._core.node import Node
 
+START_AGAIN_S = 1.0
+
 
 class Recorder:
     """One per node; made when the first worker starts, started after the first result."""
@@ -39,6 +41,7 @@ class Recorder:
         self.trouble = ""
         """Why the store cannot be used, if that was so when it was last heard of."""
         self._closed = False
+        self._told_no_thread = False
         row = w.NodeRow(node.node_id, os.uname().nodename, os.getpid(), started_s=time.time())
         self._writer = w.GcsWriter(
             w.GcsConfig(
@@ -53,9 +56,16 @@ class Recorder:
         )
 
     def start(self) -> None:
-        """Start the writer's thread, and the embedded store with it."""
-        if not self._closed:
+        """Start the writer's thread, and the embedded store with it; later, if no thread is to be had now."""
+        if self._closed:
+            return
+        try:
             self._writer.start()
+        except (OSError, RuntimeError) as error:
+            if not self._told_no_thread:
+                self._told_no_thread = True
+                self._told(w.Unavailable(f"the thread that writes to it cannot be started: {error}", ""))
+            self._node._at(monotonic() + START_AGAIN_S, self.start)
 
     def _spawn(self, argv: list[str], stdin: bytes, log_file: str) -> int:
         return self._node.start_program(tuple(argv), stdin, log_file)

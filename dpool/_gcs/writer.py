@@ -81,6 +81,10 @@ __all__ = [
 
 KEEP_SESSION_EVERY_S = 60.0
 STARTS_BEFORE_SET_ASIDE = 2
+CLOSING_TIME_S = 0.2
+"""A process that is killed closes its sockets first; so long after that it has ended."""
+REAPING_TIME_S = 1.0
+"""How long we wait to hear how a process ended from who reaped it."""
 HURRIED_PAUSE_S = 0.5
 """While somebody waits for a Confirm, an attempt to reach the store follows the last one after this time."""
 
@@ -132,6 +136,7 @@ class GcsWriter:
         # the thread's own
         self._server: EmbeddedServer | None = None
         self._child: Child | None = None
+        self._starting = False  # a child whose pid we may not know yet
         self._store: RedisStore | None = None
         self._token = os.urandom(16).hex()
         self._epoch = 1
@@ -146,13 +151,22 @@ class GcsWriter:
     # --- any thread -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to write what was, and will be, posted. Only the first call counts."""
+        """Begin to write what was, and will be, posted. Only the first call that succeeds counts.
+
+        Raises OSError or RuntimeError if no descriptor or no thread is to be had.
+        """
         with self._lock:
             if self._thread is not None or self._closing or self._config.mode == "off":
                 return
+            thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                self._close_wake_fd()
+                self._drain()  # what is posted must not pile up meanwhile
+                raise
+            self._thread = thread
 
     def post(self, op: Op) -> None:
         """Take one operation; never blocks. It waits for `start`; after `close`, or in mode "off", it is ignored."""
@@ -175,8 +189,8 @@ class GcsWriter:
 
     def server_exited(self, pid: int, status: int) -> None:
         """The node reaped the process `pid`. `status`: exit code, or minus the signal. Other pids are ignored."""
-        child = self._child
-        if child is not None and child.pid == pid:
+        starting, child = self._starting, self._child  # in this order: it ends when the child is there
+        if starting or (child is not None and child.pid == pid):
             self._exits[pid] = status
             self._wake()
 
@@ -228,7 +242,7 @@ class GcsWriter:
                 except StoreRefused as error:
                     self._outage(str(error), sound=True)
                 except ControlStoreError as error:
-                    self._outage(str(error))
+                    self._outage(self._reason(error))
                 except Exception as error:  # a defect of ours: told like any outage, not the thread's silent end
                     self._outage(f"internal error: {error!r}")
             self._last_writes()
@@ -240,7 +254,7 @@ class GcsWriter:
         while not self._closing:
             self._gather(None if self._keep_at is None else self._keep_at - self._clock())
             if self._child is not None and self._child.gone():
-                raise ControlStoreError(self._how_it_ended(self._child))
+                raise ControlStoreError("the server ended")
             self._keep_session()
             self._flush()
 
@@ -345,9 +359,7 @@ class GcsWriter:
         if self._server is None:
             self._server = EmbeddedServer(self._config.directory, maxmemory_bytes=self._config.maxmemory_bytes)
         server = self._server
-        if self._child is None:
-            self._child = self._start(server)
-        child = self._child
+        child = self._child or self._start(server)
 
         def pause(seconds: float) -> bool:
             self._sleep(seconds)
@@ -359,7 +371,7 @@ class GcsWriter:
             if self._closing:
                 raise ControlStoreError("closed before the embedded server answered")
             if child.gone():
-                raise ControlStoreError(self._how_it_ended(child))
+                raise ControlStoreError("the server ended")
             child.kill()
             raise ControlStoreError(f"{server.binary} did not answer within {self._config.start_timeout_s:g} s")
         self._failed_starts = 0
@@ -369,14 +381,30 @@ class GcsWriter:
         if self._failed_starts >= STARTS_BEFORE_SET_ASIDE:
             server.set_data_aside()  # it may be what it stumbles over; what lives is written again
         argv, config = server.command()
+        self._exits.clear()
+        self._starting = True
         try:
-            return Child(self._spawn(argv, config, self._config.log_file), self._exits)
+            self._child = Child(self._spawn(argv, config, self._config.log_file), self._exits)
         except Exception as error:
             raise ControlStoreError(f"cannot start {server.binary}: {error}") from error
+        finally:
+            self._starting = False
+        return self._child
+
+    def _reason(self, error: ControlStoreError) -> str:
+        """Why the store failed: how the server ended, if it did by itself, else what the error says."""
+        child = self._child
+        if child is None or child.killed or self._closing or not child.gone(CLOSING_TIME_S):
+            return str(error)
+        return self._how_it_ended(child)
 
     def _how_it_ended(self, child: Child) -> str:
         from dpool._gcs.server import last_line
 
+        until = self._clock() + REAPING_TIME_S
+        while child.status() is None and self._clock() < until and not self._closing:
+            if readable(until - self._clock(), self._wake_fd):
+                os.eventfd_read(self._wake_fd)
         name = os.path.basename(self._server.binary) if self._server is not None else "the server"
         return f"{name} (pid {child.pid}) {child.end()}; its last words: {last_line(self._config.log_file)}"
 
@@ -443,6 +471,9 @@ class GcsWriter:
             self._child = None
         if self._server is not None:
             self._server.remove_files()
+        self._close_wake_fd()
+
+    def _close_wake_fd(self) -> None:
         with self._wake_lock:
             os.close(self._wake_fd)
             self._wake_fd = -1

@@ -476,7 +476,7 @@ b = dpool.ActorProxy(A)
 print(a.pid(), b.pid())
 b.sleep.remote()
 """
-    result = run_script(script, timeout=40).check()
+    result = run_script(script).check()
     wait_until(lambda: not any(is_running(int(pid)) for pid in result.stdout.split()), LONG_S)
 
 

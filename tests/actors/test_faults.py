@@ -175,8 +175,9 @@ def test_a_caller_that_dies_does_not_disturb_the_others(gate: Gate) -> None:
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(dpool.errors.WorkerCrashed):
             victim.result(LONG_S)
-        assert ex.submit(use, counter, 1).result(LONG_S) == counter.value
-    assert counter.add() == counter.value
+        used = ex.submit(use, counter, 1).result(LONG_S)
+        assert 1 <= used <= counter.value  # what the victim had called may still run
+    wait_until(lambda: counter.add() == counter.value, LONG_S)
 
 
 def call_and_wait(actor: Any, gate: Gate) -> None:

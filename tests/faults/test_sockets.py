@@ -397,7 +397,8 @@ def test_a_worker_that_sends_a_malformed_frame_is_killed_alone(tmp_path: Path, p
         outcome = ledger.settle()
         assert isinstance(outcome.pop("mad"), WorkerCrashed)
         assert outcome == {x: 2 * x for x in range(100)}
-        assert all(ledger.runs()[str(x)] == 1 for x in range(100))
+        runs = ledger.runs()
+        assert all(runs[str(x)] == 1 for x in range(100))
 
 
 def test_an_answer_that_is_replayed_is_not_delivered_twice(tmp_path: Path) -> None:
@@ -426,5 +427,6 @@ def test_a_worker_that_is_sent_garbage_ends_and_is_replaced(tmp_path: Path, pack
         for x in range(50):
             ledger.submit(executor, x, tasks.double, x)
         assert ledger.settle() == {x: 2 * x for x in range(50)}
-        assert all(ledger.runs()[str(x)] == 1 for x in range(50))
+        runs = ledger.runs()
+        assert all(runs[str(x)] == 1 for x in range(50))
         assert first not in {pid for _, pid in ledger.lines()}

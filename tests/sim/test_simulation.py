@@ -88,17 +88,12 @@ def begin_again_what_was_limited(self, slot, started):
     return dispatcher_died(self, slot, min([started, *(limit - 1 for limit in limits)]))
 
 
-def harvest_over_a_gap(self, slot, first, count):
-    return dispatcher_harvested(self, slot, slot.frames[0].base, first + count - slot.frames[0].base)
-
-
 def forget_what_was_given_back(self, slot, first, count, end, elapsed_s):
     return dispatcher_replied(self, slot, first, count, end, elapsed_s)[0], []
 
 
 scheduler_gone = scheduler.LocalScheduler._gone
 dispatcher_died = dispatch.Dispatcher.died
-dispatcher_harvested = dispatch.Dispatcher.harvested
 dispatcher_replied = dispatch.Dispatcher.replied
 
 MUTANTS = {
@@ -122,7 +117,6 @@ MUTANTS = {
     "lost batches are not written again": (lineage.LineageStash, "_batch_lost", lambda self, batch, out: None),
     "what was written is not dropped": drop_instructions(lineage.LineageStash, lineage.DropTasks),
     "a task is begun twice when its worker dies": (dispatch.Dispatcher, "died", begin_again_what_was_limited),
-    "results go to the wrong tasks": (dispatch.Dispatcher, "harvested", harvest_over_a_gap),
     "what a worker gives back is forgotten": (dispatch.Dispatcher, "replied", forget_what_was_given_back),
     "what is taken back is forgotten": (dispatch.Dispatcher, "taken_back", lambda self, slot, base: []),
     "the stash is never woken": drop_instructions(lineage.LineageStash, lineage.WakeAt),
