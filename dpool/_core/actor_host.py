@@ -27,7 +27,7 @@ from dpool._core.context import here
 from dpool._core.frames import EXIT, LINK, POLL, Page
 from dpool._core.polling import Poller
 from dpool._core.serialize import Importer
-from dpool._core.worker import Worker, as_value, raised_value
+from dpool._core.worker import SubmitterGone, Worker, as_value, raised_value
 
 SYNC, THREADS, ASYNC = range(3)
 """How calls run: one after the other, in threads, as coroutines of one event loop."""
@@ -95,7 +95,7 @@ class ActorHost:
         here.counters = link.page
         try:
             link.run_actor_frame(frame)
-        except (BrokenPipeError, ConnectionResetError):
+        except SubmitterGone:
             self._drop(fd)
         return int(frame[1])
 
@@ -121,7 +121,10 @@ class ActorHost:
     def _drop(self, fd: int) -> None:
         """A caller has gone."""
         self._ready.unregister(fd)
-        self._links.pop(fd).close()
+        link = self._links.pop(fd)
+        if here.counters is link.page:
+            here.counters = None
+        link.close()
 
     # -- many at a time
 
@@ -211,7 +214,7 @@ class ActorHost:
 def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:
     try:
         link.answer(-seq, True, elapsed_ns, [value])
-    except (BrokenPipeError, ConnectionResetError):  # the caller has gone
+    except SubmitterGone:
         return
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -286,8 +286,8 @@ class ActorPool(Deferring):
                 self._slot.link.dead += numbers
 
     def ending(self) -> bool:
-        """It does not keep the io thread."""
-        return True
+        """Whether it is closed: nobody waits until an actor that is in use ends."""
+        return self.state is CLOSED
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled; the actor goes on."""

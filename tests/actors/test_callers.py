@@ -1,0 +1,68 @@
+"""Callers that go away: the actor serves the others, whatever it was doing for them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+import dpool
+from tests.executor.support import LONG_S, Gate
+
+
+class Plain:
+    """Runs one call at a time, or several in threads."""
+
+    def enter(self, gate: Gate, name: str) -> str:
+        gate.enter(name)
+        return name
+
+    def links(self) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+
+class Coroutines:
+    """Runs calls as coroutines."""
+
+    async def enter(self, gate: Gate, name: str) -> str:
+        import asyncio
+
+        await asyncio.to_thread(gate.enter, name)
+        return name
+
+    async def links(self) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+
+def call_and_wait(actor: Any, gate: Gate) -> None:
+    for _ in range(20):
+        actor.enter.submit(gate, "call")
+    gate.enter("caller")
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(Plain, {}), (Plain, {"max_concurrency": 4}), (Coroutines, {})],
+    ids=["one by one", "threads", "coroutines"],
+)
+def test_an_actor_outlives_a_caller_that_dies_while_it_runs_its_calls(
+    cls: type, options: dict[str, Any], gate: Gate
+) -> None:
+    actor = dpool.remote(cls).options(**options).remote()
+    with dpool.Executor(1) as ex:
+        victim = ex.submit(call_and_wait, actor, gate)
+        gate.entered("caller")
+        gate.entered("call")
+        assert victim.cancel(force=True)
+        gate.open("call")
+        assert actor.links.submit().result(LONG_S) > 0
+
+
+def test_whoever_closes_an_executor_does_not_wait_for_links_that_are_in_use() -> None:
+    actor = dpool.ActorProxy(Plain)
+    actor.links()
+    link = actor._dpool_held.pool()
+    assert not link.ending()
+    link.terminate()
+    assert link.ending()
