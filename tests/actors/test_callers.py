@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import pytest
 
 import dpool
+from dpool._core import wire
+from dpool._core.lane import Lane
 from tests.executor.support import LONG_S, Gate
 
 
@@ -66,3 +69,31 @@ def test_whoever_closes_an_executor_does_not_wait_for_links_that_are_in_use() ->
     assert not link.ending()
     link.terminate()
     assert link.ending()
+
+
+def test_an_answer_may_come_before_the_call_is_recorded_as_sent(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    actor = dpool.ActorProxy(Coroutines)
+    actor.links()
+    first = actor.enter.submit(gate, "a")
+    first.add_done_callback(lambda _: None)  # so that the io thread reads
+    gate.entered("a")
+    sock = actor._dpool_held.pool()._slot.link.sock
+    answered = threading.Event()
+    ended, send = Lane._ended_out_of_turn, wire.send
+
+    def look(self: Lane, *args: Any) -> bool:
+        answered.set()
+        return ended(self, *args)
+
+    def send_slowly(to: Any, *args: Any) -> None:
+        send(to, *args)
+        if to is sock:
+            assert answered.wait(LONG_S)
+
+    monkeypatch.setattr(Lane, "_ended_out_of_turn", look)
+    monkeypatch.setattr(wire, "send", send_slowly)
+    call = actor.links.submit()
+    monkeypatch.undo()
+    gate.open("a")
+    assert call.result(LONG_S) > 0
+    assert first.result(LONG_S) == "a"
