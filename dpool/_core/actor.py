@@ -147,11 +147,13 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     runtime: Any = open_runtime(None)
     mode = _mode(cls, how.max_concurrency)
     meta = Meta(cls.__qualname__, methods_of(cls), mode[0] != SYNC, how.max_task_retries, how.max_pending_calls)
+    name = how.name.partition("\0")[0]  # behind that stands its namespace
+    what = (*mode, meta, name)
     try:
-        export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
+        export, call = runtime.exporter.prepare(cls, (what, *args), kwargs)
     except FutureInside:
         args, kwargs = with_results(args, kwargs)  # waits for them
-        export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
+        export, call = runtime.exporter.prepare(cls, (what, *args), kwargs)
     keep = [handle.obj for handle in call.keep] if isinstance(call, Stored) else []
     wire = call.wire if isinstance(call, Stored) else call
     frame = pickle.dumps((Shipped().missing(export), 0 if export.inline else export.number, wire), 5)
@@ -168,7 +170,7 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     runtime.stays |= how.detached
     actor, handle, others = storage.again(ask)
     if not actor:
-        raise ValueError(f"there is an actor of the name {how.name!r} already; get_if_exists= would return that one")
+        raise ValueError(f"there is an actor of the name {name!r} already; get_if_exists= would return that one")
     return _hold(actor, handle, pickle.loads(others) if others else meta)
 
 

@@ -19,10 +19,12 @@ import signal
 import threading
 from collections import deque
 from functools import partial
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames
 from dpool._core.arguments import FutureInside
+from dpool._core.context import here
 from dpool._core.deferring import Deferring
 from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
@@ -37,6 +39,21 @@ if TYPE_CHECKING:
 OPEN, CLOSED = "open", "closed"
 AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
+
+
+class _Route(Route):
+    """That of calls: who waits may be the actor itself."""
+
+    __slots__ = ()
+
+    def wait(self, future: Future[Any], timeout: float | None) -> None:
+        pool: Any = self.pool
+        if here.actor_id == pool.actor and not pool.lane.dispatcher.loose and current_thread() is main_thread():
+            raise RuntimeError(
+                f"the actor {pool.label} waits for a call of its own, which it cannot run before the one that waits; "
+                "call the method of the object itself, or make it an actor with `async def` methods or max_concurrency="
+            )
+        super().wait(future, timeout)
 
 
 class ActorPool(Deferring):
@@ -62,7 +79,7 @@ class ActorPool(Deferring):
         if many:
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
-        self.route = Route(self, self.lane, max_task_retries, None, "")
+        self.route = _Route(self, self.lane, max_task_retries, None, "")
         self.processes: dict[int, Any] = {}
         self._slot: Slot | None = None
         self.keep: Any = None

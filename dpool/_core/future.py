@@ -259,6 +259,10 @@ class Future(_base.Future[_T]):
 
         return asyncio.wrap_future(self).__await__()
 
+    def future(self) -> Future[_T]:
+        """Itself, for programs that have an ObjectRef of Ray's and want a `concurrent.futures.Future`."""
+        return self
+
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(future)` when the task has ended, or now if it has; what it raises is logged, not propagated."""
         with _mutex:

@@ -418,7 +418,7 @@ class Lane:
         route, export = future._route, future._export
         if route is not None and route.name:
             return route.name
-        return export.label if export is not None else "a task"
+        return (export.label if export is not None else "") or "a task"
 
     # -- receiving
 

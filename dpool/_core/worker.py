@@ -30,7 +30,7 @@ from typing import Any
 from weakref import WeakSet
 
 from dpool._core import storage, wire
-from dpool._core.context import here
+from dpool._core.context import ActorExit, here
 from dpool._core.frames import (
     ACTOR,
     CANCEL,
@@ -227,6 +227,7 @@ class Worker:
             self._importer.install(items)
         if env is not None:
             here.holds_cpus = env.pop("\0cpus", "") == "1"
+            here.actor_id = bytes.fromhex(env.pop("\0actor", ""))
             os.environ.update(env)
 
     def _run_frame(self, base: int, numbers: int | list[int], calls: list[Any]) -> None:
@@ -282,6 +283,8 @@ class Worker:
                 result = self._apply(function, args, kwargs)
         except BaseException as error:
             self._interrupts.armed = False
+            if error.__class__ is ActorExit:
+                raise
             if self._interrupts.recursive:
                 self._interrupts.recursive = False
                 _cancel_children(self._page.slots[STARTED])

@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+from contextvars import copy_context
 from typing import Any
 
 from dpool._core import warning_filters
@@ -114,6 +115,7 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     if Preloaded.anything:
         limit_loaded()
     _call_at_start(setup)
+    here.context = copy_context()
 
 
 def _limit_threads(setup: Setup) -> None:

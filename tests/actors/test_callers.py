@@ -77,7 +77,9 @@ def test_an_answer_may_come_before_the_call_is_recorded_as_sent(monkeypatch: pyt
     first = actor.enter.submit(gate, "a")
     first.add_done_callback(lambda _: None)  # so that the io thread reads
     gate.entered("a")
-    sock = actor._dpool_held.pool()._slot.link.sock
+    slot = actor._dpool_held.pool()._slot
+    assert slot is not None
+    sock = slot.link.sock
     answered = threading.Event()
     ended, send = Lane._ended_out_of_turn, wire.send
 
