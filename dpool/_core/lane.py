@@ -514,6 +514,7 @@ class Lane:
         self.settle([task], [value])
         with self.lock:
             self.dispatcher.ended(slot, number)
+            slot.held = False
             self._push()
         return True
 

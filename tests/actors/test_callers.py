@@ -24,6 +24,9 @@ class Plain:
     def links(self) -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    def size(self, text: str) -> int:
+        return len(text)
+
 
 class Coroutines:
     """Runs calls as coroutines."""
@@ -37,6 +40,9 @@ class Coroutines:
     async def links(self) -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    async def size(self, text: str) -> int:
+        return len(text)
+
 
 def call_and_wait(actor: Any, gate: Gate) -> None:
     for _ in range(20):
@@ -44,11 +50,14 @@ def call_and_wait(actor: Any, gate: Gate) -> None:
     gate.enter("caller")
 
 
-@pytest.mark.parametrize(
+KINDS = pytest.mark.parametrize(
     ("cls", "options"),
     [(Plain, {}), (Plain, {"max_concurrency": 4}), (Coroutines, {})],
     ids=["one by one", "threads", "coroutines"],
 )
+
+
+@KINDS
 def test_an_actor_outlives_a_caller_that_dies_while_it_runs_its_calls(
     cls: type, options: dict[str, Any], gate: Gate
 ) -> None:
@@ -99,3 +108,10 @@ def test_an_answer_may_come_before_the_call_is_recorded_as_sent(monkeypatch: pyt
     gate.open("a")
     assert call.result(LONG_S) > 0
     assert first.result(LONG_S) == "a"
+
+
+@KINDS
+def test_more_calls_than_the_socket_takes(cls: type, options: dict[str, Any]) -> None:
+    actor = dpool.remote(cls).options(**options).remote()
+    text = "x" * 60_000
+    assert dpool.get([actor.size.remote(text) for _ in range(500)], timeout=LONG_S) == [60_000] * 500
