@@ -170,8 +170,10 @@ def _proxy(held: core.Held) -> ActorProxy:
 
 def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any) -> Future[Any]:
     pool = held.pool()
-    pool.keep = held  # until it is answered
-    return pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    try:
+        return pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    finally:
+        pool.keeping(held)
 
 
 def _kill(held: core.Held, *, restart: bool = False) -> None:

@@ -85,9 +85,13 @@ class Held:
         if pool is None or pool.state != "open":
             storage.check_process(self.handle)
             runtime: Any = open_runtime(None)
-            pool = self._pool = runtime.connect_actor(self)
-            weakref.finalize(self, _let_go, pool).atexit = False
+            pool = runtime.connect_actor(self)
         return pool
+
+    def linked(self, pool: ActorPool) -> None:
+        """This is the link now."""
+        self._pool = pool
+        weakref.finalize(self, _let_go, pool).atexit = False
 
 
 def _let_go(pool: ActorPool) -> None:

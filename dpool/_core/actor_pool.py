@@ -83,7 +83,7 @@ class ActorPool(Deferring):
         self.processes: dict[int, Any] = {}
         self._slot: Slot | None = None
         self.keep: Any = None
-        """What holds the actor, while something is to be answered."""
+        """What holds the actor, while something is to be answered. Whoever submits holds it himself meanwhile."""
         self._held: deque[Future[Any]] = deque()
         """Calls behind one whose arguments are not there yet, that one first."""
         self._entries: dict[tuple[str, int], Any] = {}
@@ -166,7 +166,17 @@ class ActorPool(Deferring):
 
     def worker_idle(self, lane: Lane, slot: Slot) -> None:
         """It stays, but whoever has let go of it need not keep it any longer."""
-        if not lane.queue and not slot.frames and not self._held:
+        self._keep_while_pending(None)
+
+    def keeping(self, held: Any) -> None:
+        """A call was submitted: this holds the actor until it is answered, whoever lets go of it meanwhile."""
+        with self.lock:
+            self._keep_while_pending(held)
+
+    def _keep_while_pending(self, held: Any) -> None:
+        if self.lane.queue or self._held or any(slot.frames for slot in self.lane.dispatcher.slots.values()):
+            self.keep = held or self.keep
+        else:
             self.keep = None
 
     def worker_leaves(self, lane: Lane, slot: Slot) -> None:
@@ -280,6 +290,7 @@ class ActorPool(Deferring):
             for slot in self.lane.dispatcher.slots.values():
                 pending += [task for frame in slot.frames for task in frame.tasks[frame.done :]]
                 slot.frames.clear()
+            self.keep = None
         for future in pending:
             finish(future, None, self._gone())
 

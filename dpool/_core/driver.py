@@ -218,10 +218,13 @@ class NativeRuntime:
         self._check_process()
         self._check_exiting("call an actor")
         with self._start_lock:
+            if held._pool is not None and held._pool.state == "open":  # of another thread, just now
+                return held._pool
             self.start()
             meta = held.meta
             pool = ActorPool(self, next(self._numbers), held.actor, meta.label, meta.many, meta.max_task_retries)
             self.pools[pool.number] = pool
+            held.linked(pool)
             pool.announce()
             self._start_io()
         return pool

@@ -514,8 +514,11 @@ class Lane:
         self.settle([task], [value])
         with self.lock:
             self.dispatcher.ended(slot, number)
+            slot.link.handled()  # what follows may be cut short, and nothing of this is to be done twice
             slot.held = False
             self._push()
+            if not self.queue and not slot.frames:
+                self.pool.worker_idle(self, slot)
         return True
 
     def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> bool:

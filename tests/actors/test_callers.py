@@ -10,8 +10,10 @@ import pytest
 
 import dpool
 from dpool._core import wire
+from dpool._core.driver import runtime
 from dpool._core.lane import Lane
 from tests.executor.support import LONG_S, Gate
+from tests.helpers import is_running, wait_until
 
 
 class Plain:
@@ -115,3 +117,49 @@ def test_more_calls_than_the_socket_takes(cls: type, options: dict[str, Any]) ->
     actor = dpool.remote(cls).options(**options).remote()
     text = "x" * 60_000
     assert dpool.get([actor.size.remote(text) for _ in range(500)], timeout=LONG_S) == [60_000] * 500
+
+
+@KINDS
+def test_an_actor_of_whatever_kind_ends_when_its_last_proxy_goes(
+    cls: type, options: dict[str, Any], gate: Gate
+) -> None:
+    actor = dpool.remote(cls).options(**options).remote()
+    running = actor.enter.remote(gate, "a")
+    pid = gate.entered("a")
+    behind = [actor.links.remote() for _ in range(20)]
+    del actor
+    gate.open("a")
+    assert running.result(LONG_S) == "a"
+    assert min(dpool.get(behind, timeout=LONG_S)) > 0
+    wait_until(lambda: not is_running(pid), LONG_S)
+    wait_until(lambda: not runtime().pools, LONG_S)
+
+
+def test_links_to_dead_actors_go_with_their_proxies() -> None:
+    for _ in range(3):
+        actor = dpool.ActorProxy(Plain)
+        with pytest.raises(dpool.errors.ActorDied):
+            actor.__ray_call__(lambda _: os._exit(1))
+        with pytest.raises(dpool.errors.ActorDied):
+            actor.links()
+        del actor
+    wait_until(lambda: not runtime().pools, LONG_S)
+
+
+def test_threads_that_call_an_actor_for_the_first_time_share_one_link() -> None:
+    for _ in range(5):
+        actor = dpool.ActorProxy(Plain)
+        start = threading.Barrier(4)
+        links: list[Any] = []
+
+        def first(actor: Any = actor, start: threading.Barrier = start, links: list[Any] = links) -> None:
+            start.wait(LONG_S)
+            links.append(actor._dpool_held.pool())
+
+        threads = [threading.Thread(target=first) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LONG_S)
+        assert len(links) == 4
+        assert len(set(map(id, links))) == 1
