@@ -10,7 +10,7 @@ ray.init(num_cpus=4, resources={"slot": 2}, include_dashboard=False)
 @ray.remote(num_cpus=2, resources={"slot": 1})
 class Holder:
     def ping(self):
-        return int(ray.available_resources().get("slot", 0))
+        return "here"
 
 
 @ray.remote(resources={"slot": 1}, num_cpus=0)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from dpool._core import config
+from dpool._core.config import NAMESPACE
 from dpool._core.context import WorkersEnv, here
 
 NO_MEANING = frozenset((
@@ -21,7 +23,6 @@ INIT_NO_MEANING = frozenset((
 ))  # fmt: skip
 """Options of `init` that change nothing here: there is no dashboard, and nothing is logged."""
 
-NAMESPACE = "DPOOL_NAMESPACE"
 _STRATEGIES = (None, "DEFAULT", "SPREAD")
 
 
@@ -58,7 +59,7 @@ def variables(env: Any) -> tuple[tuple[str, str], ...]:
 def namespace() -> str:
     """In which names of actors are, unless they say another one."""
     ours = here.workers_env.variables if here.workers_env is not None else {}
-    return ours.get(NAMESPACE) or os.environ.get(NAMESPACE, "")
+    return ours.get(NAMESPACE) or config.namespace()
 
 
 def parse(given: Mapping[str, Any] | None, namespace: str = "") -> WorkersEnv:
