@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.pool import Pool as Pool
-    from dpool.runtime_context import get_gpu_ids as get_gpu_ids
     from dpool.runtime_context import get_runtime_context as get_runtime_context
     from dpool.runtime_context import nodes as nodes
     from dpool.tasks import available_resources as available_resources
     from dpool.tasks import cancel as cancel
     from dpool.tasks import cluster_resources as cluster_resources
     from dpool.tasks import get as get
+    from dpool.tasks import get_gpu_ids as get_gpu_ids
     from dpool.tasks import init as init
     from dpool.tasks import is_initialized as is_initialized
     from dpool.tasks import put as put
@@ -86,15 +86,15 @@ _HOMES = {
     "cluster_resources": "dpool.tasks",
     "current_worker": "dpool._core.context",
     "get": "dpool.tasks",
-    "get_gpu_ids": "dpool.runtime_context",
-    "get_runtime_context": "dpool.runtime_context",
-    "nodes": "dpool.runtime_context",
     "get_actor": "dpool.actor",
+    "get_gpu_ids": "dpool.tasks",
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.tasks",
     "is_initialized": "dpool.tasks",
     "kill": "dpool.actor",
+    "get_runtime_context": "dpool.runtime_context",
     "method": "dpool.actor",
+    "nodes": "dpool.runtime_context",
     "put": "dpool.tasks",
     "remote": "dpool.tasks",
     "shutdown": "dpool.tasks",

@@ -1,8 +1,7 @@
-"""What a program, task or actor can ask about where it runs: `get_runtime_context`, `nodes`, `get_gpu_ids`."""
+"""What a program, task or actor can ask about where it runs: `get_runtime_context`, `nodes`."""
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
@@ -10,7 +9,7 @@ from dpool._core.context import here
 from dpool._core.frames import STARTED
 from dpool._core.runtime import open_runtime
 from dpool._core.runtime_env import namespace
-from dpool.tasks import cluster_resources
+from dpool.tasks import cluster_resources, get_gpu_ids
 
 
 class RuntimeContext:
@@ -72,12 +71,6 @@ _context = RuntimeContext()
 def get_runtime_context() -> RuntimeContext:
     """Where this code runs. Source: Ray's function of this name."""
     return _context
-
-
-def get_gpu_ids() -> list[int | str]:
-    """The GPUs that were given to this task or actor, as in CUDA_VISIBLE_DEVICES; in the program itself: none."""
-    found = os.environ.get("CUDA_VISIBLE_DEVICES", "") if here.worker is not None else ""
-    return [int(one) if one.isdecimal() else one for one in found.split(",") if one]
 
 
 def nodes() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, overload
 
 from dpool._core import storage
 from dpool._core.config import MIN_STORE
+from dpool._core.context import here
 from dpool._core.future import Future
 from dpool._core.logic.resources import UNIT
 from dpool._core.logic.resources import shape as make_shape
@@ -221,6 +222,14 @@ def cluster_resources() -> dict[str, float]:
 def available_resources() -> dict[str, float]:
     """What of that nobody holds now."""
     return {name: free for name, (_, free) in _resources().items()}
+
+
+def get_gpu_ids() -> list[int | str]:
+    """The GPUs of the task or actor that runs here: numbers, or ids such as `GPU-…`, as CUDA_VISIBLE_DEVICES has them;
+    of tasks that share one, the same. Empty if it asked for none, and outside of tasks. Source: Ray's `get_gpu_ids`.
+    """
+    found = os.environ.get("CUDA_VISIBLE_DEVICES", "") if here.worker is not None else ""
+    return [int(name) if name.isdecimal() else name for name in found.split(",") if name]
 
 
 def _resources() -> dict[str, tuple[float, float]]:

@@ -120,10 +120,13 @@ class Future(_base.Future[_T]):
     # -- what the standard functions touch
 
     def _more(self) -> _Extra:
-        """The extra part; call it under `_mutex`."""
+        """The extra part: one, however many threads ask for it at a time."""
         extra = self._extra
         if extra is None:
-            extra = self._extra = _Extra()
+            with _mutex:
+                extra = self._extra
+                if extra is None:
+                    extra = self._extra = _Extra()
         return extra
 
     def _make_condition(self) -> threading.Condition:
