@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import _base
@@ -254,7 +255,7 @@ class Future(_base.Future[_T]):
         if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
             raise _base.CancelledError
         if self._state != FINISHED:
-            raise _base.TimeoutError
+            raise _timed_out()
 
     def __await__(self) -> Generator[Any, None, _T]:
         """`await future` in a coroutine: waits without blocking the event loop."""
@@ -416,6 +417,15 @@ class Future(_base.Future[_T]):
 
     def __reduce__(self) -> Any:
         raise TypeError("a dpool.Future can be pickled only by dpool itself: pass it to a task, or return it from one")
+
+
+def _timed_out() -> BaseException:
+    """Both of Python 3.10's two exceptions of this name."""
+    if sys.version_info >= (3, 11):
+        return TimeoutError()
+    from dpool.errors import _TimeoutBase
+
+    return _TimeoutBase()
 
 
 def finish(future: Future[Any], result: Any = None, exception: BaseException | None = None) -> bool:
