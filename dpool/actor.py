@@ -170,10 +170,9 @@ def _proxy(held: core.Held) -> ActorProxy:
 
 def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any) -> Future[Any]:
     pool = held.pool()
-    try:
-        return pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
-    finally:
-        pool.keeping(held)
+    future = pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    pool.keeping(held)
+    return future
 
 
 def _kill(held: core.Held, *, restart: bool = False) -> None:

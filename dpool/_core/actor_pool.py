@@ -41,16 +41,15 @@ AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
 
 
-class _Route(Route):
-    """That of calls: who waits may be the actor itself."""
+class _RouteToItself(Route):
+    """That of calls of an actor which runs one at a time, and which makes them."""
 
     __slots__ = ()
 
     def wait(self, future: Future[Any], timeout: float | None) -> None:
-        pool: Any = self.pool
-        if here.actor_id == pool.actor and not pool.lane.dispatcher.loose and current_thread() is main_thread():
+        if current_thread() is main_thread():
             raise RuntimeError(
-                f"the actor {pool.label} waits for a call of its own, which it cannot run before the one that waits; "
+                f"the actor {self.pool.label} waits for a call of its own, which cannot begin before this one ends; "
                 "call the method of the object itself, or make it an actor with `async def` methods or max_concurrency="
             )
         super().wait(future, timeout)
@@ -79,7 +78,8 @@ class ActorPool(Deferring):
         if many:
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
-        self.route = _Route(self, self.lane, max_task_retries, None, "")
+        itself = here.actor_id == actor and not many
+        self.route = (_RouteToItself if itself else Route)(self, self.lane, max_task_retries, None, "")
         self.processes: dict[int, Any] = {}
         self._slot: Slot | None = None
         self.keep: Any = None
@@ -166,18 +166,14 @@ class ActorPool(Deferring):
 
     def worker_idle(self, lane: Lane, slot: Slot) -> None:
         """It stays, but whoever has let go of it need not keep it any longer."""
-        self._keep_while_pending(None)
+        self.keeping(self.keep)
 
     def keeping(self, held: Any) -> None:
         """A call was submitted: this holds the actor until it is answered, whoever lets go of it meanwhile."""
         with self.lock:
-            self._keep_while_pending(held)
-
-    def _keep_while_pending(self, held: Any) -> None:
-        if self.lane.queue or self._held or any(slot.frames for slot in self.lane.dispatcher.slots.values()):
-            self.keep = held or self.keep
-        else:
-            self.keep = None
+            slot = self._slot
+            pending = self.lane.queue or self._held or (slot is not None and slot.frames)
+            self.keep = held if pending else None
 
     def worker_leaves(self, lane: Lane, slot: Slot) -> None:
         """It has no lifetime."""
