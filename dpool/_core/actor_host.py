@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import inspect
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -45,6 +46,8 @@ class ActorHost:
         self._ready.register(home.fileno(), EPOLLIN)
         self._links: dict[int, Worker] = {}
         self._leaving = False
+        self._running: Worker | None = None
+        """Whose calls run, or ran last."""
         self._label = "an actor"
         self._mode, self._most = SYNC, 1
         self._make: Callable[[], Any]
@@ -87,6 +90,7 @@ class ActorHost:
 
     def _serve(self) -> None:
         poller = Poller(self._ready.poll, WORKER_POLL_S)
+        signal.signal(signal.SIGINT, self._interrupted)
         flags = 0
         while True:
             events = poller.poll() if flags & POLL else []
@@ -107,11 +111,17 @@ class ActorHost:
             self._drop(fd)
             return 0
         here.counters = link.page
+        self._running = link
         try:
             link.run_actor_frame(frame)
         except SubmitterGone:
             self._drop(fd)
         return int(frame[1])
+
+    def _interrupted(self, signum: int, frame: Any) -> None:
+        """SIGINT: it is for the caller whose call runs. Set once, since setting it costs as much as a system call."""
+        if self._running is not None:
+            self._running.interrupted(signum, frame)
 
     def _told(self) -> None:
         """The node says something."""
@@ -138,6 +148,8 @@ class ActorHost:
         link = self._links.pop(fd)
         if here.counters is link.page:
             here.counters = None
+        if link is self._running:
+            self._running = None
         link.close()
 
     # -- many at a time

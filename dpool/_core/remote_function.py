@@ -106,6 +106,9 @@ def _exceptions(given: Any) -> tuple[type[BaseException], ...]:
 class RemoteFunction:
     """A function whose calls are tasks: `f.remote(...)`. Source: Ray's remote functions."""
 
+    __wrapped__: Callable[..., Any]
+    """The function itself."""
+
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
         self._function = function
         self._options = options

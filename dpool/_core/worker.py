@@ -198,9 +198,12 @@ class Worker:
             self._page.slots[LIMIT] = NO_LIMIT
             self._page.slots[PID] = os.getpid()
         if calls:
-            signal.signal(signal.SIGINT, self._interrupts.handle)
             self._run_frame(base, numbers, calls)
             _flush_streams()
+
+    def interrupted(self, signum: int, frame: Any) -> None:
+        """SIGINT has come while a frame of ours was run."""
+        self._interrupts.handle(signum, frame)
 
     def load(self, number: int, args: Any) -> tuple[Any, Any, Any]:
         """(function, args, kwargs) of a call."""

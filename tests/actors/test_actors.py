@@ -7,12 +7,15 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
 import pytest
 
 import dpool
+from dpool._core import wire
+from dpool._core.lane import Lane
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import is_running, run_script, wait_until
 
@@ -273,6 +276,38 @@ def test_awaiting_a_call() -> None:
     assert asyncio.run(main()) == 55
 
 
+def test_an_answer_that_is_read_before_the_sender_has_gone_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is in the actor's socket, and the thread that put it there has not noted that yet."""
+    actor = dpool.ActorProxy(Async)
+    waiting = actor.wait.submit(1)
+    wait_until(lambda: actor.plain() == 1, LONG_S)  # it is there
+    reader = threading.Thread(target=waiting.result, daemon=True)  # whoever waits, reads
+    reader.start()
+    sent, looked_at, dealt_with = threading.Event(), threading.Event(), threading.Event()
+    sender, send, end = threading.current_thread(), wire.send, Lane._ended_out_of_turn
+
+    def slow_send(*args: Any) -> None:
+        send(*args)
+        if threading.current_thread() is sender and len(args) == 4 and not sent.is_set():  # a lane's frame
+            sent.set()
+            assert looked_at.wait(LONG_S)
+            dealt_with.wait(0.2)  # it must not be; in vain, therefore
+
+    def observed_end(*args: Any) -> bool:
+        looked_at.set()
+        known = end(*args)
+        dealt_with.set()
+        return known
+
+    monkeypatch.setattr(wire, "send", slow_send)
+    monkeypatch.setattr(Lane, "_ended_out_of_turn", observed_end)
+    call = actor.set.submit()
+    assert sent.is_set()
+    assert call.result(LONG_S) is None
+    reader.join(LONG_S)
+    assert waiting.result(LONG_S) == 1
+
+
 # -- names, limits
 
 
@@ -451,3 +486,24 @@ class Slow:
 
     def begun(self) -> float:
         return self.at
+
+
+def test_cancel_interrupts_the_call_that_runs_whoever_has_called_before(gate: Gate) -> None:
+    actor = dpool.ActorProxy(Counter)
+    pid = actor.pid()
+    with dpool.Executor(1) as ex:
+        ex.submit(actor.pid).result(LONG_S)
+        running, behind = actor.enter.submit(gate, "cancelled"), actor.enter.submit(gate, "open")
+        gate.open("open")
+        gate.entered("cancelled")
+        dpool.cancel(running)
+        with pytest.raises(CancelledError):
+            running.result(LONG_S)
+        assert behind.result(LONG_S) == "open"
+        assert ex.submit(actor.pid).result(LONG_S) == pid
+    theirs = actor.enter.submit(gate, "after")  # the other caller has gone
+    gate.entered("after")
+    dpool.cancel(theirs)
+    with pytest.raises(CancelledError):
+        theirs.result(LONG_S)
+    assert actor.pid() == pid

@@ -41,7 +41,7 @@ def test_calls() -> None:
     assert dpool.get(pid.remote()) != os.getpid()
     with pytest.raises(TypeError, match=r"add\.remote"):
         add(1)
-    assert add.__wrapped__(1) == 2  # type: ignore[attr-defined]
+    assert add.__wrapped__(1) == 2
     assert add.__name__ == "add"  # type: ignore[attr-defined]
 
 
