@@ -101,7 +101,7 @@ class ActorProxy:
     _dpool_held: core.Held
 
     def __init__(self, cls: type, /, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs))
+        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs)[0])
 
     def __getattr__(self, name: str) -> Any:
         held = self._dpool_held
@@ -229,8 +229,12 @@ class ActorClass:
         self.__name__ = cls.__name__
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorProxy:
-        """Make an actor: `cls(*args, **kwargs)` in a process of its own; see `ActorProxy`."""
-        return _proxy(core.create(self._cls, self._creation, args, kwargs))
+        """Make an actor: `cls(*args, **kwargs)` in a process of its own; see `ActorProxy`.
+
+        Raises `dpool.errors.ControlStoreError` if it has a name, or is detached, and the control store that other nodes
+        share (DPOOL_REDIS_URL) does not answer in time.
+        """
+        return _proxy(core.create(self._cls, self._creation, args, kwargs)[0])
 
     def options(self, **options: Any) -> ActorClass:
         """The same class with other options.
@@ -239,7 +243,8 @@ class ActorClass:
             num_cpus, num_gpus, memory, resources: what the actor holds as long as it lives; by default nothing.
             name: by which `dpool.get_actor` finds it. get_if_exists: if the name is taken, that one instead of
                 ValueError.
-            lifetime: "detached": it outlives its proxies, until it is killed.
+            lifetime: "detached": it outlives its proxies and the task that made it, until it is killed or its node
+                ends, which a program's own node does with the program (a warning then names those that are left).
             max_restarts: how often it comes back, constructed anew with the same arguments, when its process dies; -1:
                 always.
             max_task_retries: how often a call is made again whose actor died under it and came back; -1: always.
@@ -271,6 +276,15 @@ def _checked_class(cls: Any) -> type:
     if not isinstance(cls, type):
         raise TypeError(f"an actor is made of a class, not of {cls!r}")
     return cls
+
+
+def make(cls: Any, options: Mapping[str, Any], args: Any, kwargs: Any) -> tuple[ActorProxy, core.Held | None]:
+    """An actor for an executor, and what binds it to that; None if it is detached, or another's (`get_if_exists`)."""
+    if isinstance(cls, ActorClass):
+        options = {**cls._options, **{name: value for name, value in options.items() if value}}
+    how = creation(options)
+    held, made = core.create(_checked_class(cls), how, args, kwargs)
+    return _proxy(held), held if made and not how.detached else None
 
 
 def get_actor(name: str, namespace: str | None = None) -> ActorProxy:

@@ -22,7 +22,7 @@ from functools import partial
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
-from dpool._core import frames
+from dpool._core import frames, storage
 from dpool._core.arguments import FutureInside
 from dpool._core.context import here
 from dpool._core.deferring import Deferring
@@ -30,10 +30,12 @@ from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
 from dpool._core.logic.dispatch import Slot
-from dpool._core.messages import ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
+from dpool._core.messages import ActorKill, ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
 from dpool._core.pool_crash import how
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSED = "open", "closed"
@@ -84,6 +86,11 @@ class ActorPool(Deferring):
         self._slot: Slot | None = None
         self.keep: Any = None
         """What holds the actor, while something is to be answered. Whoever submits holds it himself meanwhile."""
+        self._finishing: BaseException | None = None
+        """What further calls raise: the actor ends when those so far have been answered."""
+        self.leaving = False
+        """It is about to be closed."""
+        self._when_idle: Callable[[], None] | None = None
         self._held: deque[Future[Any]] = deque()
         """Calls behind one whose arguments are not there yet, that one first."""
         self._entries: dict[tuple[str, int], Any] = {}
@@ -93,7 +100,9 @@ class ActorPool(Deferring):
 
     def submit(self, name: str, how: int, args: Any, kwargs: Any, most: int = 0) -> Future[Any]:
         """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future."""
-        if self.broken is not None:
+        if self.broken is not None or self._finishing is not None:
+            if self.broken is not None:
+                self.keep = None
             return self._failed(self._gone())
         if most and self._pending() >= most:
             from dpool.errors import PendingCallsLimit
@@ -156,6 +165,32 @@ class ActorPool(Deferring):
                     self.lane.queue.append(one)
         self.lane.push()
 
+    def finish(self, why: str, now: bool) -> None:
+        """End the actor, for everybody, when it has answered what this process has asked so far; or `now`."""
+        with self.lock:
+            if self._finishing is None:
+                self._finishing = death_of(self.label, pickle.dumps((why, None)))
+        if now:
+            self._end_actor(why)
+        else:
+            self._end_when_idle(why)
+
+    def _end_when_idle(self, why: str) -> None:
+        with self.lock:
+            self._when_idle = partial(self._end_when_idle, why)
+            if self._pending():
+                return
+        self._end_actor(why)
+
+    def _end_actor(self, why: str) -> None:
+        self._when_idle = None
+        if self.broken is not None or self.state is CLOSED:
+            return
+        try:
+            storage.client().say(ActorKill(self.actor, False, why))
+        except storage.StoreGone:  # it has ended with its node, which will be noticed
+            return
+
     # -- what the lane asks for
 
     def may_grow(self, lane: Lane) -> bool:
@@ -167,6 +202,8 @@ class ActorPool(Deferring):
     def worker_idle(self, lane: Lane, slot: Slot) -> None:
         """It stays, but whoever has let go of it need not keep it any longer."""
         self.keeping(self.keep)
+        if self._when_idle is not None:
+            self.later(self._when_idle)
 
     def keeping(self, held: Any) -> None:
         """A call was submitted: this holds the actor until it is answered, whoever lets go of it meanwhile."""
@@ -185,6 +222,8 @@ class ActorPool(Deferring):
         """As above; but a call that will never be made may be what others wait behind."""
         if self._held:
             self.later(partial(self.dependent_ready, self._held[0]))
+        if self._when_idle is not None:
+            self.later(self._when_idle)
 
     def task_cancelled(self, future: Future[Any]) -> None:
         extra = future._extra
@@ -271,7 +310,7 @@ class ActorPool(Deferring):
         self._fail_pending()
 
     def _gone(self) -> BaseException:
-        error = self.broken
+        error = self.broken or self._finishing
         assert error is not None
         copy = type(error)(*error.args)
         copy.__cause__ = error.__cause__
@@ -310,8 +349,8 @@ class ActorPool(Deferring):
                 self._slot.link.dead += numbers
 
     def ending(self) -> bool:
-        """Whether it is closed: nobody waits until an actor that is in use ends."""
-        return self.state is CLOSED
+        """Whether it is closed, or about to be, since nobody here holds the actor any more."""
+        return self.leaving or self.state is CLOSED
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled; the actor goes on."""

@@ -108,8 +108,10 @@ class NativeRuntime:
         self.pools: dict[int, ExecutorPool | ActorPool] = {}
         self._tasks: dict[Any, ExecutorPool] = {}
         self.stays = False
-        """A detached actor was made: the node is not left before the program ends."""
+        """There is a detached actor, as far as we know: the node is not left before the program ends."""
         self.exiting = False
+        self._ended_on_purpose = False
+        """By `dpool.shutdown`, which says that it ends everything."""
         self.node_lost = False
         self.scarce = False
         """Others wait for resources: what is leased and not in use is given back at once."""
@@ -450,6 +452,8 @@ class NativeRuntime:
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()
+        elif kind is Notice and message.category == "stays":
+            self.stays = bool(message.text)
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:
@@ -475,7 +479,7 @@ class NativeRuntime:
 
     def _notice(self, message: Notice) -> None:
         """One warning for one cause."""
-        if message.text in self._warned:
+        if message.text in self._warned or (message.category == "detached" and self._ended_on_purpose):
             return
         self._warned.add(message.text)
         import warnings
@@ -1049,7 +1053,7 @@ class NativeRuntime:
     def leave_if_idle(self) -> bool:
         """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
         with self._start_lock:
-            if self.config.linger_s or self.pools or self.exiting:
+            if self.config.linger_s or self.pools or self.exiting or self.stays:
                 return True
             if storage.in_use():
                 return False
@@ -1088,7 +1092,9 @@ class NativeRuntime:
         self.join_io()
         storage.let_everything_go()
         self.stays = False
+        self._ended_on_purpose = True
         self.close()
+        self._ended_on_purpose = False
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
@@ -1196,7 +1202,7 @@ def configure(env: WorkersEnv | None = None, quiet: bool | None = None, **change
     """
     current = _Current.runtime
     if current is not None and current.pid == os.getpid():
-        if current.pools or storage.in_use():
+        if current.pools or storage.in_use() or current.stays:
             now = {name: getattr(current.config, name) for name in changes}
             if now != changes or (env is not None and env != here.workers_env):
                 raise RuntimeError(

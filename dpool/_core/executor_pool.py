@@ -114,6 +114,7 @@ class ExecutorPool(Deferring):
         self._all_at_once = all_at_once
         self._idle_timeout_s = idle_timeout_s
         self.env = env or {}
+        self._at_end: list[Callable[[], Any]] = []
         self._opened = False
         self._failed_starts = 0
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
@@ -897,8 +898,21 @@ class ExecutorPool(Deferring):
             self._forget_process(pid, 0)
         self.initializer.close()
         self.gone.set()
+        for action in self._at_end:
+            self.runtime.in_io_thread(action)
         self.runtime.forget(self)
         self.runtime.poke_reader()
+
+    def when_gone(self, action: Callable[[], Any]) -> None:
+        """Run `action` when the last worker is gone, in whatever thread."""
+        self._at_end.append(action)
+        if self.gone.is_set():
+            self.runtime.in_io_thread(action)
+
+    def check_open(self) -> None:
+        """Raise what `submit` would."""
+        if self.state is not OPEN:
+            self._refuse()
 
     def break_all(self, error: BaseException) -> None:
         """The pool cannot go on: everything pending fails with `error`."""

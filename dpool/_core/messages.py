@@ -197,7 +197,7 @@ class OutputTold(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """Something a person should read once; `category` picks the warning class."""
+    """Something a person should read once; but of category "stays": whether ("" or not) there are detached actors."""
 
     category: str
     text: str
@@ -475,18 +475,20 @@ class ActorFind(NamedTuple):
 
 
 class ActorKill(NamedTuple):
-    """Its process ends now; `restart`: as if it had crashed."""
+    """Its process ends now; `restart`: as if it had crashed. `why`: what its callers are told."""
 
     actor: bytes
     restart: bool
+    why: str
 
 
 class ActorFound(NamedTuple):
-    """`actor` is empty if there is none."""
+    """`actor` is empty if there is none. `why`: the control store was needed, and did not help."""
 
     request: int
     actor: bytes
     meta: bytes
+    why: str
 
 
 class StoreLeased(NamedTuple):

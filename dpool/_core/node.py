@@ -533,6 +533,8 @@ class Node:
     def _client_said_bye(self, client: Client) -> None:
         """Its connection stays open until the node has tidied up, so that it can wait for that."""
         if client.driver and not any(o.driver for o in self._clients.values() if o is not client):
+            if self._actors is not None and (text := self._actors.last_words()):
+                self._send(client, m.Notice("detached", text))
             self._end()
         else:
             self._client_left(client)
@@ -969,7 +971,15 @@ class Node:
             return
         self._records = Recorder(self)
         self._records.job_began(driver.hello)
+        if self._actors is not None:
+            self._actors.record_all()
         self._at(monotonic() + 0.25, self._records.start)
+
+    def records(self) -> Any:
+        """The recorder to the control store, there before the first worker; None without a store."""
+        if self._records is None and self.config.gcs == "on":
+            self._soon_record()
+        return self._records
 
     def start_program(self, argv: tuple[str, ...], stdin: bytes, log_file: str) -> int:
         """Start another program through the zygote; called by the recorder's thread, waits for the pid."""
@@ -1022,6 +1032,8 @@ class Node:
 
     def _lingered(self, turn: int) -> None:
         if turn != self._linger_armed or self._pools or (self._store is not None and not self._store.idle()):
+            return
+        if self._actors is not None and self._actors.somebody_waits():
             return
         if self._epoll.poll(0):  # perhaps a driver with another executor
             self._at(monotonic(), lambda: self._lingered(turn))

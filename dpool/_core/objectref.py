@@ -191,3 +191,10 @@ def _reduce_by_value(pickler: Pickler, one: ByValue) -> Any:
 
 BY_TYPE[ObjectRef] = _reduce_ref
 BY_TYPE[ByValue] = _reduce_by_value
+
+
+def handles_of(kept: Any) -> tuple[Any, ...]:
+    """The Handles that something keeps alive: a Handle itself, or an ObjectRef."""
+    if not isinstance(kept, ObjectRef):
+        return (kept,)
+    return kept._inner if kept._handle is None else (kept._handle, *kept._inner)

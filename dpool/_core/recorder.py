@@ -6,8 +6,10 @@ flush never is.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,10 @@ class Recorder:
         self._tasks: dict[int, tuple[bytes, bytes]] = {}
         """Number in the stash → (task id, job)."""
         self._jobs: set[bytes] = set()
+        self._confirms: dict[int, Callable[[bytes], None]] = {}
+        self._confirm_numbers = itertools.count(1)
+        self.trouble = ""
+        """Why the store cannot be used, if that was so when it was last heard of."""
         self._closed = False
         row = w.NodeRow(node.node_id, os.uname().nodename, os.getpid(), started_s=time.time())
         self._writer = w.GcsWriter(
@@ -118,13 +124,47 @@ class Recorder:
             return
         self._writer.post(w.CommitLineage(order.batch, job, records))
 
+    # -- actors
+
+    def actor(self, row: w.ActorRow) -> None:
+        """How an actor is."""
+        self._writer.post(w.RecordActor(row))
+
+    def actor_died(self, row: w.ActorRow) -> None:
+        """For the history: what is left of it when nobody can ask for it any more."""
+        detail = f"actor={row.actor_id.hex()} name={row.name!r} restarts={row.restarts} cause={row.cause}"
+        self._writer.post(w.Event(time.time(), "actor.died", detail.encode(errors="backslashreplace").decode()))
+
+    def forget_actor(self, actor: bytes) -> None:
+        """Nobody can ask for it."""
+        self._writer.post(w.ForgetActor(actor))
+
+    def confirm(self, name: str, then: Callable[[bytes], None]) -> int:
+        """Call `then` with the node that has the name when all that was said before is in the store; for `give_up`."""
+        number = next(self._confirm_numbers)
+        self._confirms[number] = then
+        self.start()
+        self._writer.confirm(number, name)
+        return number
+
+    def give_up(self, number: int) -> None:
+        """Do not call any more."""
+        self._confirms.pop(number, None)
+
     def _told(self, event: Any) -> None:
-        if isinstance(event, w.Committed):
+        if isinstance(event, w.Confirmed):
+            then = self._confirms.pop(event.number, None)
+            if then is not None:
+                then(event.node_id)
+        elif isinstance(event, w.Connected):
+            self.trouble = ""
+        elif isinstance(event, w.Committed):
             self._do(lineage.Committed(event.batch_no))
         elif isinstance(event, w.Lost):
             if not self._closed:
                 self._do(lineage.Lost(event.batch_no))
         elif isinstance(event, w.Unavailable):
+            self.trouble = event.reason
             where = f"; see {event.log_file}" if event.log_file else ""
             self._node.warn_drivers(
                 "gcs",

@@ -191,9 +191,9 @@ def let_everything_go() -> None:
 
 
 def in_use() -> bool:
-    """Whether something that this process holds lies in the store."""
+    """Whether something that this process holds lies in the store, or it has asked for something that takes long."""
     current = connected()
-    return current is not None and not current.closed and len(current.handles) > 0
+    return current is not None and not current.closed and (len(current.handles) > 0 or current.patient > 0)
 
 
 def pack(parts: Parts, keep: list[Any], holder: int = 0) -> bytes | Stored:

@@ -7,8 +7,12 @@
  post(op) ──queue, eventfd────► every 10 ms or 256 operations: ledger ─► pipeline ─► acknowledge
  server_exited(pid, status) ──► outage: tell once, back off, spawn again, connect, …
  close(timeout) ──────────────► flush, remove the session's rows or the server itself, end
-        ◄──notify(event)──────── Connected, Committed, Lost, Unavailable
+        ◄──notify(event)──────── Connected, Committed, Lost, Confirmed, Unavailable
 ```
+
+What must be in the store before somebody goes on is posted like everything else, with a Confirm after it: it is not
+gathered but written at once, the name that it asks for is read back, and the answer is Confirmed. While the store is
+away it waits; whoever has given up ignores the answer.
 
 Threads: `post`, `start`, `server_exited`, `close` may be called from any thread and, but for `close`, never block.
 `notify` and `spawn` are called on the writer's thread; `notify` must hand over and return. Nothing of redis is imported
@@ -24,12 +28,22 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
-from dpool._gcs.config import Committed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Ledger, Op
-from dpool._gcs.tables import EndJob, JobRow, NodeRow, PutFunction, PutJob, PutObject, RemoveObject, StoreRefused
+from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
+from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, Op, RecordActor
+from dpool._gcs.tables import (
+    ActorRow,
+    EndJob,
+    JobRow,
+    NodeRow,
+    PutFunction,
+    PutJob,
+    PutObject,
+    RemoveObject,
+    StoreRefused,
+)
 from dpool.errors import ControlStoreError
 
 if TYPE_CHECKING:
@@ -39,12 +53,16 @@ if TYPE_CHECKING:
     from dpool._gcs.server import EmbeddedServer
 
 __all__ = [
+    "ActorRow",
     "CommitLineage",
     "Committed",
+    "Confirm",
+    "Confirmed",
     "Connected",
     "DropTasks",
     "EndJob",
     "Event",
+    "ForgetActor",
     "GcsConfig",
     "GcsEvent",
     "GcsWriter",
@@ -56,12 +74,24 @@ __all__ = [
     "PutFunction",
     "PutJob",
     "PutObject",
+    "RecordActor",
     "RemoveObject",
     "Unavailable",
 ]
 
 KEEP_SESSION_EVERY_S = 60.0
 STARTS_BEFORE_SET_ASIDE = 2
+HURRIED_PAUSE_S = 0.5
+"""While somebody waits for a Confirm, an attempt to reach the store follows the last one after this time."""
+
+
+class Confirm(NamedTuple):
+    """Answer with Confirmed when all that was posted before is in the store. `name`: whose actor has it; "": none is
+    asked for.
+    """
+
+    number: int
+    name: str
 
 
 class GcsWriter:
@@ -90,13 +120,14 @@ class GcsWriter:
         self._notify = notify
         self._clock = clock
         self._ledger = Ledger(config.node.node_id, config.max_events)
-        self._queue: deque[Op] = deque()
+        self._queue: deque[Op | Confirm] = deque()
         self._exits: dict[int, int] = {}
         self._lock = threading.Lock()  # start and close
         self._wake_lock = threading.Lock()  # the eventfd's life
         self._thread: threading.Thread | None = None
         self._wake_fd = -1
         self._idle = False
+        self._urgent = False  # a Confirm is in the queue
         self._closing = False
         # the thread's own
         self._server: EmbeddedServer | None = None
@@ -106,6 +137,7 @@ class GcsWriter:
         self._epoch = 1
         self._registered = False  # with the present store
         self._failed_starts = 0
+        self._confirms: list[Confirm] = []  # drained, and not answered
         self._backoff_s = 0.0  # how long the next attempt waits
         self._told = False  # of the present outage
         self._connected_at: float | None = None
@@ -132,6 +164,14 @@ class GcsWriter:
         queue.append(op)
         if self._idle or len(queue) == self._config.batch_ops:
             self._wake()
+
+    def confirm(self, number: int, name: str = "") -> None:
+        """Ask for Confirmed; never blocks. Without a store (mode "off", after `close`) there is no answer."""
+        if self._closing or self._config.mode == "off":
+            return
+        self._queue.append(Confirm(number, name))
+        self._urgent = True
+        self._wake()
 
     def server_exited(self, pid: int, status: int) -> None:
         """The node reaped the process `pid`. `status`: exit code, or minus the signal. Other pids are ignored."""
@@ -211,7 +251,7 @@ class GcsWriter:
             if not self._queue and not self._closing:
                 self._sleep(timeout_s)
             self._idle = False
-        if 0 < len(self._queue) < self._config.batch_ops and not self._closing:
+        if 0 < len(self._queue) < self._config.batch_ops and not self._closing and not self._urgent:
             self._sleep(self._config.flush_s)
         self._drain()
 
@@ -223,8 +263,13 @@ class GcsWriter:
 
     def _drain(self) -> None:
         queue, ledger = self._queue, self._ledger
+        self._urgent = False
         for _ in range(len(queue)):
-            ledger.apply(queue.popleft())
+            op = queue.popleft()
+            if type(op) is Confirm:
+                self._confirms.append(op)
+            else:
+                ledger.apply(op)  # type: ignore[arg-type]
         self._tell_acks()
 
     def _tell_acks(self) -> None:
@@ -244,6 +289,11 @@ class GcsWriter:
                 raise
             ledger.written()
             self._tell_acks()
+        while self._confirms:
+            number, name = self._confirms[0]
+            found = store.named_actor(name) if name else None
+            del self._confirms[0]
+            self._notify(Confirmed(number, found[1] if found else b""))
 
     def _keep_session(self) -> None:
         """On a shared server: say that we live; if it forgot us, write everything again."""
@@ -285,7 +335,7 @@ class GcsWriter:
 
     def _register(self, store: RedisStore) -> None:
         """Register the node; whatever the store had of it may be gone, so everything is to be written."""
-        self._epoch = store.register_node(self._config.node, self._token, self._epoch)
+        self._epoch = self._ledger.epoch = store.register_node(self._config.node, self._token, self._epoch)
         self._ledger.rewrite_all()
 
     def _running_server(self) -> EmbeddedServer:
@@ -350,9 +400,13 @@ class GcsWriter:
 
     def _pause(self) -> None:
         """After a failure: take operations in for a while before the next attempt."""
-        until = self._clock() + self._backoff_s
-        while not self._closing and self._clock() < until and not (self._child is not None and self._child.gone()):
-            self._gather(until - self._clock())
+        begun = self._clock()
+        while not self._closing and not (self._child is not None and self._child.gone()):
+            pause_s = min(self._backoff_s, HURRIED_PAUSE_S) if self._confirms else self._backoff_s
+            left = begun + pause_s - self._clock()
+            if left <= 0:
+                return
+            self._gather(left)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -371,8 +425,11 @@ class GcsWriter:
             self._notify(Lost(batch_no))
 
     def _leave(self, store: RedisStore) -> None:
-        """Remove this node and its jobs; the last node removes the session."""
+        """Remove this node, its jobs and its actors; the last node removes the session."""
         store.apply([EndJob(job_id) for job_id in self._ledger.jobs()])
+        for actor_id in self._ledger.detached():
+            self._ledger.apply(ForgetActor(actor_id))
+        self._flush()
         store.remove_node(self._config.node.node_id)
         if not store.nodes():
             store.close_session()

@@ -103,6 +103,7 @@ class OwnerLeft(NamedTuple):
     """The program has ended: its actors end, but for detached ones."""
 
     owner: int
+    cause: bytes = b"owner"
 
 
 Event = (
@@ -221,6 +222,12 @@ class _Actor:
         self.cause = b""
         self.freed = False
 
+    def may_start(self) -> bool:
+        """Whether what it is constructed from is still needed."""
+        if self.state in (WAITING, STARTING):
+            return True
+        return self.state == ALIVE and not self.freed and (self.restarts < 0 or self.restarts_done < self.restarts)
+
 
 class Actors:
     """All actors of a node; see the module.
@@ -228,11 +235,13 @@ class Actors:
     Attributes:
         actors: those that are not forgotten.
         names: of those that are not dead.
+        moved: those whose state has changed, or that are gone, for whoever tells it to others and empties this.
     """
 
     def __init__(self) -> None:
         self.actors: dict[bytes, _Actor] = {}
         self.names: dict[str, bytes] = {}
+        self.moved: dict[bytes, None] = {}
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
             Create: self._create,
             Granted: self._granted,
@@ -269,6 +278,7 @@ class Actors:
         if event.name in self.names:
             raise IllegalMove(ALIVE, "Create", f"the name {event.name!r}")
         self.actors[event.actor] = _Actor(event)
+        self.moved[event.actor] = None
         if event.name:
             self.names[event.name] = event.actor
         out.append(Lease(event.actor))
@@ -362,7 +372,7 @@ class Actors:
     def _owner_left(self, event: OwnerLeft, out: list[Instruction]) -> None:
         for name, actor in list(self.actors.items()):
             if actor.owner == event.owner and actor.state != DEAD:
-                self._kill(Kill(name, False, b"owner"), out)
+                self._kill(Kill(name, False, event.cause), out)
 
     # -- what follows
 
@@ -413,6 +423,7 @@ class Actors:
         if state is None:
             raise IllegalMove(actor.state, cause.__name__, f"actor {name.hex()}")
         actor.state = state
+        self.moved[name] = None
         return actor
 
     def check(self) -> None:
