@@ -10,10 +10,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpool._core import actor as core
 from dpool._core.actor import Creation, Method
+from dpool._core.actor_methods import EVERY
+from dpool._core.context import ActorExit, here
 from dpool._core.frames import ATTRIBUTE, METHOD
 from dpool._core.future import Future
 from dpool._core.logic.resources import shape as make_shape
@@ -21,13 +24,18 @@ from dpool._core.remote_function import parts_of
 
 _OPTIONS = (
     "num_cpus", "num_gpus", "memory", "resources", "name", "get_if_exists", "lifetime", "max_restarts",
-    "max_task_retries", "max_pending_calls", "max_concurrency", "env",
+    "max_task_retries", "max_pending_calls", "max_concurrency", "env", "namespace",
 )  # fmt: skip
 
 
 def creation(options: Mapping[str, Any]) -> Creation:
     """Options of an actor, checked; see `ActorProxy.options`."""
     unknown = options.keys() - set(_OPTIONS)
+    if unknown or "env" in options:
+        from dpool._core import runtime_env
+
+        options = runtime_env.translated(options)
+        unknown = options.keys() - set(_OPTIONS)
     if unknown:
         raise TypeError(f"unknown options {', '.join(sorted(unknown))}; an actor has {', '.join(_OPTIONS)}")
     given = {name: value for name, value in options.items() if value is not None}
@@ -44,15 +52,26 @@ def creation(options: Mapping[str, Any]) -> Creation:
     retries = given.get("max_task_retries", 0)
     return Creation(
         shape=make_shape(**amounts, **resources),
-        name=given.get("name", ""),
+        name=_spelled(given.get("name", ""), given.get("namespace")),
         get_if_exists=bool(given.get("get_if_exists", False)),
         detached=lifetime == "detached",
         max_restarts=given.get("max_restarts", 0),
         max_task_retries=1 << 60 if retries == -1 else retries,
         max_pending_calls=max(0, given.get("max_pending_calls", 0)),
         max_concurrency=given.get("max_concurrency", 0),
-        env=tuple(sorted(given.get("env", {}).items())),
+        env=given.get("env", ()),
     )
+
+
+def _spelled(name: str, namespace: str | None) -> str:
+    """An actor's name with its namespace, as the node knows it: names of different namespaces are different."""
+    if not name:
+        return ""
+    if namespace is None:
+        from dpool._core import runtime_env
+
+        namespace = runtime_env.namespace()
+    return f"{name}\0{namespace}" if namespace else name
 
 
 def _check_number(name: str, value: Any, least: int) -> None:
@@ -87,8 +106,12 @@ class ActorProxy:
     def __getattr__(self, name: str) -> Any:
         held = self._dpool_held
         method = held.meta.methods.get(name)
+        if method is None and name in EVERY:
+            return ActorMethod(held, name, 1)
         if method is not None:
             return ActorMethod(held, name, method.num_returns)
+        if name == "kill":  # unless its class has a method of this name
+            return partial(_kill, held)
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(f"{held.meta.label} has no attribute {name!r} that a proxy offers")
         return _submit(held, name, ATTRIBUTE, (), {}).result()
@@ -102,12 +125,13 @@ class ActorProxy:
             raise TypeError(f"{self._dpool_held.meta.label} objects are not callable")
         return _submit(self._dpool_held, "__call__", METHOD, args, kwargs).result()
 
-    def kill(self, *, restart: bool = False) -> None:
-        """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
-        core.kill(self._dpool_held, restart)
+    if TYPE_CHECKING:
+
+        def kill(self, *, restart: bool = False) -> None:
+            """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
 
     def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *self._dpool_held.meta.methods})
+        return sorted({*object.__dir__(self), "kill", *self._dpool_held.meta.methods})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorProxy) and other._dpool_held.actor == self._dpool_held.actor
@@ -133,6 +157,11 @@ def _received(actor: bytes, meta: core.Meta) -> ActorProxy:
     return _proxy(core.received(actor, meta))
 
 
+def proxy_of(actor: bytes, meta: core.Meta) -> ActorProxy:
+    """A proxy of an actor that somebody holds."""
+    return _received(actor, meta)
+
+
 def _proxy(held: core.Held) -> ActorProxy:
     proxy = ActorProxy.__new__(ActorProxy)
     object.__setattr__(proxy, "_dpool_held", held)
@@ -141,8 +170,14 @@ def _proxy(held: core.Held) -> ActorProxy:
 
 def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any) -> Future[Any]:
     pool = held.pool()
-    pool.keep = held  # until it is answered
-    return pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    future = pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    pool.keeping(held)
+    return future
+
+
+def _kill(held: core.Held, *, restart: bool = False) -> None:
+    """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
+    core.kill(held, restart)
 
 
 class ActorMethod:
@@ -216,7 +251,8 @@ class ActorClass:
             max_pending_calls: calls of one process that may be pending; one more raises
                 `dpool.errors.PendingCallsLimit`.
             max_concurrency: threads that run calls; with `async def` methods, coroutines (then by default 1,000).
-            env: variables to set in its process.
+            env: variables to set in its process; `runtime_env={"env_vars": env}` is the same.
+            namespace: names of actors are unique in it; default: that of `dpool.init(namespace=)`.
         """
         return ActorClass(self._cls, {**self._options, **options})
 
@@ -228,6 +264,10 @@ class ActorClass:
 
     def __repr__(self) -> str:
         return f"<dpool actor class {self._cls.__qualname__}>"
+
+
+ActorHandle = ActorProxy
+"""Ray's name of it."""
 
 
 def _checked_class(cls: Any) -> type:
@@ -247,9 +287,11 @@ def make(cls: Any, options: Mapping[str, Any], args: Any, kwargs: Any) -> tuple[
     return _proxy(held), held if made and not how.detached else None
 
 
-def get_actor(name: str) -> ActorProxy:
+def get_actor(name: str, namespace: str | None = None) -> ActorProxy:
     """The actor that was made with this name; ValueError if there is none (any more). Source: Ray's `get_actor`."""
-    held = core.find(name)
+    if not name:
+        raise ValueError(f"the name of an actor is a string, not empty: {name!r}")
+    held = core.find(_spelled(name, namespace))
     if held is None:
         raise ValueError(f"there is no actor of the name {name!r}")
     return _proxy(held)
@@ -259,7 +301,18 @@ def kill(actor: ActorProxy, *, no_restart: bool = True) -> None:
     """End an actor's process now. `no_restart=False`: it may come back, as after a crash. Source: Ray's `kill`."""
     if not isinstance(actor, ActorProxy):
         raise TypeError(f"kill takes an ActorProxy, not {type(actor).__name__}")
-    actor.kill(restart=not no_restart)
+    core.kill(actor._dpool_held, not no_restart)
+
+
+def exit_actor() -> NoReturn:
+    """In a method of an actor: end it after this call, which raises `dpool.errors.ActorDied` at its caller, as all
+    later ones do; it does not come back. Exit functions (`atexit`) run. RuntimeError elsewhere.
+
+    Source: Ray's `ray.actor.exit_actor`.
+    """
+    if here.actor_is is None:
+        raise RuntimeError("exit_actor is called in a method of an actor; dpool.kill(proxy) ends another one")
+    raise ActorExit(0)
 
 
 def method(*, num_returns: int = 1, read_only: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, overload
 
 from dpool._core import storage
 from dpool._core.config import MIN_STORE
+from dpool._core.context import here
 from dpool._core.future import Future
 from dpool._core.logic.resources import UNIT
 from dpool._core.logic.resources import shape as make_shape
@@ -36,11 +37,15 @@ def init(
     preload: Iterable[str] | None = None,
     strict_resources: bool | None = None,
     ignore_reinit_error: bool = False,
-) -> None:
+    namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    log_to_driver: bool | None = None,
+    **others: Any,
+) -> InitContext:
     """Settings of this machine's runtime, before it is first used; without this call it starts with its defaults.
 
     Args:
-        address: None or "local": this machine.
+        address: None, "local" or "auto": this machine.
         num_cpus, num_gpus: what tasks can ask for, instead of what is found.
         resources: custom resources that tasks can ask for: name → amount.
         strict_resources: tasks that ask for more than there is fail (`dpool.errors.InfeasibleResources`), instead of
@@ -54,11 +59,24 @@ def init(
         spill_dir: directory on a disk, for objects that memory has no room for; default: the temporary directory, or
             /var/tmp if that one lies in memory.
 
+        namespace: in which names of actors are unique; see `ActorClass.options`.
+        runtime_env: what workers have beside what the program has: `env_vars` (variables), `working_dir`, `py_modules`
+            (directories).
+        log_to_driver: False: what tasks print is not shown.
+        others: options of Ray's `init` that mean nothing here, such as `include_dashboard`; TypeError for all others.
+
+    Returns something that, as a context manager, calls `shutdown`.
+
     RuntimeError if the runtime is in use with other settings; ValueError for what cannot be.
     """
     from dpool._core import driver
+    from dpool._core import runtime_env as envs
 
-    check_address(address)
+    unknown = others.keys() - envs.INIT_NO_MEANING
+    if unknown:
+        raise TypeError(f"init has no option {', '.join(sorted(unknown))}; see docs/ray.md for those of Ray")
+    check_address(None if address == "auto" else address)
+    env = None if runtime_env is None and namespace is None else envs.parse(runtime_env, namespace or "")
     changes: dict[str, Any] = {}
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None:
@@ -84,16 +102,40 @@ def init(
             raise TypeError(f"preload is a list of module names, not the string {preload!r}")
         changes["preload"] = tuple(preload)
     try:
-        driver.configure(**changes)
+        driver.configure(env, None if log_to_driver is None else not log_to_driver, **changes)
     except RuntimeError:
         if not ignore_reinit_error:
             raise
     if preload:
         driver.runtime().start_now()
+    return InitContext()
+
+
+class InitContext:
+    """What `init` returns: `with dpool.init(): …` ends everything afterwards. Source: Ray's."""
+
+    dashboard_url = ""
+    address_info: Mapping[str, str] = {"address": "local", "node_ip_address": "127.0.0.1"}
+
+    def __getitem__(self, name: str) -> str:
+        return self.address_info[name]
+
+    def disconnect(self) -> None:
+        """`shutdown`."""
+        shutdown()
+
+    def __enter__(self) -> InitContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutdown()
+
+    def __repr__(self) -> str:
+        return "<dpool.InitContext of this machine>"
 
 
 def is_initialized() -> bool:
-    """Whether this process has a runtime in use."""
+    """Whether this process has a runtime in use, or has settings for one (`init`)."""
     driver = sys.modules.get("dpool._core.driver")
     return driver is not None and driver.in_use()
 
@@ -126,6 +168,9 @@ def remote(function: Any = None, /, **options: Any) -> Any:
         retry_exceptions: True, or exception classes, after which it is run again, too.
         timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
         name: what errors and logs call the task.
+        env: variables to set in its process; it then runs in workers of its own kind.
+        max_calls: how many such tasks a worker runs before it is replaced; 0: any number.
+        runtime_env, scheduling_strategy and some others as far as they mean something here; see docs/ray.md.
 
     Of a class it makes an `ActorClass`, whose options are those of `ActorClass.options`.
 
@@ -179,6 +224,14 @@ def available_resources() -> dict[str, float]:
     return {name: free for name, (_, free) in _resources().items()}
 
 
+def get_gpu_ids() -> list[int | str]:
+    """The GPUs of the task or actor that runs here: numbers, or ids such as `GPU-…`, as CUDA_VISIBLE_DEVICES has them;
+    of tasks that share one, the same. Empty if it asked for none, and outside of tasks. Source: Ray's `get_gpu_ids`.
+    """
+    found = os.environ.get("CUDA_VISIBLE_DEVICES", "") if here.worker is not None else ""
+    return [int(name) if name.isdecimal() else name for name in found.split(",") if name]
+
+
 def _resources() -> dict[str, tuple[float, float]]:
     found = storage.again(lambda client: client.report(False)).stats["resources"]
     names = {"num_cpus": "CPU", "num_gpus": "GPU"}  # as Ray has them
@@ -191,7 +244,7 @@ def put(value: Any) -> ObjectRef:
     The value is copied: changing it afterwards does not change what is stored. Raises what pickling raised, and
     `dpool.errors.ObjectStoreFull` if neither memory nor disk has room. Source: Ray's `put`.
     """
-    if isinstance(value, ObjectRef):
+    if type(value) is ObjectRef:
         raise TypeError("the value is an ObjectRef already; put it into a list if you want to store the reference")
     return store_value(value)
 
@@ -221,7 +274,7 @@ def get(
 
 
 def _get(ref: Any, until: float | None, copy: bool, readonly: bool) -> Any:
-    if isinstance(ref, ObjectRef):
+    if type(ref) is ObjectRef:
         return ref._load(readonly, copy)
     if isinstance(ref, Future):
         return ref.result(None if until is None else max(0.0, until - monotonic()))
@@ -229,15 +282,19 @@ def _get(ref: Any, until: float | None, copy: bool, readonly: bool) -> Any:
 
 
 def wait(
-    refs: Iterable[ObjectRef | Future[Any]], num_returns: int = 1, timeout: float | None = None
+    refs: Iterable[ObjectRef | Future[Any]],
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
 ) -> tuple[list[Any], list[Any]]:
     """Wait until `num_returns` of the references or futures are ready, or `timeout` seconds have passed.
 
     Returns:
         (ready, not ready): the first has at most `num_returns` items; both keep the order of `refs`.
 
-    Raises ValueError if `num_returns` is below 1 or above the number of references, or one occurs twice. A future that
-    failed or was cancelled is ready. Source: Ray's `wait`.
+    Raises ValueError if `num_returns` is below 1 or above the number of references (unless there is none), or one
+    occurs twice. A future that failed or was cancelled is ready. `fetch_local` is Ray's and changes nothing: values are
+    fetched when somebody asks for them. Source: Ray's `wait`.
     """
     from dpool._core.waiting import wait_for
 

@@ -87,9 +87,13 @@ class Held:
         if pool is None or pool.state != "open":
             storage.check_process(self.handle)
             runtime: Any = open_runtime(None)
-            pool = self._pool = runtime.connect_actor(self)
-            weakref.finalize(self, _let_go, pool).atexit = False
+            pool = runtime.connect_actor(self)
         return pool
+
+    def linked(self, pool: ActorPool) -> None:
+        """This is the link now."""
+        self._pool = pool
+        weakref.finalize(self, _let_go, pool).atexit = False
 
 
 def _let_go(pool: ActorPool) -> None:
@@ -151,11 +155,13 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     runtime: Any = open_runtime(None)
     mode = _mode(cls, how.max_concurrency)
     meta = Meta(cls.__qualname__, methods_of(cls), mode[0] != SYNC, how.max_task_retries, how.max_pending_calls)
+    name = how.name.partition("\0")[0]  # behind that stands its namespace
+    what = (*mode, meta, name)
     try:
-        export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
+        export, call = runtime.exporter.prepare(cls, (what, *args), kwargs)
     except FutureInside:
         args, kwargs = with_results(args, kwargs)  # waits for them
-        export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
+        export, call = runtime.exporter.prepare(cls, (what, *args), kwargs)
     needs = [*export.keep, *(one for each in export.requires for one in each.keep)]  # what the class refers to
     needs += call.keep if isinstance(call, Stored) else ()
     keep = [handle.obj for one in needs for handle in handles_of(one)]
@@ -175,7 +181,7 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     if found.why:
         raise ControlStoreError(found.why)
     if not found.actor:
-        raise ValueError(f"there is an actor of the name {how.name!r} already; get_if_exists= would return that one")
+        raise ValueError(f"there is an actor of the name {name!r} already; get_if_exists= would return that one")
     runtime.stays |= how.detached
     return _hold(found.actor, handle, pickle.loads(found.meta) if found.meta else meta), not found.meta
 

@@ -13,22 +13,25 @@ it ends: `(-number, True, elapsed_ns, [value])`.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
 from typing import Any
 
 from dpool._core import wire
 from dpool._core.config import WORKER_POLL_S
-from dpool._core.context import here
-from dpool._core.frames import EXIT, LINK, POLL, Page
+from dpool._core.context import ActorExit, here
+from dpool._core.frames import EXIT, LEFT, LINK, POLL, Page
 from dpool._core.polling import Poller
 from dpool._core.serialize import Importer
-from dpool._core.worker import Worker, as_value, raised_value
+from dpool._core.worker import SubmitterGone, Worker, as_value, raised_value
 
 SYNC, THREADS, ASYNC = range(3)
 """How calls run: one after the other, in threads, as coroutines of one event loop."""
@@ -47,30 +50,41 @@ class ActorHost:
         """Whose calls run, or ran last."""
         self._label = "an actor"
         self._mode, self._most = SYNC, 1
+        self._make: Callable[[], Any]
 
     def run(self, number: int, call: Any) -> None:
         """Construct the object, tell the node, and serve until told to leave."""
-        failure = self._construct(number, call)
-        self._home.answer(0, True, 0, [failure])
-        if failure is not None:
-            return
-        if self._mode == ASYNC:
-            self._serve_coroutines()
-        elif self._mode == THREADS:
-            self._serve_threads()
-        else:
-            self._serve()
-
-    def _construct(self, number: int, call: Any) -> Any:
-        """Make the object; None, or the exception as it travels."""
         try:
-            cls, args, kwargs = self._home.load(number, call)
-            (self._mode, self._most), args = args[0], args[1:]
-            self._label = cls.__qualname__
-            here.actor = cls(*args, **kwargs)
+            self._load(number, call)
         except BaseException as error:
-            return raised_value(error, self._label, 0)
-        return None
+            self._home.answer(0, True, 0, [raised_value(error, self._label, 0)])
+            return
+        try:
+            if self._mode == ASYNC:
+                self._serve_coroutines()
+            elif self._construct():
+                self._serve_threads() if self._mode == THREADS else self._serve()
+        except ActorExit:
+            self._home.answer(LEFT, True, 0, [None])
+            raise
+
+    def _load(self, number: int, call: Any) -> None:
+        cls, args, kwargs = self._home.load(number, call)
+        (self._mode, self._most, meta, name), args = args[0], args[1:]
+        self._label = cls.__qualname__
+        here.actor_is = here.actor_id, meta, name
+        self._make = partial(cls, *args, **kwargs)
+
+    def _construct(self) -> bool:
+        """Make the object, and tell the node."""
+        failure = None
+        try:
+            here.actor = self._make()
+        except BaseException as error:
+            failure = raised_value(error, self._label, 0)
+        del self._make
+        self._home.answer(0, True, 0, [failure])
+        return failure is None
 
     # -- one after the other
 
@@ -100,7 +114,7 @@ class ActorHost:
         self._running = link
         try:
             link.run_actor_frame(frame)
-        except (BrokenPipeError, ConnectionResetError):
+        except SubmitterGone:
             self._drop(fd)
         return int(frame[1])
 
@@ -132,6 +146,8 @@ class ActorHost:
         """A caller has gone."""
         self._ready.unregister(fd)
         link = self._links.pop(fd)
+        if here.counters is link.page:
+            here.counters = None
         if link is self._running:
             self._running = None
         link.close()
@@ -165,10 +181,15 @@ class ActorHost:
             (link, numbers if type(numbers) is int else numbers[at], base + at, call) for at, call in enumerate(calls)
         ]
 
-    @staticmethod
-    def _run_call(link: Worker, number: int, seq: int, call: Any) -> None:
+    def _run_call(self, link: Worker, number: int, seq: int, call: Any) -> None:
         begun = perf_counter_ns()
-        value = link.call(number, call)
+        try:
+            value = link.call(number, call)
+        except ActorExit:  # in a thread, while others run calls that nobody waits for any more
+            self._home.answer(LEFT, True, 0, [None])
+            atexit._run_exitfuncs()
+            _flush_streams()
+            os._exit(0)
         _answer(link, seq, perf_counter_ns() - begun, value)
 
     def _serve_coroutines(self) -> None:
@@ -181,9 +202,19 @@ class ActorHost:
         import asyncio
 
         loop = asyncio.get_running_loop()
+        if not self._construct():
+            return
         slots = asyncio.Semaphore(self._most)
         running: set[asyncio.Task[None]] = set()
         over = asyncio.Event()
+        exits: list[ActorExit] = []
+
+        async def run(link: Worker, number: int, seq: int, call: Any) -> None:
+            try:
+                await self._run_coroutine(slots, link, number, seq, call)
+            except ActorExit as leave:
+                exits.append(leave)
+                over.set()
 
         def readable() -> None:
             for fd, _ in self._ready.poll(0):
@@ -191,7 +222,7 @@ class ActorHost:
                     self._told()
                     continue
                 for link, number, seq, call in self._calls_of(fd):
-                    task = loop.create_task(self._run_coroutine(slots, link, number, seq, call))
+                    task = loop.create_task(run(link, number, seq, call))
                     running.add(task)
                     task.add_done_callback(running.discard)
             if self._leaving and not self._ready.poll(0):
@@ -200,6 +231,8 @@ class ActorHost:
         loop.add_reader(self._ready.fileno(), readable)
         await over.wait()
         loop.remove_reader(self._ready.fileno())
+        if exits:
+            raise exits[0]
         if running:
             await asyncio.wait(running)
 
@@ -216,6 +249,8 @@ class ActorHost:
                 if inspect.isawaitable(result):
                     result = await result
                 value = as_value(result, label, link.submitter)
+            except ActorExit:
+                raise
             except BaseException as error:
                 value = raised_value(error, label, link.submitter)
         _answer(link, seq, perf_counter_ns() - begun, value)
@@ -224,8 +259,12 @@ class ActorHost:
 def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:
     try:
         link.answer(-seq, True, elapsed_ns, [value])
-    except (BrokenPipeError, ConnectionResetError):  # the caller has gone
+    except SubmitterGone:
         return
+    _flush_streams()
+
+
+def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

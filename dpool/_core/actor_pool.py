@@ -19,10 +19,12 @@ import signal
 import threading
 from collections import deque
 from functools import partial
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import frames, storage
 from dpool._core.arguments import FutureInside
+from dpool._core.context import here
 from dpool._core.deferring import Deferring
 from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
@@ -39,6 +41,20 @@ if TYPE_CHECKING:
 OPEN, CLOSED = "open", "closed"
 AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
+
+
+class _RouteToItself(Route):
+    """That of calls of an actor which runs one at a time, and which makes them."""
+
+    __slots__ = ()
+
+    def wait(self, future: Future[Any], timeout: float | None) -> None:
+        if current_thread() is main_thread():
+            raise RuntimeError(
+                f"the actor {self.pool.label} waits for a call of its own, which cannot begin before this one ends; "
+                "call the method of the object itself, or make it an actor with `async def` methods or max_concurrency="
+            )
+        super().wait(future, timeout)
 
 
 class ActorPool(Deferring):
@@ -64,11 +80,12 @@ class ActorPool(Deferring):
         if many:
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
-        self.route = Route(self, self.lane, max_task_retries, None, "")
+        itself = here.actor_id == actor and not many
+        self.route = (_RouteToItself if itself else Route)(self, self.lane, max_task_retries, None, "")
         self.processes: dict[int, Any] = {}
         self._slot: Slot | None = None
         self.keep: Any = None
-        """What holds the actor, while something is to be answered."""
+        """What holds the actor, while something is to be answered. Whoever submits holds it himself meanwhile."""
         self._finishing: BaseException | None = None
         """What further calls raise: the actor ends when those so far have been answered."""
         self.leaving = False
@@ -184,10 +201,16 @@ class ActorPool(Deferring):
 
     def worker_idle(self, lane: Lane, slot: Slot) -> None:
         """It stays, but whoever has let go of it need not keep it any longer."""
-        if not lane.queue and not slot.frames and not self._held:
-            self.keep = None
+        self.keeping(self.keep)
         if self._when_idle is not None:
             self.later(self._when_idle)
+
+    def keeping(self, held: Any) -> None:
+        """A call was submitted: this holds the actor until it is answered, whoever lets go of it meanwhile."""
+        with self.lock:
+            slot = self._slot
+            pending = self.lane.queue or self._held or (slot is not None and slot.frames)
+            self.keep = held if pending else None
 
     def worker_leaves(self, lane: Lane, slot: Slot) -> None:
         """It has no lifetime."""
@@ -302,9 +325,9 @@ class ActorPool(Deferring):
             for slot in self.lane.dispatcher.slots.values():
                 pending += [task for frame in slot.frames for task in frame.tasks[frame.done :]]
                 slot.frames.clear()
+            self.keep = None
         for future in pending:
             finish(future, None, self._gone())
-        self.keep = None  # nothing is left to be answered
 
     # -- what the runtime asks of its pools
 

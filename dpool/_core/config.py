@@ -16,6 +16,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_SPILL_DIR` | where objects go for which the store has no room | the session directory's, or /var/tmp |
 | `DPOOL_STRICT_RESOURCES` | 1: what no machine can run fails instead of waiting | 0 |
 | `DPOOL_PRELOAD` | modules that workers have from the start, with commas between them | none |
+| `DPOOL_NAMESPACE` | namespace of actors' names | none |
 | `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
 """
 
@@ -86,6 +87,7 @@ class Config(NamedTuple):
         return self
 
 
+NAMESPACE = "DPOOL_NAMESPACE"
 VERSION = "0.1.0"
 
 MIN_STORE = 1 << 20
@@ -123,6 +125,11 @@ def _resources(text: str) -> tuple[tuple[str, float], ...]:
         return tuple((str(name), float(amount)) for name, amount in json.loads(text).items())
     except (ValueError, TypeError, AttributeError):
         raise ValueError(f'DPOOL_RESOURCES must be JSON like {{"licence": 2}}, not {text!r}') from None
+
+
+def namespace() -> str:
+    """In which names of actors are, unless the program says another one."""
+    return os.environ.get(NAMESPACE, "")
 
 
 def from_environment() -> Config:

@@ -29,6 +29,20 @@ class WorkerContext(NamedTuple):
     """The lowest number, from 0, that no other living worker of its executor had when it was started."""
 
 
+class WorkersEnv(NamedTuple):
+    """What workers get beside what the process that submits has."""
+
+    variables: dict[str, str]
+    directory: str
+    """Where they run; empty: where the process that submits does."""
+    path: list[str]
+    """Goes before its `sys.path`."""
+
+
+class ActorExit(SystemExit):
+    """`dpool.actor.exit_actor` was called: the call is not answered, the process ends."""
+
+
 class _Here:
     """The one mutable place: set when a worker, or a program that is served, begins."""
 
@@ -41,6 +55,13 @@ class _Here:
     """The task runs again: it must not run others in this process, as one of them may have been what killed it."""
     actor: Any = None
     """The object, if this process is an actor's."""
+    actor_id: bytes = b""
+    actor_is: tuple[bytes, Any, str] | None = None
+    """Its id, its Meta and its name."""
+    workers_env: WorkersEnv | None = None
+    """What workers of this process get that is not this process's own: `dpool.init(runtime_env=)`."""
+    context: Any = None
+    """The context (`contextvars`) that tasks begin with, if this process is a worker."""
     counters: Any = None
     """The counters of the page on which it is said which task runs; None where several run at a time."""
     page: Page | None = None

@@ -42,7 +42,7 @@ from weakref import ref
 import dpool.errors  # noqa: F401  at the exit, when a task may still fail, it could not be imported any more
 from dpool._core import config as configuration
 from dpool._core import ids, launch, storage, wire
-from dpool._core.context import here
+from dpool._core.context import WorkersEnv, here
 from dpool._core.executor_pool import ExecutorPool
 from dpool._core.frames import Page
 from dpool._core.future import DONE, Future
@@ -106,7 +106,7 @@ class NativeRuntime:
         self.exporter = Exporter()
         self.job = here.worker.job if here.worker is not None else os.urandom(ids.ID_BYTES)
         self.pools: dict[int, ExecutorPool | ActorPool] = {}
-        self._tasks: ExecutorPool | None = None
+        self._tasks: dict[Any, ExecutorPool] = {}
         self.stays = False
         """There is a detached actor, as far as we know: the node is not left before the program ends."""
         self.exiting = False
@@ -182,9 +182,8 @@ class NativeRuntime:
     def open_pool(self, **options: Any) -> ExecutorPool:
         """A new executor's pool; its workers start when the first task comes."""
         self._check_process()
+        self._check_exiting("create an executor")
         with self._start_lock:
-            if self.exiting:
-                raise RuntimeError("cannot create an executor at interpreter shutdown")
             self.start()
             pool = ExecutorPool(self, next(self._numbers), **options)
             self.pools[pool.number] = pool
@@ -192,20 +191,23 @@ class NativeRuntime:
             self._start_io()
         return pool
 
-    def task_pool(self) -> ExecutorPool:
-        """The pool of `@remote` tasks, which this process has one of."""
+    def task_pool(self, env: tuple[tuple[str, str], ...] = (), max_calls: int = 0) -> ExecutorPool:
+        """The pool of `@remote` tasks, which this process has one of; but for those whose workers have other variables,
+        or run so many tasks at most.
+        """
+        self._check_exiting("submit a task")
         with self._start_lock:
-            pool = self._tasks
+            pool = self._tasks.get((env, max_calls))
             if pool is None or pool.state != "open":
-                pool = self._tasks = self.open_pool(
+                pool = self._tasks[env, max_calls] = self.open_pool(
                     max_workers=MOST_TASK_WORKERS,
                     initializer=None,
                     initargs=(),
-                    max_tasks_per_child=None,
+                    max_tasks_per_child=max_calls or None,
                     strict=False,
                     all_at_once=False,
                     idle_timeout_s=TASK_WORKER_IDLE_S,
-                    env=None,
+                    env=dict(env) or None,
                     label="Task pool",
                     daemon=True,
                 )
@@ -216,19 +218,23 @@ class NativeRuntime:
         from dpool._core.actor_pool import ActorPool
 
         self._check_process()
+        self._check_exiting("call an actor")
         with self._start_lock:
+            if held._pool is not None and held._pool.state == "open":  # of another thread, just now
+                return held._pool
             self.start()
             meta = held.meta
             pool = ActorPool(self, next(self._numbers), held.actor, meta.label, meta.many, meta.max_task_retries)
             self.pools[pool.number] = pool
+            held.linked(pool)
             pool.announce()
             self._start_io()
         return pool
 
     def cancel_children(self, task: int) -> None:
         """Cancel the `@remote` tasks that this worker's task of that number has submitted."""
-        if self._tasks is not None:
-            self._tasks.cancel_children(task)
+        for pool in list(self._tasks.values()):
+            pool.cancel_children(task)
 
     def start_now(self) -> None:
         """Start the node before there is anything for it to do."""
@@ -246,6 +252,11 @@ class NativeRuntime:
 
     def setup_for(self, pool: ExecutorPool) -> bytes:
         return make_setup(self.job, pool.max_workers_hint(), pool.env)
+
+    def _check_exiting(self, what: str) -> None:
+        """Before any lock: a thread that the end of the interpreter has stopped may hold it."""
+        if self.exiting:
+            raise RuntimeError(f"cannot {what} at interpreter shutdown")
 
     def _check_process(self) -> None:
         if os.getpid() != self.pid:
@@ -1144,7 +1155,7 @@ def _no_thread() -> None:
 def _write_output(message: Output) -> None:
     """What a worker wrote, to where this process writes."""
     stream = sys.stdout if message.stream == 1 else sys.stderr
-    if stream is None:
+    if stream is None or _Current.quiet:
         return
     try:
         stream.write(message.data.decode(errors="replace"))
@@ -1161,6 +1172,10 @@ class _Current:
     """Settings that go before the environment's."""
     lock = threading.Lock()
     hooked = False
+    initialized = False
+    """`configure` was called since the last `shut_down`."""
+    quiet = False
+    """What workers write is not shown."""
 
 
 def runtime() -> NativeRuntime:
@@ -1180,13 +1195,16 @@ def runtime() -> NativeRuntime:
         return current
 
 
-def configure(**changes: Any) -> None:
-    """Settings for the runtime of this process; RuntimeError if it runs already, with others."""
+def configure(env: WorkersEnv | None = None, quiet: bool | None = None, **changes: Any) -> None:
+    """Settings for the runtime of this process; RuntimeError if it runs already, with others.
+
+    `env`: what workers get beside what this process has. `quiet`: what they write is not shown.
+    """
     current = _Current.runtime
     if current is not None and current.pid == os.getpid():
         if current.pools or storage.in_use() or current.stays:
             now = {name: getattr(current.config, name) for name in changes}
-            if now != changes:
+            if now != changes or (env is not None and env != here.workers_env):
                 raise RuntimeError(
                     f"dpool runs already, with {now}: call dpool.init before the first Executor or put, or when the "
                     "last executor is closed and nothing is held in the object store"
@@ -1195,12 +1213,17 @@ def configure(**changes: Any) -> None:
         current.config = current.config._replace(**changes).validate()
         current.close()  # the next node is started with these
     _Current.changes = {**_Current.changes, **changes}
+    _Current.initialized = True
+    if quiet is not None:
+        _Current.quiet = quiet
+    if env is not None:
+        here.workers_env = env
 
 
 def in_use() -> bool:
-    """Whether this process has a runtime with a node."""
+    """Whether this process has a runtime with a node, or settings for one."""
     current = _Current.runtime
-    return current is not None and current.pid == os.getpid() and current.connected()
+    return _Current.initialized or (current is not None and current.pid == os.getpid() and current.connected())
 
 
 def shut_down() -> None:
@@ -1210,6 +1233,8 @@ def shut_down() -> None:
         current.shut_down()
         current.config = configuration.from_environment().validate()
     _Current.changes = {}
+    _Current.initialized = _Current.quiet = False
+    here.workers_env = None
 
 
 def _at_exit() -> None:

@@ -58,6 +58,9 @@ LINK = 64
 METHOD, ATTRIBUTE = 2, 3
 """In the place of how a function was pickled (see serialize.py): the name of an actor's method, or attribute."""
 
+LEFT = 1
+"""Number of the answer by which an actor tells its node that it ends by itself; that of its construction is 0."""
+
 MAP, STARMAP, STREAM = 1, 2, 3
 """What stands in the place of the keyword arguments: of a chunk; of a call `((args, kwargs), STREAM)` that yields."""
 

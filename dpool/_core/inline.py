@@ -7,7 +7,7 @@
 
 So a tree of nested tasks needs as many processes as there are CPUs, not as many as it has nodes, and no process switch
 where no CPU is free anyway; fork-join frameworks do the same (Cilk, Java's ForkJoinPool). Arguments and results are
-pickled all the same, so that neither side sees what the other changes.
+pickled all the same, so that neither side sees what the other changes, and context variables are those of a fresh task.
 
 Only tasks of `@remote` that ask for no more than one CPU, have no time-out, and whose parent holds a CPU; only in the
 first attempt of the parent, since a child that crashes takes it along.
@@ -48,7 +48,7 @@ def run_here(lane: Lane, future: Future[Any]) -> bool:
         return False
     _depth.now += 1
     try:
-        _run(lane, future, export, call)
+        here.context.copy().run(_run, lane, future, export, call)
     finally:
         _depth.now -= 1
     lane.pool.task_ended()

@@ -418,7 +418,7 @@ class Lane:
         route, export = future._route, future._export
         if route is not None and route.name:
             return route.name
-        return export.label if export is not None else "a task"
+        return (export.label if export is not None else "") or "a task"
 
     # -- receiving
 
@@ -514,7 +514,11 @@ class Lane:
         self.settle([task], [value])
         with self.lock:
             self.dispatcher.ended(slot, number)
+            slot.link.handled()  # what follows may be cut short, and nothing of this is to be done twice
+            slot.held = False
             self._push()
+            if not self.queue and not slot.frames:
+                self.pool.worker_idle(self, slot)
         return True
 
     def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> bool:

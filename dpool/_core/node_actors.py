@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core import messages as m
 from dpool._core import wire
-from dpool._core.frames import ACTOR, EXIT, LINK, make_page
+from dpool._core.frames import ACTOR, EXIT, LEFT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
 
@@ -242,6 +242,7 @@ class NodeActors:
         env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, order.gpus))} if order.gpus else {}
         if any(key == "num_cpus" for key, _ in order.shape):
             env["\0cpus"] = "1"
+        env["\0actor"] = name.hex()
         items, number, call = pickle.loads(m.decode(actor.record).frame)
         self._say(actor, (0, ACTOR, (items, [], env), number, [call]))
 
@@ -251,6 +252,8 @@ class NodeActors:
         if name is None:
             return
         actor = self._actors[name]
+        if actor.home is not None:
+            self._last_word(name, actor)
         if actor.home is None:  # it never got as far: count it as one that died while it started
             self._do(a.Granted(name, proc.worker))
         self._close_home(actor)
@@ -285,11 +288,20 @@ class NodeActors:
             self.kill(name, False, f"it sent a malformed message ({error!r})")
             return
         failure = answer[3][0]
+        if answer[0] == LEFT:
+            self._do(a.Left(name, _cause("it ended itself (exit_actor)")))
+            return
         if failure is None:
             self._do(a.Constructed(name))
             return
         data = failure[1][0] if type(failure[1]) is tuple else failure[1]
         self._do(a.Failed(name, pickle.dumps(("its constructor raised", data))))
+
+    def _last_word(self, name: bytes, actor: _Actor) -> None:
+        """That it ended by itself may not have been read yet."""
+        known = self.machine.actors[name]
+        if known.state == a.ALIVE:
+            self._answered(name, 0)
 
     def _say(self, actor: _Actor, frame: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
         """Send, or send later; the descriptors are ours no longer."""

@@ -20,6 +20,7 @@ from dpool._core.frames import STARTED, STREAM
 from dpool._core.future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, Future
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.runtime import open_runtime
+from dpool._core.serialize import label_of
 
 if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
@@ -41,6 +42,8 @@ class TaskOptions(NamedTuple):
     retry_exceptions: tuple[type[BaseException], ...] = ()
     timeout: float | None = None
     name: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    max_calls: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -54,6 +57,11 @@ class TaskOptions(NamedTuple):
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     unknown = options.keys() - TaskOptions._fields
+    if unknown or "env" in options:
+        from dpool._core import runtime_env
+
+        options = runtime_env.translated(options)
+        unknown = options.keys() - TaskOptions._fields
     if unknown:
         raise TypeError(
             f"unknown option{'s' if len(unknown) > 1 else ''} {', '.join(sorted(unknown))}; "
@@ -75,6 +83,9 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"max_retries must be a number, -1 for as often as it takes, not {retries!r}")
     if retries == -1:
         found["max_retries"] = 1 << 60
+    calls = found.get("max_calls", 0)
+    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+        raise ValueError(f"max_calls must be a number, 0 for as many as there are, not {calls!r}")
     timeout = found.get("timeout")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
@@ -134,15 +145,18 @@ class RemoteFunction:
 
     def _bind(self) -> tuple[int, ExecutorPool, Route]:
         runtime: Any = open_runtime(None)
-        pool = runtime.task_pool()
         options = self._options
+        pool = runtime.task_pool(options.env, options.max_calls)
         shape = options.shape
         route = pool.make_route(
             shape,
             options.max_retries,
             options.timeout,
-            options.name,
-            inline=shape == _ONE_CPU and options.num_returns not in STREAMING,
+            options.name or label_of(self._function),
+            inline=shape == _ONE_CPU
+            and options.num_returns not in STREAMING
+            and not options.env
+            and not options.max_calls,
             retry_on=options.retry_exceptions,
         )
         self._bound = os.getpid(), pool, route

@@ -141,6 +141,8 @@ def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[
         tracker = refs.tracker
     else:
         check(refs)
+    if not refs:
+        return [], []
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns must be from 1 to {len(refs)}, the number of references, not {num_returns}")
     if tracker is None:

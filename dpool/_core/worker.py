@@ -16,6 +16,7 @@ before COUNT says so; a frame is answered exactly once with `end`.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -26,9 +27,10 @@ from pickle import dumps
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
 from typing import Any
+from weakref import WeakSet
 
 from dpool._core import storage, wire
-from dpool._core.context import here
+from dpool._core.context import ActorExit, here
 from dpool._core.frames import (
     ACTOR,
     CANCEL,
@@ -88,6 +90,14 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+class SubmitterGone(Exception):
+    """Whoever waits for this answer has ended."""
+
+
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
+"""EBADF: the link was closed while the call ran, in another thread."""
+
+
 class Worker:
     """The loop of one worker process."""
 
@@ -109,11 +119,7 @@ class Worker:
         """An error of pickling a result shall show the result."""
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
-        os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        self._child = True
-        here.holds_cpus = False
+        _workers.add(self)
 
     def run(self) -> None:
         """Serve until told to leave."""
@@ -224,6 +230,7 @@ class Worker:
             self._importer.install(items)
         if env is not None:
             here.holds_cpus = env.pop("\0cpus", "") == "1"
+            here.actor_id = bytes.fromhex(env.pop("\0actor", ""))
             os.environ.update(env)
 
     def _run_frame(self, base: int, numbers: int | list[int], calls: list[Any]) -> None:
@@ -279,6 +286,8 @@ class Worker:
                 result = self._apply(function, args, kwargs)
         except BaseException as error:
             self._interrupts.armed = False
+            if error.__class__ is ActorExit:
+                raise
             if self._interrupts.recursive:
                 self._interrupts.recursive = False
                 _cancel_children(self._page.slots[STARTED])
@@ -325,6 +334,8 @@ class Worker:
             except InterruptedError:
                 continue
             except OSError as error:
+                if error.errno in _GONE:
+                    raise SubmitterGone(str(error)) from error
                 if not values or (len(values) == 1 and values[0].__class__ is tuple and values[0][0] == FAILED):
                     raise
                 # no memory or no descriptor for a large frame: each task gets that as its error
@@ -366,6 +377,19 @@ class Worker:
             _log_failed_initializer(value[1])
         self._answer(0, True, 0, [value if failed else None])
         return not failed
+
+
+_workers: WeakSet[Worker] = WeakSet()
+"""Of this process: one or, in an actor, one for each caller."""
+
+
+def _forked() -> None:
+    for worker in _workers:
+        worker._child = True
+    here.holds_cpus = False
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def as_value(result: Any, label: str, submitter: int) -> Any:

@@ -170,6 +170,12 @@ class Machine(RuleBasedStateMachine):
             self.do(a.Kill(actor, restart, b"killed"))
 
     @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        actor = self.some(data, [one for one, done in self.running.items() if done])
+        if actor is not None:
+            self.do(a.Left(actor, b"left"))
+
+    @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
         actor = self.some(data, [one for one in self.machine.actors if one not in self.freed])
         if actor is not None:

@@ -83,7 +83,8 @@ def test_references_and_failures_are_ready() -> None:
 
 def test_what_cannot_be_waited_for() -> None:
     ref = dpool.put(1)
-    for wrong, error in (([1], TypeError), ([ref, ref], ValueError), ([], ValueError)):
+    assert dpool.wait([]) == ([], [])
+    for wrong, error in (([1], TypeError), ([ref, ref], ValueError)):
         with pytest.raises(error):
             dpool.wait(wrong)  # type: ignore[arg-type]
     for count in (0, 2):

@@ -11,7 +11,7 @@ alive, hears when that process dies, and hears once that the actor is dead for g
 as somebody can still call it, so that the cause is known.
 
 One thread. Invariants (`check`): an actor has a worker exactly while it is STARTING, ALIVE or LEAVING; callers are
-linked only to a living one; a name belongs to one actor that is not dead.
+linked only to a living one; a name belongs to one actor that is neither dead nor about to be.
 
 Source: Ray (OSDI 2018) §3; restarts as Ray's `max_restarts`.
 """
@@ -86,6 +86,13 @@ class Kill(NamedTuple):
     cause: bytes
 
 
+class Left(NamedTuple):
+    """It ends by itself, and does not come back."""
+
+    actor: bytes
+    cause: bytes
+
+
 class Freed(NamedTuple):
     """Nobody can call it any more: it leaves when it has done what it was asked to."""
 
@@ -100,7 +107,7 @@ class OwnerLeft(NamedTuple):
 
 
 Event = (
-    Create | Granted | Constructed | Failed | WorkerDied | Connect | Disconnect | Kill | Freed | OwnerLeft
+    Create | Granted | Constructed | Failed | WorkerDied | Connect | Disconnect | Kill | Left | Freed | OwnerLeft
 )  # fmt: skip
 
 
@@ -184,6 +191,8 @@ MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (ALIVE, Kill): LEAVING,
     (LEAVING, Kill): LEAVING,
     (DEAD, Kill): DEAD,
+    (ALIVE, Left): LEAVING,
+    (LEAVING, Left): LEAVING,
     (DEAD, Forget): ABSENT,
     # Messages that crossed.
     (LEAVING, Constructed): LEAVING,
@@ -242,6 +251,7 @@ class Actors:
             Connect: self._connect,
             Disconnect: self._disconnect,
             Kill: self._kill,
+            Left: self._left,
             Freed: self._freed,
             OwnerLeft: self._owner_left,
         }
@@ -285,6 +295,7 @@ class Actors:
 
     def _failed(self, event: Failed, out: list[Instruction]) -> None:
         actor = self._moved(event.actor, Failed)
+        self._release_name(actor)
         actor.restarts = 0
         actor.cause = actor.cause or event.cause
         out.append(KillWorker(event.actor))
@@ -335,8 +346,14 @@ class Actors:
             return
         actor = self._moved(event.actor, Kill)
         if actor.state == LEAVING:
+            self._release_name(actor)
             actor.cause = actor.cause or event.cause
             out.append(KillWorker(event.actor))
+
+    def _left(self, event: Left, out: list[Instruction]) -> None:
+        actor = self._moved(event.actor, Left)
+        self._release_name(actor)
+        actor.cause = actor.cause or event.cause
 
     def _freed(self, event: Freed, out: list[Instruction]) -> None:
         actor = self._known(event.actor)
@@ -348,6 +365,7 @@ class Actors:
         else:
             leaving = actor.state == LEAVING
             actor = self._moved(event.actor, Freed)
+            self._release_name(actor)
             if not leaving:
                 out.append(Leave(event.actor))
 
@@ -362,6 +380,12 @@ class Actors:
         actor.linked.add(caller)
         out.append(Link(name, caller))
 
+    def _release_name(self, actor: _Actor) -> None:
+        """Another actor may have it now."""
+        if actor.name:
+            del self.names[actor.name]
+            actor.name = ""
+
     def _give_up(self, name: bytes, actor: _Actor, out: list[Instruction]) -> None:
         self._moved(name, GiveUp)
         self._buried(name, actor, out)
@@ -373,8 +397,7 @@ class Actors:
 
     def _buried(self, name: bytes, actor: _Actor, out: list[Instruction]) -> None:
         out.append(GiveUp(name))
-        if actor.name:
-            del self.names[actor.name]
+        self._release_name(actor)
         for caller in actor.callers:
             out.append(TellDead(name, caller, actor.cause))
         actor.callers.clear()
@@ -411,5 +434,5 @@ class Actors:
             assert not actor.linked or actor.state in (ALIVE, LEAVING), f"links to one that is {actor.state}"
             assert actor.state != DEAD or not actor.callers, "a dead actor has callers"
             assert actor.state != ALIVE or len(actor.linked) == len(actor.callers), "somebody waits for a living actor"
-            assert not actor.name or (self.names.get(actor.name) == name) == (actor.state != DEAD)
+            assert not actor.name or (self.names.get(actor.name) == name and actor.state not in (LEAVING, DEAD))
         assert set(self.names.values()) <= set(self.actors)

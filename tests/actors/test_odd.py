@@ -1,0 +1,137 @@
+"""What actors are asked in odd ways, or at odd moments."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+import dpool
+from tests.executor.support import LONG_S, Gate
+from tests.helpers import is_running, run_script, wait_until
+
+
+class Odd:
+    """Its methods have the names of a proxy's own."""
+
+    def kill(self) -> str:
+        return "not killed"
+
+    def submit(self) -> str:
+        return "submitted"
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def enter(self, gate: Gate, name: str) -> str:
+        gate.enter(name)
+        return name
+
+
+def test_methods_of_the_class_go_before_those_of_proxies() -> None:
+    odd = dpool.ActorProxy(Odd)
+    assert odd.kill() == "not killed"  # type: ignore[func-returns-value]
+    assert odd.kill.remote().result(LONG_S) == "not killed"  # type: ignore[attr-defined]
+    assert odd.submit() == "submitted"
+    pid = odd.pid()
+    dpool.kill(odd)
+    wait_until(lambda: not is_running(pid), LONG_S)
+
+
+class Selfish:
+    """Calls itself."""
+
+    def keep(self, proxy: Any) -> None:
+        self.proxy = proxy
+
+    def one(self) -> int:
+        return 1
+
+    def blocking(self) -> int:
+        return int(self.proxy.one()) + 1
+
+    def waiting(self) -> int:
+        return int(dpool.get(self.proxy.one.remote(), timeout=LONG_S)) + 1
+
+    def later(self) -> Any:
+        return self.proxy.one.remote()
+
+    def in_thread(self) -> int:
+        import threading
+
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(self.proxy.one.remote().cancelled()))
+        thread.start()
+        thread.join(LONG_S)
+        return len(found)
+
+
+@pytest.mark.parametrize("how", ["blocking", "waiting"])
+def test_an_actor_that_waits_for_itself_is_told_so(how: str) -> None:
+    selfish = dpool.ActorProxy(Selfish)
+    selfish.keep(selfish)
+    with pytest.raises(RuntimeError, match="waits for a call of its own"):
+        getattr(selfish, how)()
+    assert dpool.get(selfish.later(), timeout=LONG_S) == 1
+    assert selfish.in_thread() == 1
+    many = dpool.remote(Selfish).options(max_concurrency=2).remote()
+    many.keep(many)
+    assert getattr(many, how)() == 2
+
+
+def test_a_name_is_free_as_soon_as_its_actor_is_killed(gate: Gate) -> None:
+    named = dpool.remote(Odd).options(name="odd")
+    for turn in range(5):
+        actor = named.remote()
+        pid = actor.pid()
+        actor.enter.remote(gate, f"in{turn}")
+        gate.entered(f"in{turn}")
+        dpool.kill(actor)
+        with pytest.raises(ValueError, match="no actor"):
+            dpool.get_actor("odd")
+        assert named.remote().pid() != pid
+        wait_until(lambda: free("odd"), LONG_S)
+
+
+def free(name: str) -> bool:
+    try:
+        dpool.get_actor(name)
+    except ValueError:
+        return True
+    return False
+
+
+def test_whoever_calls_an_actor_at_the_very_end_does_not_wait_for_threads_that_are_no_more() -> None:
+    result = run_script("""
+import atexit, threading
+import dpool
+from dpool._core.driver import runtime
+
+class Counter:
+    def add(self):
+        return 1
+
+def hold():
+    go.wait()
+    with runtime()._start_lock:  # as the io thread may have it when the interpreter stops it
+        held.set()
+        threading.Event().wait()
+
+def late():
+    go.set()
+    held.wait()
+    for use in (counter.add, counter.add.remote, lambda: dpool.remote(len).remote("a"), lambda: dpool.Executor(1)):
+        try:
+            use()
+        except RuntimeError as error:
+            print(error)
+
+go, held = threading.Event(), threading.Event()
+threading.Thread(target=hold, daemon=True).start()
+atexit.register(late)
+counter = dpool.ActorProxy(Counter)
+print(counter.add())
+""").check()
+    what = ("call an actor", "call an actor", "submit a task", "create an executor")
+    assert result.stdout.splitlines() == ["1", *(f"cannot {one} at interpreter shutdown" for one in what)]
