@@ -20,9 +20,10 @@ from dpool._core.future import Future
 from dpool._core.logic.resources import UNIT
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.objectref import ObjectRef
-from dpool._core.remote_function import RemoteFunction, Stream, TaskOptions
+from dpool._core.remote_function import RemoteFunction, TaskOptions
 from dpool._core.runtime import check_address
 from dpool._core.serialize import store_value
+from dpool._core.stream import Stream
 
 
 def init(
@@ -121,7 +122,9 @@ def remote(function: Any = None, /, **options: Any) -> Any:
             resources by name); it waits until that is free. By default one CPU, which it lends while it waits for
             other tasks. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
         num_returns: how many values the function returns: `remote` then returns as many futures; "streaming": it
-            yields them, and `remote` returns an iterator of futures.
+            yields them, and `remote` returns an iterator of futures (`Stream`).
+        stream_window, stream_window_bytes: how far a generator may be ahead of who takes its items: by default 1,000
+            items and 64 MiB of them; -1: without limit. It waits then, and lends its CPUs.
         max_retries: how often to run it again if its worker dies (by default 3, so it must be idempotent); -1: always.
         retry_exceptions: True, or exception classes, after which it is run again, too.
         timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
@@ -159,7 +162,7 @@ def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool
 
     Its future is then cancelled, unless the task ended nevertheless. Source: Ray's `cancel`.
     """
-    task: Any = future.completed() if isinstance(future, Stream) else future
+    task: Any = future._whole if isinstance(future, Stream) else future
     if not isinstance(task, Future):
         raise TypeError(f"cancel takes the Future of a task, not {type(task).__name__}")
     extra = task._extra

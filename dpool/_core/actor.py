@@ -24,6 +24,7 @@ from dpool._core.runtime import open_runtime
 from dpool._core.serialize import Shipped
 from dpool._core.serialize_reducers import BY_TYPE
 from dpool._core.storage import Stored
+from dpool._core.stream import WINDOW, WINDOW_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +41,10 @@ MOST_COROUTINES = 1000
 class Method(NamedTuple):
     """What is known of a method without asking the actor."""
 
-    num_returns: int = 1
+    num_returns: int | str = 1
     read_only: bool = False
+    stream_window: int = WINDOW
+    stream_window_bytes: int = WINDOW_BYTES
 
 
 class Meta(NamedTuple):

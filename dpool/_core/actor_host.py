@@ -17,6 +17,7 @@ import inspect
 import os
 import socket
 import sys
+from functools import partial
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from dpool._core import wire
 from dpool._core.config import WORKER_POLL_S
 from dpool._core.context import here
-from dpool._core.frames import EXIT, LINK, POLL, Page
+from dpool._core.frames import EXIT, LINK, POLL, STOP, Page
 from dpool._core.polling import Poller
 from dpool._core.serialize import Importer
 from dpool._core.worker import Worker, as_value, raised_value
@@ -42,6 +43,8 @@ class ActorHost:
         self._ready.register(home.fileno(), EPOLLIN)
         self._links: dict[int, Worker] = {}
         self._leaving = False
+        self._running: dict[tuple[Worker, int], Any] = {}
+        """Calls that run at a time, or wait for that: what can cancel each."""
         self._label = "an actor"
         self._mode, self._most = SYNC, 1
 
@@ -136,26 +139,42 @@ class ActorHost:
                         self._told()
                     else:
                         for link, number, seq, call in self._calls_of(fd):
-                            threads.submit(self._run_call, link, number, seq, call)
+                            one = threads.submit(self._run_call, link, number, seq, call)
+                            self._note(one, link, seq)
 
     def _calls_of(self, fd: int) -> list[tuple[Worker, int, int, Any]]:
         """The calls of the next frame of a caller."""
         link = self._links[fd]
         try:
-            base, _, ship, numbers, calls = link.next_frame()
+            base, flags, ship, numbers, calls = link.next_frame()
         except (wire.Closed, OSError):
             self._drop(fd)
             return []
         if ship is not None:
             link.install(ship)
+        if flags & STOP:
+            one = self._running.get((link, base))
+            if one is not None:
+                one.cancel()
+            return []
         return [
             (link, numbers if type(numbers) is int else numbers[at], base + at, call) for at, call in enumerate(calls)
         ]
 
+    def _note(self, one: Any, link: Worker, seq: int) -> None:
+        """A call (a future of a thread, or a coroutine's task) can be cancelled; who waits for it is to hear of it."""
+        self._running[link, seq] = one
+        one.add_done_callback(partial(self._over, link, seq))
+
+    def _over(self, link: Worker, seq: int, one: Any) -> None:
+        del self._running[link, seq]
+        if one.cancelled():  # else it has answered
+            _answer(link, seq, 0, raised_value(KeyboardInterrupt(), self._label, link.submitter))
+
     @staticmethod
     def _run_call(link: Worker, number: int, seq: int, call: Any) -> None:
         begun = perf_counter_ns()
-        value = link.call(number, call)
+        value = link.call(number, call, seq)
         _answer(link, seq, perf_counter_ns() - begun, value)
 
     def _serve_coroutines(self) -> None:
@@ -169,7 +188,6 @@ class ActorHost:
 
         loop = asyncio.get_running_loop()
         slots = asyncio.Semaphore(self._most)
-        running: set[asyncio.Task[None]] = set()
         over = asyncio.Event()
 
         def readable() -> None:
@@ -179,16 +197,15 @@ class ActorHost:
                     continue
                 for link, number, seq, call in self._calls_of(fd):
                     task = loop.create_task(self._run_coroutine(slots, link, number, seq, call))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
+                    self._note(task, link, seq)
             if self._leaving and not self._ready.poll(0):
                 over.set()
 
         loop.add_reader(self._ready.fileno(), readable)
         await over.wait()
         loop.remove_reader(self._ready.fileno())
-        if running:
-            await asyncio.wait(running)
+        if self._running:
+            await asyncio.wait(list(self._running.values()))
 
     @staticmethod
     async def _run_coroutine(slots: Any, link: Worker, number: int, seq: int, call: Any) -> None:
@@ -196,16 +213,38 @@ class ActorHost:
             begun = perf_counter_ns()
             function: Any = None
             label = "a call"
+            value: Any
             try:
                 function, args, kwargs = link.load(number, call)
                 label = getattr(function, "__qualname__", label)
-                result = function(*args, **kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
-                value = as_value(result, label, link.submitter)
+                if type(kwargs) is int:
+                    value = await _run_stream(link, seq, label, function, *args)
+                else:
+                    result = function(*args, **kwargs)
+                    if inspect.isawaitable(result):
+                        result = await result
+                    value = as_value(result, label, link.submitter)
             except BaseException as error:
                 value = raised_value(error, label, link.submitter)
         _answer(link, seq, perf_counter_ns() - begun, value)
+
+
+async def _run_stream(
+    link: Worker, seq: int, label: str, function: Any, args: Any, kwargs: dict[str, Any], most: int, most_bytes: int
+) -> int:
+    """A method that yields: send on what it yields; returns how many there were."""
+    from dpool._core.yielding import send_items_async
+
+    items = function(*args, **kwargs)
+    if inspect.isawaitable(items):
+        items = await items
+
+    def send(index: int, item: Any, fd: int = -1) -> Any:
+        value = as_value(item, label, link.submitter)
+        link.send_item(seq, index, value, fd)
+        return value
+
+    return await send_items_async(items, (most, most_bytes), send)
 
 
 def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:

@@ -7,7 +7,8 @@
 ```
 
 Calls of this process begin in the order in which they were made. A call whose actor dies under it fails, unless the
-actor comes back and the call may be repeated (`max_task_retries`); calls that were not begun wait for it.
+actor comes back and the call may be repeated (`max_task_retries`, and always if it is read-only); calls that were not
+begun wait for it.
 
 Threads: as for `ExecutorPool`, whose place this takes: `lock` guards everything here and in the lane.
 """
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSED = "open", "closed"
+READ_RETRIES = 3
+"""How often a call that changes nothing is made again after its actor died under it: it may be what kills it."""
 AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
 
@@ -63,6 +66,8 @@ class ActorPool(Deferring):
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
         self.route = Route(self, self.lane, max_task_retries, None, "")
+        self.reading = Route(self, self.lane, max(max_task_retries, READ_RETRIES), None, "")
+        """Of calls that change nothing."""
         self.processes: dict[int, Any] = {}
         self._slot: Slot | None = None
         self.keep: Any = None
@@ -74,28 +79,48 @@ class ActorPool(Deferring):
 
     # -- calls
 
-    def submit(self, name: str, how: int, args: Any, kwargs: Any, most: int = 0) -> Future[Any]:
-        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future."""
+    def submit(
+        self,
+        name: str,
+        how: int,
+        args: Any,
+        kwargs: Any,
+        most: int = 0,
+        read_only: bool = False,
+        flow: Any = None,
+    ) -> Future[Any]:
+        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future.
+
+        Args:
+            most: how many calls may be pending.
+            read_only: it changes nothing, so it may be made again.
+            flow: where to what it yields goes.
+        """
         if self.broken is not None:
             return self._failed(self._gone())
         if most and self._pending() >= most:
             from dpool.errors import PendingCallsLimit
 
             raise PendingCallsLimit(f"{self.label} has {most} calls pending already (max_pending_calls)")
+        route = self.reading if read_only else self.route
         entry = self._entries.get((name, how))
         if entry is None:
             entry = self._entries[name, how] = self.runtime.exporter.method(self.label, name, how)
         try:
             export, call = self._prepare(entry, args, kwargs)
         except FutureInside:
-            future: Future[Any] = Future(self.route)
+            future: Future[Any] = Future(route)
+            if flow is not None:
+                future._more().stream = flow
             with self.lock:
                 self._held.append(future)
             self.dependents.add(future, entry, args, kwargs)
             return future
         except Exception as error:
             return self._failed(error)
-        future = Future(self.route, export, call)
+        future = Future(route, export, call)
+        if flow is not None:
+            future._more().stream = flow
         if self._behind(future):
             return future
         lane = self.lane
@@ -233,7 +258,8 @@ class ActorPool(Deferring):
                 return
         extra = future._more()
         extra.attempts += 1
-        if message.reason == "again" and extra.attempts <= self.route.max_retries:
+        assert future._route is not None
+        if message.reason == "again" and extra.attempts <= future._route.max_retries:
             self.lane.run_again(future)
             return
         call = self.lane.label(future)

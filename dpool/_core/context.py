@@ -43,6 +43,8 @@ class _Here:
     """The object, if this process is an actor's."""
     counters: Any = None
     """The counters of the page on which it is said which task runs; None where several run at a time."""
+    interrupts: Any = None
+    """What makes a KeyboardInterrupt of a signal, in a worker: see `worker.Interrupts`."""
     page: Page | None = None
     """Of this process, if it is a worker: see `frames`."""
     at_start: list[Callable[[], tuple[str, str, Any]]] = []  # noqa: RUF012

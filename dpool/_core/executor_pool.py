@@ -205,15 +205,19 @@ class ExecutorPool(Deferring):
 
     # -- submitting
 
-    def submit(self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
-        """One task: a call, or a chunk of calls (see `runtime.Pool.submit`). Errors of pickling land on the future."""
+    def submit(self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, flow: Any = None) -> Future[Any]:
+        """One task: a call, or a chunk of calls (see `runtime.Pool.submit`). Errors of pickling land on the future.
+        `flow`: where to what it yields goes.
+        """
         if self.state is not OPEN:
             self._refuse()
         try:
             export, call = self._prepare(fn, args, kwargs)
         except BaseException as error:
-            return self._unprepared(route, fn, args, kwargs, error)
+            return self._unprepared(route, fn, args, kwargs, error, flow)
         future: Future[Any] = Future(route, export, call)
+        if flow is not None:
+            future._more().stream = flow
         lane = route.lane
         try:
             lane.queue.append(future)
@@ -259,10 +263,12 @@ class ExecutorPool(Deferring):
             self._refuse()
 
     def _unprepared(
-        self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException
+        self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException, flow: Any
     ) -> Future[Any]:
         """A future is among the arguments, or they do not pickle."""
         future: Future[Any] = Future(route)
+        if flow is not None:
+            future._more().stream = flow
         if isinstance(error, FutureInside):
             self.dependents.add(future, fn, args, kwargs)
         elif not isinstance(error, Exception):
@@ -1009,6 +1015,7 @@ class ExecutorPool(Deferring):
             for slot, _ in list(self._slots.values()):
                 if slot.frames:  # by the time the signal is there, the worker may run what is submitted next
                     slot.link.page.slots[frames.INTERRUPT] = slot.frames[-1].end - 1
+                    slot.link.page.slots[frames.ASKED] += 1
                     self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
 
     def cancel_children(self, parent: int) -> None:

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
 
 
+STOP_AGAIN_S = 0.01
+"""After so long an actor that does not read is told once more that a call is cancelled."""
 LIMIT_S = 0.001
 """Between storing a LIMIT and trusting it: longer by far than a store takes to be seen by another core."""
 
@@ -71,6 +73,11 @@ def store_lost(error: BaseException, label: str) -> BaseException:
     from dpool.errors import ObjectLost
 
     return ObjectLost(f"the result of {label} is lost: it was in the object store of a node that has ended ({error})")
+
+
+def _is_cancelling(error: BaseException) -> bool:
+    """Whether this is how a cancelled call ends: a coroutine's error is asyncio's, which need not be imported here."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError"
 
 
 def _let_go(value: Any) -> None:
@@ -494,6 +501,7 @@ class Lane:
         if answer[0] < 0:
             known = self._ended_out_of_turn if answer[1] else self._yielded
             if not known(slot, -answer[0], answer[2], answer[3][0]):
+                link.receiver.close_fds()
                 self._malformed(slot, ProtocolError(f"something about task {-answer[0]} that it was not asked for"))
             link.handled()
             return False
@@ -523,14 +531,18 @@ class Lane:
             task = next((f.tasks[number - f.base] for f in slot.frames if f.base <= number < f.end), None)
         if task is None or task._extra is None or task._extra.stream is None:
             return False
-        there = task._extra.stream()
-        if there is None or task._state is not RUNNING:
+        flow = task._extra.stream
+        if index < 0:
+            for fd in slot.link.receiver.take_fds():
+                flow.opened(fd)
+            return True
+        if flow.closed or task._state is not RUNNING:
             _let_go(value)
             return True
         item: Future[Any] = Future(task._route)
         item._state = RUNNING
         self.settle([item], [value])
-        there.put(index, item)
+        flow.put(index, item)
         self.pool.runtime.poke_reader()
         return True
 
@@ -588,7 +600,7 @@ class Lane:
     def _settle_failed(self, future: Future[Any], kind: int, error: BaseException) -> None:
         """The task has raised, or what it takes or returns could not be carried."""
         route, extra = future._route, future._extra
-        if kind == frames.RAISED and extra is not None and extra.interrupted and isinstance(error, KeyboardInterrupt):
+        if kind == frames.RAISED and extra is not None and extra.interrupted and _is_cancelling(error):
             if future._settle(CANCELLED_AND_NOTIFIED, elsewhere=True):
                 self.pool.task_cancelled(future)
             return
@@ -711,12 +723,18 @@ class Lane:
     def _rescue_slot(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
         if self.in_order:
             done.append(self._harvest(slot))
-            return
+        else:
+            self._shorten(slot, now_s, done)
+
+    def _shorten(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
+        """In two steps, `LIMIT_S` apart: take back what the worker has not begun of the frame that it runs."""
         frame = slot.frames[0]
         page = slot.link.page.slots
         if frame.limit == 0:
-            if len(slot.frames) > 1:
-                self._take_unread(slot)
+            if len(slot.frames) > 1 and not self._take_unread(slot) and self.in_order:
+                return  # it begins with the next frame, which must not be overtaken
+            if self.in_order:
+                slot.held = True  # until this frame is answered: what is taken back goes first
             started = page[frames.STARTED]
             if started < frame.base:
                 return  # not even read; nothing runs
@@ -790,13 +808,39 @@ class Lane:
         """
         with self.lock:
             found = self._slot_of(future)
-            if found is None or future._state is not RUNNING:
+            if future._state is not RUNNING:
+                return
+            if found is None:
+                if here.interrupts is not None and future in here.interrupts.inline:
+                    from dpool._core.inline import interrupt
+
+                    interrupt(future)
                 return
             slot, _, number = found
             with futures_mutex:
                 future._more().interrupted = True
-            slot.link.page.slots[frames.CANCEL] = number | (frames.RECURSIVE if recursive else 0)
+            if self.dispatcher.loose:
+                self._stop(slot, number)
+                return
+            page = slot.link.page.slots
+            page[frames.CANCELS + page[frames.ASKED] % frames.MOST_CANCELS] = number | recursive * frames.RECURSIVE
+            page[frames.ASKED] += 1
             self.pool.runtime.tell(KillWorker(self.pool.number, slot.worker, int(signal.SIGINT)))
+
+    def _stop(self, slot: Slot, number: int) -> None:
+        """Tell an actor that runs many calls at a time that one is cancelled. Under the lock."""
+        if slot.worker not in self.dispatcher.slots:
+            return
+        try:
+            wire.send(slot.link.sock, dumps((number, frames.STOP, None, 0, []), 5))
+        except BlockingIOError:
+            self.pool.runtime.at(monotonic() + STOP_AGAIN_S, partial(self._stop_again, slot, number))
+        except OSError:  # it is dead, which ends the call
+            return
+
+    def _stop_again(self, slot: Slot, number: int) -> None:
+        with self.lock:
+            self._stop(slot, number)
 
     def _cut(self, future: Future[Any]) -> None:
         """If the task waits in the frame that a worker runs, take the frame apart, so that no other task suffers."""
@@ -809,7 +853,7 @@ class Lane:
                 slot, _, number = found
                 if not slot.link.page.slots[frames.STARTED] < number or number == found[1].base:
                     break
-                self._rescue_slot(slot, monotonic(), done)
+                self._shorten(slot, monotonic(), done)
             sleep(LIMIT_S)
         for tasks, values in done:
             self.settle(tasks, values)

@@ -31,7 +31,8 @@ from dpool._core import storage, wire
 from dpool._core.context import here
 from dpool._core.frames import (
     ACTOR,
-    CANCEL,
+    ASKED,
+    CANCELS,
     CAREFUL,
     COUNT,
     EXIT,
@@ -43,6 +44,7 @@ from dpool._core.frames import (
     JOURNAL_AT,
     LIMIT,
     MAP,
+    MOST_CANCELS,
     NO_LIMIT,
     PAGE_BYTES,
     PID,
@@ -66,26 +68,61 @@ _SIZED = (str, bytes)
 
 class Interrupts:
     """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks, or in a task that it is not
-    for: the submitter has said which one is (CANCEL), or up to which one (INTERRUPT).
+    for: the submitter has said which ones are (CANCELS), or up to which one (INTERRUPT).
+
+    It has counted its signals, too (ASKED): one of them may come when its task has ended, and is not for the next one.
     """
 
-    __slots__ = ("_page", "armed", "recursive")
+    __slots__ = ("_handled", "_late", "_page", "_strict", "armed", "count", "inline", "inner", "recursive")
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, strict: bool) -> None:
         self.armed = False
         self.recursive = False
         """What the interrupted task has submitted is to be cancelled."""
+        self.count = 0
+        """How often a KeyboardInterrupt was raised."""
+        self.inline: list[Any] = []
+        """Futures of the tasks that the task runs itself, one inside the other."""
+        self.inner: Any = None
+        """That one of them is to be interrupted, not the task."""
         self._page = page
+        self._handled = 0
+        self._late = 0
+        """The task that a signal was for which came when it could not be interrupted."""
+        self._strict = strict
+        """Signals that no submitter has counted are not for our tasks: others, with other submitters, run here too."""
 
     def handle(self, signum: int, frame: Any) -> None:
+        if self.inner is not None:
+            inner = self.inner
+            if not self.armed or inner not in self.inline:  # it has ended
+                self.inner = None
+                return
+            self._raise()
         page = self._page
-        target, last, now = page[CANCEL], page[INTERRUPT], page[STARTED]
-        page[CANCEL] = page[INTERRUPT] = 0
-        meant = (not target and not last) or target & ~RECURSIVE == now or now <= last
-        if self.armed and meant:
-            self.recursive = bool(target & RECURSIVE)
-            self.armed = False
-            raise KeyboardInterrupt
+        now = page[STARTED]
+        counted = self._handled < page[ASKED]
+        self._handled += counted
+        found = [one for one in page[CANCELS : CANCELS + MOST_CANCELS] if one & ~RECURSIVE == now]
+        if not (found or now <= page[INTERRUPT] or not (counted or self._strict)):
+            return
+        if self.armed:
+            self.recursive = any(one & RECURSIVE for one in found)
+            self._raise()
+        self._late = now
+
+    def _raise(self) -> None:
+        self.armed = False
+        self.count += 1
+        raise KeyboardInterrupt
+
+    def arm_again(self, task: int) -> None:
+        """The task goes on with its own code; it hears now of what came meanwhile."""
+        self.armed = True
+        if self._late == task:
+            self._late = 0
+            self.recursive = task | RECURSIVE in self._page[CANCELS : CANCELS + MOST_CANCELS].tolist()
+            self._raise()
 
 
 class Worker:
@@ -103,7 +140,7 @@ class Worker:
         ready = self._poller_fd = epoll(1)
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
-        self._interrupts = Interrupts(page.slots)
+        self._interrupts = Interrupts(page.slots, strict=submitter is not None)
         here.counters = page.slots
         self._show = False
         """An error of pickling a result shall show the result."""
@@ -121,6 +158,7 @@ class Worker:
         page[LIMIT] = NO_LIMIT
         page[PID] = os.getpid()
         signal.signal(signal.SIGINT, self._interrupts.handle)
+        here.interrupts = self._interrupts
         flags = 0
         while True:
             base, flags, ship, numbers, calls = self._next_frame(flags & POLL)
@@ -193,6 +231,7 @@ class Worker:
             self._page.slots[PID] = os.getpid()
         if calls:
             signal.signal(signal.SIGINT, self._interrupts.handle)
+            here.interrupts = self._interrupts
             self._run_frame(base, numbers, calls)
             _flush_streams()
 
@@ -205,13 +244,26 @@ class Worker:
             return function, args, {}
         return (function, *self._importer.load_call(args, function))
 
-    def call(self, number: int, args: Any) -> Any:
-        """One call: its value, plain or as (kind, data)."""
-        return self._call(number, args)
+    def call(self, number: int, args: Any, seq: int) -> Any:
+        """One call, of several that run at a time: its value, plain or as (kind, data)."""
+        return self._call(number, args, seq)
 
     def answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         """Send results."""
         self._answer(first, end, elapsed_ns, values)
+
+    def send_item(self, seq: int, index: int, value: Any, fd: int) -> None:
+        """Send what a call has yielded; or, with index -1, the pipe to its generator, if `fd` is one."""
+        if fd < 0:
+            self._answer(-seq, False, index, [value])
+            return
+        data = dumps((-seq, False, index, [value]), 5)
+        while True:
+            try:
+                wire.send(self._sock, data, (fd,))
+                return
+            except BlockingIOError:
+                _wait_writable(self._sock)
 
     def _install(self, ship: tuple[list[tuple[int, str, bytes]], list[int], dict[str, str] | None]) -> None:
         items, forget, env = ship
@@ -260,8 +312,8 @@ class Worker:
             seq += 1
         self._answer(first, True, perf_counter_ns() - begun, values)
 
-    def _call(self, number: int, args: Any) -> Any:
-        """One task: its value, plain or as (kind, data)."""
+    def _call(self, number: int, args: Any, seq: int = 0) -> Any:
+        """One task: its value, plain or as (kind, data). `seq`: which one, if several run at a time."""
         function: Any = None
         try:
             if number:
@@ -270,10 +322,10 @@ class Worker:
                     result = function(*args)
                 else:
                     args, kwargs = self._importer.load_call(args, function)
-                    result = self._apply(function, args, kwargs)
+                    result = self._apply(function, args, kwargs, seq)
             else:
                 function, args, kwargs = self._importer.load_inline(args)
-                result = self._apply(function, args, kwargs)
+                result = self._apply(function, args, kwargs, seq)
         except BaseException as error:
             self._interrupts.armed = False
             if self._interrupts.recursive:
@@ -289,25 +341,32 @@ class Worker:
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
-    def _apply(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int) -> Any:
+    def _apply(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int, seq: int) -> Any:
         if type(kwargs) is int:
             if kwargs == STREAM:
-                return self._stream(function, *args)
+                return self._stream(seq, function, *args)
             return list(map(function, args) if kwargs == MAP else starmap(function, args))
         return function(*args, **kwargs)  # type: ignore[arg-type]
 
-    def _stream(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> int:
+    def _stream(
+        self, seq: int, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], most: int, most_bytes: int
+    ) -> int:
         """Send on what the function yields; returns how many there were."""
-        seq = self._page.slots[STARTED]
-        index = -1
-        for index, item in enumerate(function(*args, **kwargs)):
-            self._interrupts.armed = False
-            value = item
-            if type(item) not in ATOMIC or (type(item) in _SIZED and len(item) > RAW_LIMIT):
-                value = _result(item, _label(function), self._show, self.submitter)
-            self._answer(-seq, False, index, [value])
-            self._interrupts.armed = True
-        return index + 1
+        from dpool._core.yielding import send_items
+
+        label = _label(function)
+        number = seq or self._page.slots[STARTED]
+        interrupts = self._interrupts
+
+        def send(index: int, item: Any, fd: int = -1) -> Any:
+            interrupts.armed = False
+            value = as_value(item, label, self.submitter)
+            self.send_item(number, index, value, fd)
+            if not seq:
+                interrupts.arm_again(number)
+            return value
+
+        return send_items(function(*args, **kwargs), (most, most_bytes), send)
 
     def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         if self._child:
