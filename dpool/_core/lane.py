@@ -512,9 +512,9 @@ class Lane:
         """A call has ended of an actor that runs many at a time; False if it is not such a one. Cut short anywhere, it
         can be called again.
         """
-        if not self.dispatcher.loose or number >= slot.next_seq:
-            return False
-        with self.lock:
+        with self.lock:  # which whoever sends has until it is noted that the call was sent
+            if not self.dispatcher.loose or number >= slot.next_seq:
+                return False
             task = self.dispatcher.alone(slot, number)
         if task is None:
             _let_go(value)
