@@ -73,7 +73,7 @@ class Interrupts:
     It has counted its signals, too (ASKED): one of them may come when its task has ended, and is not for the next one.
     """
 
-    __slots__ = ("_handled", "_late", "_page", "_strict", "armed", "count", "inline", "inner", "recursive")
+    __slots__ = ("_handled", "_page", "_strict", "ahead", "armed", "count", "inline", "inner", "recursive")
 
     def __init__(self, page: Any, strict: bool) -> None:
         self.armed = False
@@ -87,8 +87,8 @@ class Interrupts:
         """That one of them is to be interrupted, not the task."""
         self._page = page
         self._handled = 0
-        self._late = 0
-        """The task that a signal was for which came when it could not be interrupted."""
+        self.ahead = False
+        """A signal has come too early for its task: that had not begun, or could not be interrupted at that moment."""
         self._strict = strict
         """Signals that no submitter has counted are not for our tasks: others, with other submitters, run here too."""
 
@@ -103,26 +103,37 @@ class Interrupts:
         now = page[STARTED]
         counted = self._handled < page[ASKED]
         self._handled += counted
-        found = [one for one in page[CANCELS : CANCELS + MOST_CANCELS] if one & ~RECURSIVE == now]
+        named = page[CANCELS : CANCELS + MOST_CANCELS].tolist()
+        self.ahead |= any(one & ~RECURSIVE > now for one in named)
+        found = [one for one in named if one & ~RECURSIVE == now]
         if not (found or now <= page[INTERRUPT] or not (counted or self._strict)):
             return
         if self.armed:
             self.recursive = any(one & RECURSIVE for one in found)
             self._raise()
-        self._late = now
+        if found:
+            self.ahead = True
 
     def _raise(self) -> None:
         self.armed = False
         self.count += 1
         raise KeyboardInterrupt
 
+    def begin(self) -> None:
+        """Calls of one of several submitters are run now: until now its signals went elsewhere."""
+        if self._handled != self._page[ASKED]:
+            self._handled = self._page[ASKED]
+            self.ahead = True
+
     def arm_again(self, task: int) -> None:
-        """The task goes on with its own code; it hears now of what came meanwhile."""
+        """The task begins, or goes on with its own code; it hears now of what came before."""
         self.armed = True
-        if self._late == task:
-            self._late = 0
-            self.recursive = task | RECURSIVE in self._page[CANCELS : CANCELS + MOST_CANCELS].tolist()
-            self._raise()
+        if self.ahead:
+            named = self._page[CANCELS : CANCELS + MOST_CANCELS].tolist()
+            self.ahead = any(one & ~RECURSIVE > task for one in named)
+            if task in named or task | RECURSIVE in named:
+                self.recursive = task not in named
+                self._raise()
 
 
 class Worker:
@@ -232,6 +243,7 @@ class Worker:
         if calls:
             signal.signal(signal.SIGINT, self._interrupts.handle)
             here.interrupts = self._interrupts
+            self._interrupts.begin()
             self._run_frame(base, numbers, calls)
             _flush_streams()
 
@@ -296,9 +308,12 @@ class Worker:
             number: int = numbers if same else numbers[at]  # type: ignore[index,assignment]
             interrupts.armed = True
             try:
+                if interrupts.ahead:
+                    interrupts.arm_again(seq)
                 value = call(number, args)
             except KeyboardInterrupt as error:  # it may hit between the task's end and here
                 value = (RAISED, dump_exception(error, ""))
+                self._children_too(seq)
             interrupts.armed = False
             values.append(value)
             if many:
@@ -328,9 +343,7 @@ class Worker:
                 result = self._apply(function, args, kwargs, seq)
         except BaseException as error:
             self._interrupts.armed = False
-            if self._interrupts.recursive:
-                self._interrupts.recursive = False
-                _cancel_children(self._page.slots[STARTED])
+            self._children_too(self._page.slots[STARTED])
             return raised_value(error, _label(function), self.submitter)
         kind = type(result)
         if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
@@ -340,6 +353,12 @@ class Worker:
             return _result(result, _label(function), self._show, self.submitter)
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
+
+    def _children_too(self, task: int) -> None:
+        """The task was interrupted: what it has submitted is cancelled, if that was asked for."""
+        if self._interrupts.recursive:
+            self._interrupts.recursive = False
+            _cancel_children(task)
 
     def _apply(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int, seq: int) -> Any:
         if type(kwargs) is int:
