@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dpool.tasks import cancel as cancel
     from dpool.tasks import cluster_resources as cluster_resources
     from dpool.tasks import get as get
+    from dpool.tasks import get_gpu_ids as get_gpu_ids
     from dpool.tasks import init as init
     from dpool.tasks import is_initialized as is_initialized
     from dpool.tasks import put as put
@@ -53,6 +54,7 @@ __all__ = [
     "errors",
     "get",
     "get_actor",
+    "get_gpu_ids",
     "get_reusable_executor",
     "init",
     "is_initialized",
@@ -78,6 +80,7 @@ _HOMES = {
     "current_worker": "dpool._core.context",
     "get": "dpool.tasks",
     "get_actor": "dpool.actor",
+    "get_gpu_ids": "dpool.tasks",
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.tasks",
     "is_initialized": "dpool.tasks",

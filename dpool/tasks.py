@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, overload
 
 from dpool._core import storage
 from dpool._core.config import MIN_STORE
+from dpool._core.context import here
 from dpool._core.future import Future
 from dpool._core.logic.resources import UNIT
 from dpool._core.logic.resources import shape as make_shape
@@ -42,7 +43,8 @@ def init(
 
     Args:
         address: None or "local": this machine.
-        num_cpus, num_gpus: what tasks can ask for, instead of what is found.
+        num_cpus, num_gpus: what tasks can ask for, instead of what is found; GPUs are found through NVML, as far as
+            CUDA_VISIBLE_DEVICES shows them.
         resources: custom resources that tasks can ask for: name → amount.
         strict_resources: tasks that ask for more than there is fail (`dpool.errors.InfeasibleResources`), instead of
             waiting, with a warning, for a machine that has it.
@@ -64,6 +66,8 @@ def init(
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None:
             make_shape(**{name: amount})  # raises for what cannot be
+            if name == "num_gpus" and amount != int(amount):
+                raise ValueError(f"a machine has whole GPUs, not {amount!r}; tasks can ask for a part of one")
             changes[name] = float(amount)
     if resources is not None:
         make_shape(**resources)  # raises for what cannot be
@@ -180,6 +184,13 @@ def cluster_resources() -> dict[str, float]:
 def available_resources() -> dict[str, float]:
     """What of that nobody holds now."""
     return {name: free for name, (_, free) in _resources().items()}
+
+
+def get_gpu_ids() -> list[int | str]:
+    """The GPUs of the task or actor that runs here: numbers, or ids such as `GPU-…`, as CUDA_VISIBLE_DEVICES has them;
+    of tasks that share one, the same. Empty if it asked for none, and outside of tasks. Source: Ray's `get_gpu_ids`.
+    """
+    return [int(name) if name.isdecimal() else name for name in here.gpus]
 
 
 def _resources() -> dict[str, tuple[float, float]]:

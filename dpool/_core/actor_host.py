@@ -47,6 +47,12 @@ class ActorHost:
         """Calls that run at a time, or wait for that: what can cancel each."""
         self._label = "an actor"
         self._mode, self._most = SYNC, 1
+        here.page = self
+
+    def count_written(self) -> None:
+        """It writes to standard output or error, in whomever's call: all callers shall know."""
+        for link in list(self._links.values()):
+            link.count_written()
 
     def run(self, number: int, call: Any) -> None:
         """Construct the object, tell the node, and serve until told to leave."""

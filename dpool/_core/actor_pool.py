@@ -322,8 +322,16 @@ class ActorPool(Deferring):
                 self.task_cancelled(future)
 
     def has_written(self) -> bool:
-        """What an actor prints is not counted: it belongs to no one call."""
-        return False
+        """Whether the actor has counted up what it wrote since this was last asked."""
+        slot = self._slot
+        if slot is None:
+            return False
+        try:
+            written = slot.link.page.slots[frames.WRITTEN]
+        except ValueError:  # it is gone, and its page with it
+            return False
+        before, slot.link.written = slot.link.written, written
+        return bool(before != written)
 
     def signal_workers(self, number: int) -> None:
         """The actor's process is not ours."""
@@ -381,10 +389,14 @@ class ActorPool(Deferring):
 
 
 def death_of(label: str, cause: bytes) -> BaseException:
-    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception or None)."""
-    from dpool.errors import ActorDied
+    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception, nothing (b"": it asked for more than
+    there is) or None).
+    """
+    from dpool.errors import ActorDied, InfeasibleResources
 
     text, data = pickle.loads(cause)
+    if data == b"":
+        return InfeasibleResources(f"the actor {label} cannot be made: {text.partition('; it waits')[0]}")
     error = ActorDied(f"the actor {label} is dead: {text}")
     if data is not None:
         from dpool._core.serialize import load_exception

@@ -1077,6 +1077,7 @@ class NativeRuntime:
         self.join_io()
         storage.let_everything_go()
         self.stays = False
+        self._warned.clear()
         self.close()
 
     def close(self) -> None:

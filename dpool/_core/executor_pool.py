@@ -479,7 +479,7 @@ class ExecutorPool(Deferring):
         names = [name for name, _ in message.shape]
         env = {"\0cpus": "1" if "num_cpus" in names else "0"}
         if "num_gpus" in names:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(message.gpus)
         return env
 
     def _readable(self, slot: Slot) -> None:

@@ -133,7 +133,7 @@ class Route:
 
     def run_here(self, future: Future[Any]) -> bool:
         """Run a task that no worker has begun in this very thread, if that can be."""
-        if not here.holds_cpus or here.careful or self.retry_on:
+        if not here.holds_cpus or here.careful or self.retry_on or here.gpus:
             return False
         from dpool._core.inline import run_here
 

@@ -156,7 +156,7 @@ class Grant(NamedTuple):
     pool: int
     worker: int
     shape: Shape
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     fresh: bool
     log_file: str
 

@@ -211,6 +211,13 @@ class Worker:
         """The counters of its page."""
         return self._page.slots
 
+    def count_written(self) -> None:
+        """The process writes to standard output or error."""
+        try:
+            self._page.count_written()
+        except ValueError:  # the caller has just gone, and its page with it
+            return
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -285,6 +292,8 @@ class Worker:
             self._importer.install(items)
         if env is not None:
             here.holds_cpus = env.pop("\0cpus", "") == "1"
+            gpus = env.get("CUDA_VISIBLE_DEVICES", "")
+            here.gpus = gpus.split(",") if gpus else []
             os.environ.update(env)
 
     def _run_frame(self, base: int, numbers: int | list[int], calls: list[Any]) -> None:

@@ -42,13 +42,11 @@ def test_a_signal_is_for_the_tasks_that_were_named() -> None:
     for at, number in enumerate((5, 9, 7 | frames.RECURSIVE)):
         page[frames.CANCELS + at] = number
         page[frames.ASKED] += 1
-    assert interrupted(interrupts)
-    assert not interrupts.recursive
+    assert (interrupted(interrupts), interrupts.recursive) == (True, False)
     page[frames.STARTED] = 6
     assert not interrupted(interrupts)  # it came late, and must not hit the next one
     page[frames.STARTED] = 7
-    assert interrupted(interrupts)
-    assert interrupts.recursive
+    assert (interrupted(interrupts), interrupts.recursive) == (True, True)
     assert interrupted(Interrupts(page, strict=True))
     page[frames.STARTED] = 8
     assert interrupted(interrupts)  # all that were announced have come: a stranger's
