@@ -160,8 +160,12 @@ def _remote(options: Mapping[str, Any], function: Any) -> Any:
 def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel a task: one that has not begun never will; in one that runs KeyboardInterrupt is raised.
 
+    In calls of actors, too: a coroutine gets CancelledError; a call that runs in one of several threads
+    (`max_concurrency`) cannot be interrupted, and ends as it ends.
+
     Args:
-        force: kill the worker of a task that runs, and with it what it has submitted.
+        force: kill the worker of a task that runs, and with it what it has submitted; ValueError for calls of actors,
+            as it would end the actor.
         recursive: cancel the tasks that it has submitted as well.
 
     Its future is then cancelled, unless the task ended nevertheless. Source: Ray's `cancel`.
@@ -172,6 +176,8 @@ def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool
     extra = task._extra
     if extra is not None and extra.whole is not None:
         task = extra.whole
+    if force and task._route is not None and hasattr(task._route.pool, "actor"):
+        raise ValueError("force=True would end the actor, and with it what others have asked it for: see dpool.kill")
     if not task.cancel(force) and not force and task._route is not None and not task.done():
         task._route.lane.interrupt(task, recursive)
 

@@ -224,6 +224,12 @@ class Stream:
         if not self._whole.done():
             self._whole.cancel()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Stream stays in the process that made it, which tells the generator what was taken: pass the futures "
+            "that it gives, or call the generator in the task that is to take its items"
+        )
+
     def __enter__(self) -> Stream:
         return self
 

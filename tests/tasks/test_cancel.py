@@ -210,6 +210,8 @@ def test_calls_that_wait_and_one_that_runs(gate: Gate) -> None:
     for call in waiting[::3]:
         dpool.cancel(call)
     assert all(map(cancelled, waiting[::3]))
+    with pytest.raises(ValueError, match="end the actor"):
+        dpool.cancel(running, force=True)
     dpool.cancel(running)  # KeyboardInterrupt in the method
     assert cancelled(running)
     kept = [i for i in range(50) if i % 3]

@@ -212,6 +212,14 @@ def test_with_async_for(gate: Gate) -> None:
     assert asyncio.run(take()) == list(range(20))
 
 
+def test_a_stream_does_not_travel(gate: Gate) -> None:
+    stream = endless.remote(gate, 3)
+    with pytest.raises(TypeError, match="stays in the process"):
+        dpool.get(dpool.remote(list).remote(stream))
+    items = list(stream)
+    assert dpool.get(dpool.remote(lambda *values: values).remote(*items)) == (0, 1, 2)
+
+
 def test_what_is_not_a_generator_and_options_that_cannot_be() -> None:
     stream = dpool.remote(num_returns="streaming")(len).remote("ab")
     with pytest.raises(TypeError, match="iterable"):
