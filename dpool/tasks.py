@@ -178,8 +178,8 @@ def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool
         task = extra.whole
     if force and task._route is not None and hasattr(task._route.pool, "actor"):
         raise ValueError("force=True would end the actor, and with it what others have asked it for: see dpool.kill")
-    if not task.cancel(force) and not force and task._route is not None and not task.done():
-        task._route.lane.interrupt(task, recursive)
+    if not task.cancel(force) and not force and task._route is not None:
+        task._route.lane.stop(task, recursive)
 
 
 def cluster_resources() -> dict[str, float]:

@@ -1026,9 +1026,9 @@ class ExecutorPool(Deferring):
                 known += lane.queue
                 known += [task for slot in lane.dispatcher.slots.values() for f in slot.frames for task in f.tasks]
         for future in known:
-            if future._extra is not None and future._extra.parent == parent and not future.cancel():
+            if future._extra is not None and future._extra.parent == parent:
                 assert future._route is not None
-                future._route.lane.interrupt(future)
+                future._route.lane.stop(future)
 
     def signal_workers(self, number: int) -> None:
         """Send a signal to every worker; for good."""

@@ -399,11 +399,15 @@ class Lane:
         """
         try:
             self.queue.extendleft(reversed(tasks))
-            return to_pending(tasks)
+            back = to_pending(tasks)
         except BaseException:
             self.queue.extendleft(reversed(tasks))
             to_pending(tasks)
             raise
+        for future in back:
+            if future._extra is not None and future._extra.interrupted:  # the signal was for where it was
+                self.pool.later(partial(self.stop, future))
+        return back
 
     def _unsent(self, slot: Slot, frame: list[Any], error: OSError) -> bool:
         """The socket is full (try again after the next answer), or there is no memory for a large frame."""
@@ -802,30 +806,39 @@ class Lane:
         self.pool.task_cancelled(future)
         return True
 
-    def interrupt(self, future: Future[Any], recursive: bool = True) -> None:
-        """Raise KeyboardInterrupt in a task that runs; nothing happens if it does not run any more. `recursive`: it
-        then cancels those that it has submitted.
+    def stop(self, future: Future[Any], recursive: bool = True) -> None:
+        """Cancel a task, or interrupt it if it has begun."""
+        if futures_mutex._is_owned():  # type: ignore[attr-defined]  # garbage is collected in the middle of something
+            self.pool.later(partial(self.stop, future, recursive))
+        elif self.pool.runtime.pid == os.getpid():
+            while not future.cancel() and not self.interrupt(future, recursive):
+                pass  # it was taken back meanwhile
+
+    def interrupt(self, future: Future[Any], recursive: bool = True) -> bool:
+        """Raise KeyboardInterrupt in a task that runs; False if it waits again, having been taken back meanwhile.
+        `recursive`: it then cancels those that it has submitted.
         """
         with self.lock:
             found = self._slot_of(future)
             if future._state is not RUNNING:
-                return
+                return future._state is not PENDING
             if found is None:
                 if here.interrupts is not None and future in here.interrupts.inline:
                     from dpool._core.inline import interrupt
 
                     interrupt(future)
-                return
+                return True
             slot, _, number = found
             with futures_mutex:
                 future._more().interrupted = True
             if self.dispatcher.loose:
                 self._stop(slot, number)
-                return
+                return True
             page = slot.link.page.slots
             page[frames.CANCELS + page[frames.ASKED] % frames.MOST_CANCELS] = number | recursive * frames.RECURSIVE
             page[frames.ASKED] += 1
             self.pool.runtime.tell(KillWorker(self.pool.number, slot.worker, int(signal.SIGINT)))
+            return True
 
     def _stop(self, slot: Slot, number: int) -> None:
         """Tell an actor that runs many calls at a time that one is cancelled. Under the lock."""

@@ -293,3 +293,23 @@ def test_calls_that_change_nothing_are_made_again(tmp_path: Path) -> None:
     assert made("c", max_task_retries=6).read(6) == 7
     with pytest.raises(dpool.errors.ActorDied):
         dpool.remote(Reader).remote(str(tmp_path / "d")).read(1)  # it does not come back
+
+
+def test_an_answer_may_come_before_its_caller_has_noted_that_it_asked() -> None:
+    """Whoever sends a call notes afterwards that it has been sent; the answer must wait for that."""
+    actor = dpool.remote(Counter).options(max_concurrency=2).remote()
+    actor.add()
+    lane = actor._dpool_held.pool().lane
+    (slot,) = lane.dispatcher.slots.values()
+    number = slot.next_seq
+    known: list[bool] = []
+    answered = threading.Thread(target=lambda: known.append(lane._ended_out_of_turn(slot, number, 0, None)))
+    with lane.lock:
+        answered.start()
+        answered.join(0.05)  # for as long as it may run; it is to wait for us
+        slot.next_seq = number + 1
+    answered.join(LONG_S)
+    assert known == [True]
+    assert not lane._ended_out_of_turn(slot, number + 1, 0, None)
+    slot.next_seq = number
+    assert actor.add() == 2

@@ -96,6 +96,25 @@ def test_many_at_once_on_few_workers(gate: Gate) -> None:
     assert dpool.get(dpool.remote(len).remote("abc"), timeout=LONG_S) == 3
 
 
+def test_a_task_that_waits_behind_another_in_its_frame_and_is_taken_back(gate: Gate) -> None:
+    """It was interrupted by its number, which is another one where it is sent next."""
+    with dpool.Executor(1) as ex:
+        running = ex.submit(gate.enter, "a")
+        gate.entered("a")
+        behind = ex.submit(gate.enter, "b")
+        assert running._route is not None
+        lane = running._route.lane
+        wait_until(lambda: lane._slot_of(behind) is not None, LONG_S)
+        assert lane.interrupt(behind)
+        with lane.lock:
+            (slot,) = lane.dispatcher.slots.values()
+            assert lane._take_unread(slot)
+        assert cancelled(behind)
+        gate.open("a")
+        assert running.result(LONG_S) is None
+        assert not gate.pids("b")
+
+
 def waits_for_two(gate: Gate, children: int) -> Any:
     """Runs its last child itself, as all CPUs are taken."""
     others = [dpool.remote(gate.enter).remote("other") for _ in range(children)]
