@@ -300,7 +300,7 @@ class ActorPool(Deferring):
     def give_up_idle(self) -> None:
         """The actor keeps what it holds."""
 
-    def infeasible(self, shape: Any, text: str) -> None:
+    def infeasible(self, shape: Any, text: str, strict: bool) -> None:
         """The node that creates it says so to the creator."""
         self.runtime.notice(text)
 

@@ -435,7 +435,7 @@ class NativeRuntime:
         elif kind is Infeasible:
             pool = self.pools.get(message.pool)
             if pool is not None:
-                pool.infeasible(message.shape, message.text)
+                pool.infeasible(message.shape, message.text, message.strict)
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()

@@ -368,10 +368,10 @@ class ExecutorPool(Deferring):
                         if not slot.frames and not slot.held and not slot.retiring:
                             self._give_back(lane, slot)
 
-    def infeasible(self, shape: Shape, text: str) -> None:
+    def infeasible(self, shape: Shape, text: str, strict: bool) -> None:
         """This machine cannot run the tasks of a lane: they wait, with a warning, or fail if that was asked for."""
         self.runtime.notice(text)
-        if not self.runtime.config.strict_resources:
+        if not strict:
             return
         with self.lock:
             self._infeasible[shape] = text

@@ -704,7 +704,7 @@ class Node:
             if self.config.strict_resources:
                 self._soon.append(partial(pool.actors.infeasible, order.pool, text.replace("a task", "it")))
         else:
-            self._send(pool.client, m.Infeasible(pool.number, order.shape, text))
+            self._send(pool.client, m.Infeasible(pool.number, order.shape, text, self.config.strict_resources))
 
     def _scarce(self) -> None:
         """Whoever has idle leases gives them back while others wait for resources."""
