@@ -36,6 +36,7 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | WRITTEN | worker | how often its tasks wrote to standard output or error, where that is counted |
 | INTERRUPT | submitter | a SIGINT was sent for tasks up to this one |
 | ASKED | submitter | how many SIGINTs it has had sent; others are for whatever runs |
+| HANDLED | worker | how many of these have come |
 | CANCELS | submitter | the tasks that the last of these SIGINTs are for |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
@@ -80,7 +81,7 @@ WITH_REFS = 5
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, ASKED = range(9)
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, ASKED, HANDLED = range(10)
 CANCELS, MOST_CANCELS = 16, 16
 SLOTS = CANCELS + MOST_CANCELS
 JOURNAL_AT = SLOTS * 8

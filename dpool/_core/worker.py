@@ -39,6 +39,7 @@ from dpool._core.frames import (
     FAILED,
     FIRST,
     GENERATION,
+    HANDLED,
     INIT,
     INTERRUPT,
     JOURNAL_AT,
@@ -73,7 +74,7 @@ class Interrupts:
     It has counted its signals, too (ASKED): one of them may come when its task has ended, and is not for the next one.
     """
 
-    __slots__ = ("_handled", "_page", "_strict", "ahead", "armed", "count", "inline", "inner", "recursive")
+    __slots__ = ("_page", "_strict", "ahead", "armed", "count", "inline", "inner", "recursive")
 
     def __init__(self, page: Any, strict: bool) -> None:
         self.armed = False
@@ -86,7 +87,6 @@ class Interrupts:
         self.inner: Any = None
         """That one of them is to be interrupted, not the task."""
         self._page = page
-        self._handled = 0
         self.ahead = False
         """A signal has come too early for its task: that had not begun, or could not be interrupted at that moment."""
         self._strict = strict
@@ -101,8 +101,8 @@ class Interrupts:
             self._raise()
         page = self._page
         now = page[STARTED]
-        counted = self._handled < page[ASKED]
-        self._handled += counted
+        counted = page[HANDLED] < page[ASKED]
+        page[HANDLED] += counted
         named = page[CANCELS : CANCELS + MOST_CANCELS].tolist()
         self.ahead |= any(one & ~RECURSIVE > now for one in named)
         found = [one for one in named if one & ~RECURSIVE == now]
@@ -121,8 +121,8 @@ class Interrupts:
 
     def begin(self) -> None:
         """Calls of one of several submitters are run now: until now its signals went elsewhere."""
-        if self._handled != self._page[ASKED]:
-            self._handled = self._page[ASKED]
+        if self._page[HANDLED] != self._page[ASKED]:
+            self._page[HANDLED] = self._page[ASKED]
             self.ahead = True
 
     def arm_again(self, task: int) -> None:
