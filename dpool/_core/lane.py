@@ -305,7 +305,8 @@ class Lane:
             data = self._build_frame(slot, frame)
             if not frame[0]:
                 return False
-            record = self.dispatcher.prepared(slot, frame[0], monotonic(), frame[1])
+            ships = frame[1] or slot.link.gpus is not None  # what a frame behind it must not be read without
+            record = self.dispatcher.prepared(slot, frame[0], monotonic(), ships)
             wire.send(slot.link.sock, data, (), sent)
             self._sent(slot, record)
         except OSError as error:
