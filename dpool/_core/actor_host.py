@@ -256,8 +256,10 @@ async def _run_stream(
 def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:
     try:
         link.answer(-seq, True, elapsed_ns, [value])
-    except (BrokenPipeError, ConnectionResetError):  # the caller has gone
-        return
+    except OSError as error:
+        if link.fileno() >= 0 and not isinstance(error, (BrokenPipeError, ConnectionResetError)):
+            raise
+        return  # the caller has gone
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

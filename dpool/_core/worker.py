@@ -409,6 +409,8 @@ class Worker:
             except InterruptedError:
                 continue
             except OSError as error:
+                if isinstance(error, (BrokenPipeError, ConnectionResetError)) or self._sock.fileno() < 0:
+                    raise  # whoever asked has gone
                 if not values or (len(values) == 1 and values[0].__class__ is tuple and values[0][0] == FAILED):
                     raise
                 # no memory or no descriptor for a large frame: each task gets that as its error
