@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,10 +17,11 @@ from dpool._core import actor as core
 from dpool._core.actor import Creation, Method
 from dpool._core.actor_methods import EVERY
 from dpool._core.context import ActorExit, here
-from dpool._core.frames import ATTRIBUTE, METHOD
+from dpool._core.frames import ATTRIBUTE, METHOD, STREAM
 from dpool._core.future import Future
 from dpool._core.logic.resources import shape as make_shape
-from dpool._core.remote_function import parts_of
+from dpool._core.remote_function import STREAMING, parts_of, with_window
+from dpool._core.stream import Flow, Stream
 
 _OPTIONS = (
     "num_cpus", "num_gpus", "memory", "resources", "name", "get_if_exists", "lifetime", "max_restarts",
@@ -107,9 +108,9 @@ class ActorProxy:
         held = self._dpool_held
         method = held.meta.methods.get(name)
         if method is None and name in EVERY:
-            return ActorMethod(held, name, 1)
+            return ActorMethod(held, name, Method())
         if method is not None:
-            return ActorMethod(held, name, method.num_returns)
+            return ActorMethod(held, name, method)
         if name == "kill":  # unless its class has a method of this name
             return partial(_kill, held)
         if name.startswith("__") and name.endswith("__"):
@@ -168,9 +169,11 @@ def _proxy(held: core.Held) -> ActorProxy:
     return proxy
 
 
-def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any) -> Future[Any]:
+def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any, flow: Flow | None = None) -> Future[Any]:
     pool = held.pool()
-    future = pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    method = held.meta.methods.get(name)
+    read_only = method.read_only if how == METHOD and method is not None else how == ATTRIBUTE
+    future = pool.submit(name, how, args, kwargs, held.meta.max_pending_calls, read_only, flow)
     pool.keeping(held)
     return future
 
@@ -183,39 +186,54 @@ def _kill(held: core.Held, *, restart: bool = False) -> None:
 class ActorMethod:
     """A method of an actor."""
 
-    __slots__ = ("_held", "_name", "_num_returns")
+    __slots__ = ("_held", "_how", "_name")
 
-    def __init__(self, held: core.Held, name: str, num_returns: int) -> None:
+    def __init__(self, held: core.Held, name: str, how: Method) -> None:
         self._held = held
         self._name = name
-        self._num_returns = num_returns
+        self._how = how
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it and wait: the value, or what it raised."""
+        """Call it and wait: the value, or what it raised. Of a method that yields (`num_returns="streaming"`): an
+        iterator of the values, as they come.
+        """
+        if self._how.num_returns in STREAMING:
+            return _values(self.submit(*args, **kwargs))
         return _submit(self._held, self._name, METHOD, args, kwargs).result()
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it; returns a Future, or a list of `num_returns`. Futures and ObjectRefs among the arguments arrive as
-        their values; later calls of this process wait meanwhile, since calls keep their order.
+        """Call it; returns a Future, a list of `num_returns`, or a Stream. Futures and ObjectRefs among the arguments
+        arrive as their values; later calls of this process wait meanwhile, since calls keep their order.
         """
+        how = self._how
+        if how.num_returns in STREAMING:
+            flow = Flow()
+            call = args, kwargs, how.stream_window, how.stream_window_bytes
+            return Stream(_submit(self._held, self._name, METHOD, call, STREAM, flow), flow)
         future = _submit(self._held, self._name, METHOD, args, kwargs)
-        return future if self._num_returns == 1 else parts_of(future, self._num_returns)
+        return future if how.num_returns == 1 else parts_of(future, int(how.num_returns))
 
     remote = submit
 
-    def options(self, *, num_returns: int = 1) -> ActorMethod:
-        """The same method, whose result is as many values."""
-        return ActorMethod(self._held, self._name, num_returns)
+    def options(self, **options: Any) -> ActorMethod:
+        """The same method with other options, as for `dpool.method`."""
+        return ActorMethod(self._held, self._name, self._how._replace(**_method_options(options)))
 
     def __reduce__(self) -> Any:
-        return _method, (_proxy(self._held), self._name, self._num_returns)
+        return _method, (_proxy(self._held), self._name, self._how)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {_proxy(self._held)!r}>"
 
 
-def _method(proxy: ActorProxy, name: str, num_returns: int) -> ActorMethod:
-    return ActorMethod(proxy._dpool_held, name, num_returns)
+def _method(proxy: ActorProxy, name: str, how: Method) -> ActorMethod:
+    return ActorMethod(proxy._dpool_held, name, how)
+
+
+def _values(stream: Stream) -> Iterator[Any]:
+    with stream:
+        for item in stream:
+            yield item.result()
 
 
 class ActorClass:
@@ -315,19 +333,35 @@ def exit_actor() -> NoReturn:
     raise ActorExit(0)
 
 
-def method(*, num_returns: int = 1, read_only: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Says something about a method of a class of actors.
 
     Args:
-        num_returns: how many values it returns: `submit` then returns as many futures.
-        read_only: it changes nothing, so that it need not be repeated when an actor is recovered.
+        num_returns: how many values it returns: `submit` then returns as many futures; "streaming": it yields them
+            (also as an asynchronous generator), and `submit` returns an iterator of futures.
+        stream_window, stream_window_bytes: how far it may be ahead of who takes them, as for `dpool.remote`.
+        read_only: it changes nothing. So a call of it whose actor died under it is made again when the actor is back
+            (three times at most, or `max_task_retries` if that is more), and what an actor goes through again when it
+            is recovered does not contain it.
 
     Source: Ray's `method`.
     """
-    _check_number("num_returns", num_returns, 0)
+    how = Method()._replace(**_method_options(options))
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.__dpool_method__ = Method(num_returns, read_only)  # type: ignore[attr-defined]
+        function.__dpool_method__ = how  # type: ignore[attr-defined]
         return function
 
     return mark
+
+
+def _method_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = with_window(given)
+    unknown = options.keys() - Method._fields
+    if unknown:
+        raise TypeError(f"unknown options {', '.join(sorted(unknown))}; a method has {', '.join(Method._fields)}")
+    if options.get("num_returns", 1) not in STREAMING:
+        _check_number("num_returns", options.get("num_returns", 1), 0)
+    if not isinstance(options.get("read_only", False), bool):
+        raise TypeError(f"read_only is True or False, not {options['read_only']!r}")
+    return options

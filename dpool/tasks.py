@@ -21,9 +21,10 @@ from dpool._core.future import Future
 from dpool._core.logic.resources import UNIT
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.objectref import ObjectRef
-from dpool._core.remote_function import RemoteFunction, Stream, TaskOptions
+from dpool._core.remote_function import RemoteFunction, TaskOptions
 from dpool._core.runtime import check_address
 from dpool._core.serialize import store_value
+from dpool._core.stream import Stream
 
 
 def init(
@@ -46,7 +47,8 @@ def init(
 
     Args:
         address: None, "local" or "auto": this machine.
-        num_cpus, num_gpus: what tasks can ask for, instead of what is found.
+        num_cpus, num_gpus: what tasks can ask for, instead of what is found; GPUs are found through NVML, as far as
+            CUDA_VISIBLE_DEVICES shows them.
         resources: custom resources that tasks can ask for: name → amount.
         strict_resources: tasks that ask for more than there is fail (`dpool.errors.InfeasibleResources`), instead of
             waiting, with a warning, for a machine that has it.
@@ -81,6 +83,8 @@ def init(
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None:
             make_shape(**{name: amount})  # raises for what cannot be
+            if name == "num_gpus" and amount != int(amount):
+                raise ValueError(f"a machine has whole GPUs, not {amount!r}; tasks can ask for a part of one")
             changes[name] = float(amount)
     if resources is not None:
         make_shape(**resources)  # raises for what cannot be
@@ -163,7 +167,9 @@ def remote(function: Any = None, /, **options: Any) -> Any:
             resources by name); it waits until that is free. By default one CPU, which it lends while it waits for
             other tasks. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
         num_returns: how many values the function returns: `remote` then returns as many futures; "streaming": it
-            yields them, and `remote` returns an iterator of futures.
+            yields them, and `remote` returns an iterator of futures (`Stream`).
+        stream_window, stream_window_bytes: how far a generator may be ahead of who takes its items: by default 1,000
+            items and 64 MiB of them; -1: without limit. It waits then, and lends its CPUs.
         max_retries: how often to run it again if its worker dies (by default 3, so it must be idempotent); -1: always.
         retry_exceptions: True, or exception classes, after which it is run again, too.
         timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
@@ -198,20 +204,26 @@ def _remote(options: Mapping[str, Any], function: Any) -> Any:
 def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel a task: one that has not begun never will; in one that runs KeyboardInterrupt is raised.
 
+    In calls of actors, too: a coroutine gets CancelledError; a call that runs in one of several threads
+    (`max_concurrency`) cannot be interrupted, and ends as it ends.
+
     Args:
-        force: kill the worker of a task that runs, and with it what it has submitted.
+        force: kill the worker of a task that runs, and with it what it has submitted; ValueError for calls of actors,
+            as it would end the actor.
         recursive: cancel the tasks that it has submitted as well.
 
     Its future is then cancelled, unless the task ended nevertheless. Source: Ray's `cancel`.
     """
-    task: Any = future.completed() if isinstance(future, Stream) else future
+    task: Any = future._whole if isinstance(future, Stream) else future
     if not isinstance(task, Future):
         raise TypeError(f"cancel takes the Future of a task, not {type(task).__name__}")
     extra = task._extra
     if extra is not None and extra.whole is not None:
         task = extra.whole
-    if not task.cancel(force) and not force and task._route is not None and not task.done():
-        task._route.lane.interrupt(task, recursive)
+    if force and task._route is not None and hasattr(task._route.pool, "actor"):
+        raise ValueError("force=True would end the actor, and with it what others have asked it for: see dpool.kill")
+    if not task.cancel(force) and not force and task._route is not None:
+        task._route.lane.stop(task, recursive)
 
 
 def cluster_resources() -> dict[str, float]:
@@ -228,8 +240,7 @@ def get_gpu_ids() -> list[int | str]:
     """The GPUs of the task or actor that runs here: numbers, or ids such as `GPU-…`, as CUDA_VISIBLE_DEVICES has them;
     of tasks that share one, the same. Empty if it asked for none, and outside of tasks. Source: Ray's `get_gpu_ids`.
     """
-    found = os.environ.get("CUDA_VISIBLE_DEVICES", "") if here.worker is not None else ""
-    return [int(name) if name.isdecimal() else name for name in found.split(",") if name]
+    return [int(name) if name.isdecimal() else name for name in here.gpus]
 
 
 def _resources() -> dict[str, tuple[float, float]]:

@@ -25,6 +25,7 @@ from dpool._core.runtime import open_runtime
 from dpool._core.serialize import Shipped
 from dpool._core.serialize_reducers import BY_TYPE
 from dpool._core.storage import Stored
+from dpool._core.stream import WINDOW, WINDOW_BYTES
 from dpool.errors import ControlStoreError
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ MOST_COROUTINES = 1000
 class Method(NamedTuple):
     """What is known of a method without asking the actor."""
 
-    num_returns: int = 1
+    num_returns: int | str = 1
     read_only: bool = False
+    stream_window: int = WINDOW
+    stream_window_bytes: int = WINDOW_BYTES
 
 
 class Meta(NamedTuple):

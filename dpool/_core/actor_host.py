@@ -28,7 +28,7 @@ from typing import Any
 from dpool._core import wire
 from dpool._core.config import WORKER_POLL_S
 from dpool._core.context import ActorExit, here
-from dpool._core.frames import EXIT, LEFT, LINK, POLL, Page
+from dpool._core.frames import EXIT, LEFT, LINK, POLL, STOP, Page
 from dpool._core.polling import Poller
 from dpool._core.serialize import Importer
 from dpool._core.worker import SubmitterGone, Worker, as_value, raised_value
@@ -46,11 +46,19 @@ class ActorHost:
         self._ready.register(home.fileno(), EPOLLIN)
         self._links: dict[int, Worker] = {}
         self._leaving = False
-        self._running: Worker | None = None
-        """Whose calls run, or ran last."""
+        self._current: Worker | None = None
+        """Whose calls run one after the other, or ran last."""
+        self._running: dict[tuple[Worker, int], Any] = {}
+        """Calls that run at a time, or wait for that: what can cancel each."""
         self._label = "an actor"
         self._mode, self._most = SYNC, 1
         self._make: Callable[[], Any]
+        here.page = self
+
+    def count_written(self) -> None:
+        """It writes to standard output or error, in whomever's call: all callers shall know."""
+        for link in list(self._links.values()):
+            link.count_written()
 
     def run(self, number: int, call: Any) -> None:
         """Construct the object, tell the node, and serve until told to leave."""
@@ -111,7 +119,7 @@ class ActorHost:
             self._drop(fd)
             return 0
         here.counters = link.page
-        self._running = link
+        self._current = link
         try:
             link.run_actor_frame(frame)
         except SubmitterGone:
@@ -120,8 +128,8 @@ class ActorHost:
 
     def _interrupted(self, signum: int, frame: Any) -> None:
         """SIGINT: it is for the caller whose call runs. Set once, since setting it costs as much as a system call."""
-        if self._running is not None:
-            self._running.interrupted(signum, frame)
+        if self._current is not None:
+            self._current.interrupted(signum, frame)
 
     def _told(self) -> None:
         """The node says something."""
@@ -148,8 +156,8 @@ class ActorHost:
         link = self._links.pop(fd)
         if here.counters is link.page:
             here.counters = None
-        if link is self._running:
-            self._running = None
+        if link is self._current:
+            self._current = None
         link.close()
 
     # -- many at a time
@@ -165,26 +173,42 @@ class ActorHost:
                         self._told()
                     else:
                         for link, number, seq, call in self._calls_of(fd):
-                            threads.submit(self._run_call, link, number, seq, call)
+                            one = threads.submit(self._run_call, link, number, seq, call)
+                            self._note(one, link, seq)
 
     def _calls_of(self, fd: int) -> list[tuple[Worker, int, int, Any]]:
         """The calls of the next frame of a caller."""
         link = self._links[fd]
         try:
-            base, _, ship, numbers, calls = link.next_frame()
+            base, flags, ship, numbers, calls = link.next_frame()
         except (wire.Closed, OSError):
             self._drop(fd)
             return []
         if ship is not None:
             link.install(ship)
+        if flags & STOP:
+            one = self._running.get((link, base))
+            if one is not None:
+                one.cancel()
+            return []
         return [
             (link, numbers if type(numbers) is int else numbers[at], base + at, call) for at, call in enumerate(calls)
         ]
 
+    def _note(self, one: Any, link: Worker, seq: int) -> None:
+        """A call (a future of a thread, or a coroutine's task) can be cancelled; who waits for it is to hear of it."""
+        self._running[link, seq] = one
+        one.add_done_callback(partial(self._over, link, seq))
+
+    def _over(self, link: Worker, seq: int, one: Any) -> None:
+        del self._running[link, seq]
+        if one.cancelled():  # else it has answered
+            _answer(link, seq, 0, raised_value(KeyboardInterrupt(), self._label, link.submitter))
+
     def _run_call(self, link: Worker, number: int, seq: int, call: Any) -> None:
         begun = perf_counter_ns()
         try:
-            value = link.call(number, call)
+            value = link.call(number, call, seq)
         except ActorExit:  # in a thread, while others run calls that nobody waits for any more
             self._home.answer(LEFT, True, 0, [None])
             atexit._run_exitfuncs()
@@ -205,7 +229,6 @@ class ActorHost:
         if not self._construct():
             return
         slots = asyncio.Semaphore(self._most)
-        running: set[asyncio.Task[None]] = set()
         over = asyncio.Event()
         exits: list[ActorExit] = []
 
@@ -223,8 +246,7 @@ class ActorHost:
                     continue
                 for link, number, seq, call in self._calls_of(fd):
                     task = loop.create_task(run(link, number, seq, call))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
+                    self._note(task, link, seq)
             if self._leaving and not self._ready.poll(0):
                 over.set()
 
@@ -233,8 +255,8 @@ class ActorHost:
         loop.remove_reader(self._ready.fileno())
         if exits:
             raise exits[0]
-        if running:
-            await asyncio.wait(running)
+        if self._running:
+            await asyncio.wait(list(self._running.values()))
 
     @staticmethod
     async def _run_coroutine(slots: Any, link: Worker, number: int, seq: int, call: Any) -> None:
@@ -242,18 +264,40 @@ class ActorHost:
             begun = perf_counter_ns()
             function: Any = None
             label = "a call"
+            value: Any
             try:
                 function, args, kwargs = link.load(number, call)
                 label = getattr(function, "__qualname__", label)
-                result = function(*args, **kwargs)
-                if inspect.isawaitable(result):
-                    result = await result
-                value = as_value(result, label, link.submitter)
+                if type(kwargs) is int:
+                    value = await _run_stream(link, seq, label, function, *args)
+                else:
+                    result = function(*args, **kwargs)
+                    if inspect.isawaitable(result):
+                        result = await result
+                    value = as_value(result, label, link.submitter)
             except ActorExit:
                 raise
             except BaseException as error:
                 value = raised_value(error, label, link.submitter)
         _answer(link, seq, perf_counter_ns() - begun, value)
+
+
+async def _run_stream(
+    link: Worker, seq: int, label: str, function: Any, args: Any, kwargs: dict[str, Any], most: int, most_bytes: int
+) -> int:
+    """A method that yields: send on what it yields; returns how many there were."""
+    from dpool._core.yielding import send_items_async
+
+    items = function(*args, **kwargs)
+    if inspect.isawaitable(items):
+        items = await items
+
+    def send(index: int, item: Any, fd: int = -1) -> Any:
+        value = as_value(item, label, link.submitter)
+        link.send_item(seq, index, value, fd)
+        return value
+
+    return await send_items_async(items, (most, most_bytes), send)
 
 
 def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:

@@ -7,7 +7,8 @@
 ```
 
 Calls of this process begin in the order in which they were made. A call whose actor dies under it fails, unless the
-actor comes back and the call may be repeated (`max_task_retries`); calls that were not begun wait for it.
+actor comes back and the call may be repeated (`max_task_retries`, and always if it is read-only); calls that were not
+begun wait for it.
 
 Threads: as for `ExecutorPool`, whose place this takes: `lock` guards everything here and in the lane.
 """
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSED = "open", "closed"
+READ_RETRIES = 3
+"""How often a call that changes nothing is made again after its actor died under it: it may be what kills it."""
 AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
 
@@ -80,8 +83,10 @@ class ActorPool(Deferring):
         if many:
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
-        itself = here.actor_id == actor and not many
-        self.route = (_RouteToItself if itself else Route)(self, self.lane, max_task_retries, None, "")
+        route = _RouteToItself if here.actor_id == actor and not many else Route
+        self.route = route(self, self.lane, max_task_retries, None, "")
+        self.reading = route(self, self.lane, max(max_task_retries, READ_RETRIES), None, "")
+        """Of calls that change nothing."""
         self.processes: dict[int, Any] = {}
         self._slot: Slot | None = None
         self.keep: Any = None
@@ -98,8 +103,23 @@ class ActorPool(Deferring):
 
     # -- calls
 
-    def submit(self, name: str, how: int, args: Any, kwargs: Any, most: int = 0) -> Future[Any]:
-        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future."""
+    def submit(
+        self,
+        name: str,
+        how: int,
+        args: Any,
+        kwargs: Any,
+        most: int = 0,
+        read_only: bool = False,
+        flow: Any = None,
+    ) -> Future[Any]:
+        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future.
+
+        Args:
+            most: how many calls may be pending.
+            read_only: it changes nothing, so it may be made again.
+            flow: where to what it yields goes.
+        """
         if self.broken is not None or self._finishing is not None:
             if self.broken is not None:
                 self.keep = None
@@ -108,20 +128,25 @@ class ActorPool(Deferring):
             from dpool.errors import PendingCallsLimit
 
             raise PendingCallsLimit(f"{self.label} has {most} calls pending already (max_pending_calls)")
+        route = self.reading if read_only else self.route
         entry = self._entries.get((name, how))
         if entry is None:
             entry = self._entries[name, how] = self.runtime.exporter.method(self.label, name, how)
         try:
             export, call = self._prepare(entry, args, kwargs)
         except FutureInside:
-            future: Future[Any] = Future(self.route)
+            future: Future[Any] = Future(route)
+            if flow is not None:
+                future._more().stream = flow
             with self.lock:
                 self._held.append(future)
             self.dependents.add(future, entry, args, kwargs)
             return future
         except Exception as error:
             return self._failed(error)
-        future = Future(self.route, export, call)
+        future = Future(route, export, call)
+        if flow is not None:
+            future._more().stream = flow
         if self._behind(future):
             return future
         lane = self.lane
@@ -295,7 +320,8 @@ class ActorPool(Deferring):
                 return
         extra = future._more()
         extra.attempts += 1
-        if message.reason == "again" and extra.attempts <= self.route.max_retries:
+        assert future._route is not None
+        if message.reason == "again" and extra.attempts <= future._route.max_retries:
             self.lane.run_again(future)
             return
         call = self.lane.label(future)
@@ -337,7 +363,7 @@ class ActorPool(Deferring):
     def give_up_idle(self) -> None:
         """The actor keeps what it holds."""
 
-    def infeasible(self, shape: Any, text: str) -> None:
+    def infeasible(self, shape: Any, text: str, strict: bool) -> None:
         """The node that creates it says so to the creator."""
         self.runtime.notice(text)
 
@@ -359,8 +385,16 @@ class ActorPool(Deferring):
                 self.task_cancelled(future)
 
     def has_written(self) -> bool:
-        """What an actor prints is not counted: it belongs to no one call."""
-        return False
+        """Whether the actor has counted up what it wrote since this was last asked."""
+        slot = self._slot
+        if slot is None:
+            return False
+        try:
+            written = slot.link.page.slots[frames.WRITTEN]
+        except ValueError:  # it is gone, and its page with it
+            return False
+        before, slot.link.written = slot.link.written, written
+        return bool(before != written)
 
     def signal_workers(self, number: int) -> None:
         """The actor's process is not ours."""
@@ -418,10 +452,14 @@ class ActorPool(Deferring):
 
 
 def death_of(label: str, cause: bytes) -> BaseException:
-    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception or None)."""
-    from dpool.errors import ActorDied
+    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception, nothing (b"": it asked for more than
+    there is) or None).
+    """
+    from dpool.errors import ActorDied, InfeasibleResources
 
     text, data = pickle.loads(cause)
+    if data == b"":
+        return InfeasibleResources(f"the actor {label} cannot be made: {text.partition('; it waits')[0]}")
     error = ActorDied(f"the actor {label} is dead: {text}")
     if data is not None:
         from dpool._core.serialize import load_exception

@@ -448,7 +448,7 @@ class NativeRuntime:
         elif kind is Infeasible:
             pool = self.pools.get(message.pool)
             if pool is not None:
-                pool.infeasible(message.shape, message.text)
+                pool.infeasible(message.shape, message.text, message.strict)
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()
@@ -1093,6 +1093,7 @@ class NativeRuntime:
         storage.let_everything_go()
         self.stays = False
         self._ended_on_purpose = True
+        self._warned.clear()
         self.close()
         self._ended_on_purpose = False
 

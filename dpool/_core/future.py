@@ -71,7 +71,7 @@ class _Extra:
         self.parent = 0
         """The task of this worker that submitted it; 0: not known."""
         self.stream: Any = None
-        """A weak reference to who takes what the task yields."""
+        """What the task yields goes there: see `stream.Flow`."""
         self.whole: Any = None
         """The future of the task of which this is one of several results."""
         self.group: Any = None

@@ -16,12 +16,13 @@ first attempt of the parent, since a child that crashes takes it along.
 from __future__ import annotations
 
 import pickle
+import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import storage
 from dpool._core.context import here
-from dpool._core.future import PENDING, RUNNING, Future, InStore, _mutex, finish
+from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, RUNNING, Future, InStore, _mutex, finish
 from dpool._core.serialize import ATOMIC, dump_exception, load_exception, pickle_result
 from dpool._core.storage import Stored
 
@@ -69,14 +70,43 @@ def _take(lane: Lane, future: Future[Any]) -> bool:
 
 
 def _run(lane: Lane, future: Future[Any], export: Any, call: Any) -> None:
-    label = lane.label(future)
+    """Run it; KeyboardInterrupt if that has reached the child, and was meant for whoever waits for it."""
+    interrupts = here.interrupts
+    before = interrupts.count
+    interrupts.inline.append(future)
+    try:
+        _run_child(lane.label(future), future, export, call)
+    except KeyboardInterrupt:
+        future._settle(CANCELLED_AND_NOTIFIED)  # unless it ended before
+        if interrupts.count == before:  # the child has raised it itself
+            raise
+    finally:
+        interrupts.inline.pop()
+    if interrupts.count != before:  # the child may have caught it
+        if interrupts.inner is not future:
+            raise KeyboardInterrupt
+        interrupts.inner = None
+        interrupts.count = before
+        interrupts.armed = True
+
+
+def interrupt(future: Future[Any]) -> None:
+    """Another thread of the task cancels a child that the task runs."""
+    here.interrupts.inner = future
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _run_child(label: str, future: Future[Any], export: Any, call: Any) -> None:
     try:
         function, args, kwargs = _load(export, call)
         result = function(*args, **kwargs)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            if not here.interrupts.armed:  # a signal: the child is cancelled
+                raise
+            finish(future, None, load_exception(dump_exception(error, label), label))
+            raise  # it is meant for whoever waits as well
         finish(future, None, load_exception(dump_exception(error, label), label))
-        if isinstance(error, KeyboardInterrupt):  # it is meant for whoever waits as well
-            raise
         return
     if type(result) in ATOMIC:
         finish(future, result)

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
 
 
+STOP_AGAIN_S = 0.01
+"""After so long an actor that does not read is told once more that a call is cancelled."""
 LIMIT_S = 0.001
 """Between storing a LIMIT and trusting it: longer by far than a store takes to be seen by another core."""
 
@@ -71,6 +73,11 @@ def store_lost(error: BaseException, label: str) -> BaseException:
     from dpool.errors import ObjectLost
 
     return ObjectLost(f"the result of {label} is lost: it was in the object store of a node that has ended ({error})")
+
+
+def _is_cancelling(error: BaseException) -> bool:
+    """Whether this is how a cancelled call ends: a coroutine's error is asyncio's, which need not be imported here."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError"
 
 
 def _let_go(value: Any) -> None:
@@ -126,7 +133,7 @@ class Route:
 
     def run_here(self, future: Future[Any]) -> bool:
         """Run a task that no worker has begun in this very thread, if that can be."""
-        if not here.holds_cpus or here.careful or self.retry_on:
+        if not here.holds_cpus or here.careful or self.retry_on or here.gpus:
             return False
         from dpool._core.inline import run_here
 
@@ -298,7 +305,8 @@ class Lane:
             data = self._build_frame(slot, frame)
             if not frame[0]:
                 return False
-            record = self.dispatcher.prepared(slot, frame[0], monotonic(), frame[1])
+            ships = frame[1] or slot.link.gpus is not None  # what a frame behind it must not be read without
+            record = self.dispatcher.prepared(slot, frame[0], monotonic(), ships)
             wire.send(slot.link.sock, data, (), sent)
             self._sent(slot, record)
         except OSError as error:
@@ -392,11 +400,15 @@ class Lane:
         """
         try:
             self.queue.extendleft(reversed(tasks))
-            return to_pending(tasks)
+            back = to_pending(tasks)
         except BaseException:
             self.queue.extendleft(reversed(tasks))
             to_pending(tasks)
             raise
+        for future in back:
+            if future._extra is not None and future._extra.interrupted:  # the signal was for where it was
+                self.pool.later(partial(self.stop, future))
+        return back
 
     def _unsent(self, slot: Slot, frame: list[Any], error: OSError) -> bool:
         """The socket is full (try again after the next answer), or there is no memory for a large frame."""
@@ -494,6 +506,7 @@ class Lane:
         if answer[0] < 0:
             known = self._ended_out_of_turn if answer[1] else self._yielded
             if not known(slot, -answer[0], answer[2], answer[3][0]):
+                link.receiver.close_fds()
                 self._malformed(slot, ProtocolError(f"something about task {-answer[0]} that it was not asked for"))
             link.handled()
             return False
@@ -527,14 +540,18 @@ class Lane:
             task = next((f.tasks[number - f.base] for f in slot.frames if f.base <= number < f.end), None)
         if task is None or task._extra is None or task._extra.stream is None:
             return False
-        there = task._extra.stream()
-        if there is None or task._state is not RUNNING:
+        flow = task._extra.stream
+        if index < 0:
+            for fd in slot.link.receiver.take_fds():
+                flow.opened(fd)
+            return True
+        if flow.closed or task._state is not RUNNING:
             _let_go(value)
             return True
         item: Future[Any] = Future(task._route)
         item._state = RUNNING
         self.settle([item], [value])
-        there.put(index, item)
+        flow.put(index, item)
         self.pool.runtime.poke_reader()
         return True
 
@@ -592,7 +609,7 @@ class Lane:
     def _settle_failed(self, future: Future[Any], kind: int, error: BaseException) -> None:
         """The task has raised, or what it takes or returns could not be carried."""
         route, extra = future._route, future._extra
-        if kind == frames.RAISED and extra is not None and extra.interrupted and isinstance(error, KeyboardInterrupt):
+        if kind == frames.RAISED and extra is not None and extra.interrupted and _is_cancelling(error):
             if future._settle(CANCELLED_AND_NOTIFIED, elsewhere=True):
                 self.pool.task_cancelled(future)
             return
@@ -696,6 +713,21 @@ class Lane:
         receiver.consumed()
         return True
 
+    def _take_all_unread(self, slot: Slot) -> None:
+        """Queue the tasks of all unread frames first, in the order in which they were."""
+        taken: list[Future[Any]] = []
+        several = -1
+        while True:
+            before = list(slot.frames)
+            if not self._take_unread(slot):
+                break
+            several += 1
+            for frame in before:
+                if frame not in slot.frames:
+                    taken += frame.tasks
+        if several > 0:  # each frame went before the one that was taken earlier; a task that is queued twice runs once
+            self.queue.extendleft(reversed(taken))
+
     def rescue(self, now_s: float, stall_s: float) -> bool:
         """Take apart frames whose tasks take longer than expected; True if some frame still wants watching."""
         watching = False
@@ -715,7 +747,11 @@ class Lane:
     def _rescue_slot(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
         if self.in_order:
             done.append(self._harvest(slot))
-            return
+        else:
+            self._shorten(slot, now_s, done)
+
+    def _shorten(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
+        """In two steps, `LIMIT_S` apart: take back what the worker has not begun of the frame that it runs."""
         frame = slot.frames[0]
         page = slot.link.page.slots
         if frame.limit == 0:
@@ -723,6 +759,8 @@ class Lane:
                 return  # not even read; nothing runs
             if len(slot.frames) > 1 and not self._take_unread(slot):
                 return  # it has been read, so the worker is done with this one: a limit would cut the next
+            if self.in_order:
+                slot.held = True  # until this frame is answered: what is taken back goes first
             page[frames.LIMIT] = self.dispatcher.limit(slot, page[frames.STARTED], now_s)
         elif now_s - frame.limited_at >= LIMIT_S:
             self._wait_again(self.dispatcher.shortened(slot, page[frames.STARTED]))
@@ -771,7 +809,7 @@ class Lane:
             if found is None:
                 pass
             elif found[1] is not found[0].frames[0] or found[0].link.page.slots[frames.STARTED] < found[1].base:
-                self._take_unread(found[0])
+                self._take_all_unread(found[0])
             taken = future._state is PENDING
         if taken:
             cancelled = future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
@@ -787,19 +825,54 @@ class Lane:
         self.pool.task_cancelled(future)
         return True
 
-    def interrupt(self, future: Future[Any], recursive: bool = True) -> None:
-        """Raise KeyboardInterrupt in a task that runs; nothing happens if it does not run any more. `recursive`: it
-        then cancels those that it has submitted.
+    def stop(self, future: Future[Any], recursive: bool = True) -> None:
+        """Cancel a task, or interrupt it if it has begun."""
+        if futures_mutex._is_owned():  # type: ignore[attr-defined]  # garbage is collected in the middle of something
+            self.pool.later(partial(self.stop, future, recursive))
+        elif self.pool.runtime.pid == os.getpid():
+            while not future.cancel() and not self.interrupt(future, recursive):
+                pass  # it was taken back meanwhile
+
+    def interrupt(self, future: Future[Any], recursive: bool = True) -> bool:
+        """Raise KeyboardInterrupt in a task that runs; False if it waits again, having been taken back meanwhile.
+        `recursive`: it then cancels those that it has submitted.
         """
         with self.lock:
             found = self._slot_of(future)
-            if found is None or future._state is not RUNNING:
-                return
+            if future._state is not RUNNING:
+                return future._state is not PENDING
+            if found is None:
+                if here.interrupts is not None and future in here.interrupts.inline:
+                    from dpool._core.inline import interrupt
+
+                    interrupt(future)
+                return True
             slot, _, number = found
             with futures_mutex:
                 future._more().interrupted = True
-            slot.link.page.slots[frames.CANCEL] = number | (frames.RECURSIVE if recursive else 0)
+            if self.dispatcher.loose:
+                self._stop(slot, number)
+                return True
+            page = slot.link.page.slots
+            page[frames.CANCELS + page[frames.ASKED] % frames.MOST_CANCELS] = number | recursive * frames.RECURSIVE
+            page[frames.ASKED] += 1
             self.pool.runtime.tell(KillWorker(self.pool.number, slot.worker, int(signal.SIGINT)))
+            return True
+
+    def _stop(self, slot: Slot, number: int) -> None:
+        """Tell an actor that runs many calls at a time that one is cancelled. Under the lock."""
+        if slot.worker not in self.dispatcher.slots:
+            return
+        try:
+            wire.send(slot.link.sock, dumps((number, frames.STOP, None, 0, []), 5))
+        except BlockingIOError:
+            self.pool.runtime.at(monotonic() + STOP_AGAIN_S, partial(self._stop_again, slot, number))
+        except OSError:  # it is dead, which ends the call
+            return
+
+    def _stop_again(self, slot: Slot, number: int) -> None:
+        with self.lock:
+            self._stop(slot, number)
 
     def _cut(self, future: Future[Any]) -> None:
         """If the task waits in the frame that a worker runs, take the frame apart, so that no other task suffers."""
@@ -812,7 +885,7 @@ class Lane:
                 slot, _, number = found
                 if not slot.link.page.slots[frames.STARTED] < number or number == found[1].base:
                     break
-                self._rescue_slot(slot, monotonic(), done)
+                self._shorten(slot, monotonic(), done)
             sleep(LIMIT_S)
         for tasks, values in done:
             self.settle(tasks, values)

@@ -156,7 +156,7 @@ class Grant(NamedTuple):
     pool: int
     worker: int
     shape: Shape
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     fresh: bool
     log_file: str
 
@@ -211,11 +211,14 @@ class ActorGone(NamedTuple):
 
 
 class Infeasible(NamedTuple):
-    """This machine has not, in total, what the pool's tasks of this shape ask for; `text` says what is missing."""
+    """This machine has not, in total, what the pool's tasks of this shape ask for; `text` says what is missing;
+    `strict`: they fail, as the program wants it.
+    """
 
     pool: int
     shape: Shape
     text: str
+    strict: bool
 
 
 class Scarce(NamedTuple):

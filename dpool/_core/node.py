@@ -101,6 +101,8 @@ class Node:
         self.node_id = os.urandom(ids.ID_BYTES)
         self.scheduler = s.LocalScheduler(Account(()))
         self._resources_known = False
+        self._gpus: list[str] = []
+        """The devices that can be leased, as CUDA_VISIBLE_DEVICES has them."""
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._clients: dict[int, Client] = {}
@@ -640,7 +642,8 @@ class Node:
                 return
             proc.granted = True
             fds = proc.lessee_fds()
-        message = m.Grant(pool.number, order.worker, order.shape, order.gpus, fresh, proc.log_file)
+        gpus = self.gpu_names(order.gpus)
+        message = m.Grant(pool.number, order.worker, order.shape, gpus, fresh, proc.log_file)
         self._send(pool.client, message, fds)
         if fresh:
             proc.close_lessee_side()
@@ -700,8 +703,10 @@ class Node:
         )
         if pool.actors is not None:
             self._send(pool.client, m.Notice("infeasible", text.replace("a task", "an actor")))
+            if self.config.strict_resources:
+                self._soon.append(partial(pool.actors.infeasible, order.pool, text.replace("a task", "it")))
         else:
-            self._send(pool.client, m.Infeasible(pool.number, order.shape, text))
+            self._send(pool.client, m.Infeasible(pool.number, order.shape, text, self.config.strict_resources))
 
     def _scarce(self) -> None:
         """Whoever has idle leases gives them back while others wait for resources."""
@@ -909,10 +914,10 @@ class Node:
                 self._pause_output(pool.client)
 
     def _tell_output(self, client: Client, number: int) -> None:
-        """Read what the client's workers have written, and say that it has been read."""
+        """Read what the client's workers, and actors, have written, and say that it has been read."""
         for proc in list(self._procs.values()):
             pool = self._pools.get(proc.pool)
-            if pool is None or pool.client is not client:
+            if pool is None or (pool.client is not client and pool.actors is None):
                 continue
             for fd in proc.pipes:
                 if fd in self._handlers:  # else it is at its end, or the client does not read
@@ -950,10 +955,15 @@ class Node:
     def _find_resources(self) -> None:
         """What this machine offers; looked up when somebody first asks for something."""
         self._resources_known = True
-        from dpool._core.machine import find_resources
+        from dpool._core.machine import find_gpus, find_resources
 
-        total = make_shape(**find_resources(self.config))
+        self._gpus = find_gpus(self.config)
+        total = make_shape(**find_resources(self.config, len(self._gpus)))
         self.scheduler.account = Account(total)
+
+    def gpu_names(self, devices: tuple[int, ...]) -> tuple[str, ...]:
+        """As CUDA_VISIBLE_DEVICES has them."""
+        return tuple(self._gpus[device] for device in devices)
 
     def resources(self) -> dict[str, tuple[int, int]]:
         """Name → units that there are, units that are free."""

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from dpool._core.node_worker import Proc
     from dpool._gcs.tables import ActorRow
 
+INFEASIBLE = b""
+"""As the exception of an actor's end: it was not made, as it asks for more than there is."""
 Reply = Callable[[Any], None]
 AGAIN_S = 0.01
 """After so long it is tried again to write to an actor that does not read."""
@@ -239,12 +241,18 @@ class NodeActors:
         actor.receiver = wire.Receiver(actor.home)
         self._node._on(actor.home.fileno(), partial(self._answered, name))
         self._do(a.Granted(name, order.worker))
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, order.gpus))} if order.gpus else {}
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(self._node.gpu_names(order.gpus))} if order.gpus else {}
         if any(key == "num_cpus" for key, _ in order.shape):
             env["\0cpus"] = "1"
         env["\0actor"] = name.hex()
         items, number, call = pickle.loads(m.decode(actor.record).frame)
         self._say(actor, (0, ACTOR, (items, [], env), number, [call]))
+
+    def infeasible(self, pool: int, text: str) -> None:
+        """This machine cannot hold the actor, and nobody wants to wait for one that can."""
+        name = self._by_pool.get(pool)
+        if name is not None:
+            self._do(a.Kill(name, False, pickle.dumps((text, INFEASIBLE))))
 
     def died(self, pool: int, proc: Proc) -> None:
         """An actor's process is gone (or none could be started)."""

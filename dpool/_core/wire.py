@@ -149,6 +149,11 @@ class Receiver:
         finally:
             os.close(fd)
 
+    def take_fds(self) -> list[int]:
+        """The descriptors that came with the last message; the caller's from now on."""
+        fds, self.fds = self.fds, []
+        return fds
+
     def close_fds(self) -> None:
         """Close the descriptors that came with the last message."""
         for fd in self.fds:

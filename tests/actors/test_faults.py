@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,71 @@ def test_a_stopped_actor_delays_and_loses_nothing(log: str) -> None:
     assert not calls[0].done()
     os.kill(pid, signal.SIGCONT)
     assert dpool.get(calls, timeout=LONG_S) == list(range(1, 1001))
+
+
+class Reader:
+    """Its process ends when it is read for the first time (or the first two, …), which a file counts."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def deaths(self, most: int) -> int:
+        with open(self.path, "a+") as file:
+            file.write(".")
+            file.flush()
+            count = file.tell()
+        if count <= most:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count
+
+    @dpool.method(read_only=True)
+    def read(self, most: int) -> int:
+        return self.deaths(most)
+
+    @dpool.method(read_only=True, num_returns="streaming")
+    def stream(self, most: int) -> Iterator[int]:
+        for i in range(5):
+            yield i
+            if i == 2:
+                self.deaths(most)
+
+    @property
+    def first(self) -> int:
+        return self.deaths(1)
+
+
+def test_calls_that_change_nothing_are_made_again(tmp_path: Path) -> None:
+    def made(name: str, **options: Any) -> Any:
+        return dpool.remote(Reader).options(max_restarts=-1, **options).remote(str(tmp_path / name))
+
+    actor = made("a")
+    assert actor.read(2) == 3
+    assert made("property").first == 2
+    assert list(made("stream").stream(2)) == list(range(5))
+    with pytest.raises(dpool.errors.ActorDied, match="while it ran"):
+        actor.deaths(4)
+    with pytest.raises(dpool.errors.ActorDied):  # it may be what kills it
+        made("b").read(100)
+    assert made("c", max_task_retries=6).read(6) == 7
+    with pytest.raises(dpool.errors.ActorDied):
+        dpool.remote(Reader).remote(str(tmp_path / "d")).read(1)  # it does not come back
+
+
+def test_an_answer_may_come_before_its_caller_has_noted_that_it_asked() -> None:
+    """Whoever sends a call notes afterwards that it has been sent; the answer must wait for that."""
+    actor = dpool.remote(Counter).options(max_concurrency=2).remote()
+    actor.add()
+    lane = actor._dpool_held.pool().lane
+    (slot,) = lane.dispatcher.slots.values()
+    number = slot.next_seq
+    known: list[bool] = []
+    answered = threading.Thread(target=lambda: known.append(lane._ended_out_of_turn(slot, number, 0, None)))
+    with lane.lock:
+        answered.start()
+        answered.join(0.05)  # for as long as it may run; it is to wait for us
+        slot.next_seq = number + 1
+    answered.join(LONG_S)
+    assert known == [True]
+    assert not lane._ended_out_of_turn(slot, number + 1, 0, None)
+    slot.next_seq = number
+    assert actor.add() == 2
