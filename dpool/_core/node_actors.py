@@ -154,9 +154,9 @@ class NodeActors:
     def granted(self, order: s.Grant, proc: Proc) -> None:
         """A process for an actor: it gets its first frame."""
         name = self._by_pool[order.pool]
-        actor = self._actors[name]
-        if proc.failed:
+        if proc.failed or not self._wanted(name):
             return
+        actor = self._actors[name]
         ours, peer, page = proc.lessee_fds()
         actor.proc = proc
         actor.home = socket.socket(fileno=os.dup(ours))
@@ -175,7 +175,7 @@ class NodeActors:
     def died(self, pool: int, proc: Proc) -> None:
         """An actor's process is gone (or none could be started)."""
         name = self._by_pool.get(pool)
-        if name is None:
+        if name is None or not self._wanted(name):
             return
         actor = self._actors[name]
         if actor.home is None:  # it never got as far: count it as one that died while it started
@@ -187,6 +187,11 @@ class NodeActors:
             how += " because memory ran out"
         self._do(a.WorkerDied(name, _cause(f"its process (pid {proc.pid}) {how}; see {proc.log_file}")))
         actor.proc = None
+
+    def _wanted(self, name: bytes) -> bool:
+        """Not if it was given up after its process had been asked for: that is killed with its pool."""
+        known = self.machine.actors.get(name)
+        return known is not None and known.state != a.DEAD
 
     def pool_gone(self, pool: int) -> None:
         """Its last process has been reaped."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dpool._core.logic import dependency, dispatch, lineage, references, resources, scheduler
+from dpool._core.logic import actors, dependency, dispatch, lineage, references, resources, scheduler
 from tests.sim.simulation import Simulation, SimulationFailed
 from tests.sim.world import Link, World
 
@@ -43,8 +43,25 @@ def test_many_seeds_come_to_rest_with_every_task_ended_once_and_nothing_left(mon
         taken.add((state, cause))
         return look_up(moves, state, cause, subject)
 
+    class Remembered(dict):
+        """The table of actors, and which of its moves were taken."""
+
+        taken = set()
+
+        def __getitem__(self, move):
+            self.taken.add(move)
+            return super().__getitem__(move)
+
+        def get(self, move, default=None):
+            self.taken.add(move)
+            return super().get(move, default)
+
     monkeypatch.setattr(scheduler, "_next", remember)
+    monkeypatch.setattr(actors, "MOVES", Remembered(actors.MOVES))
     run_all()
+    assert Remembered.taken >= actors.MOVES.keys(), (
+        f"moves of actors not taken: {actors.MOVES.keys() - Remembered.taken}"
+    )
     never = {(state, cause.__name__) for state, cause in scheduler.MOVES.keys() - taken}
     assert never <= SELDOM, "the chaos does not reach these moves any more"
 
@@ -96,6 +113,25 @@ def forget_what_was_given_back(self, slot, first, count, end, elapsed_s):
     return dispatcher_replied(self, slot, first, count, end, elapsed_s)[0], []
 
 
+def restart_without_counting(self, event, out):
+    actors_worker_died(self, event, out)
+    if event.actor in self.actors:
+        self.actors[event.actor].restarts_done = 0
+
+
+def restart_what_nobody_holds(self, event, out):
+    self.actors[event.actor].freed = False
+    if self.actors[event.actor].state == actors.LEAVING:
+        self.actors[event.actor].state = actors.ALIVE
+    actors_worker_died(self, event, out)
+
+
+def link_late_callers_only(self, event, out):
+    actor = self._moved(event.actor, actors.Constructed)
+    actor.linked.update(actor.callers)
+
+
+actors_worker_died = actors.Actors._worker_died
 scheduler_gone = scheduler.LocalScheduler._gone
 dispatcher_died = dispatch.Dispatcher.died
 dispatcher_harvested = dispatch.Dispatcher.harvested
@@ -125,6 +161,18 @@ MUTANTS = {
     "results go to the wrong tasks": (dispatch.Dispatcher, "harvested", harvest_over_a_gap),
     "what a worker gives back is forgotten": (dispatch.Dispatcher, "replied", forget_what_was_given_back),
     "what is taken back is forgotten": (dispatch.Dispatcher, "taken_back", lambda self, slot, base: []),
+    "callers do not hear that their actor's process is gone": drop_instructions(actors.Actors, actors.TellLost),
+    "callers do not hear that their actor is dead": drop_instructions(actors.Actors, actors.TellDead),
+    "callers who came before the actor are not linked": (actors.Actors, "_constructed", link_late_callers_only),
+    "actors are not told to leave": drop_instructions(actors.Actors, actors.Leave),
+    "actors are not killed": drop_instructions(actors.Actors, actors.KillWorker),
+    "actors are not given up": drop_instructions(actors.Actors, actors.GiveUp),
+    "dead actors are not forgotten": drop_instructions(actors.Actors, actors.Forget),
+    "restarts are not counted": (actors.Actors, "_worker_died", restart_without_counting),
+    "actors come back that nobody holds": (actors.Actors, "_worker_died", restart_what_nobody_holds),
+    "names of actors are not free again": (actors.Actors, "_unname", lambda self, name, actor: None),
+    "callers that have gone are kept": (actors.Actors, "_disconnect", lambda self, event, out: None),
+    "actors outlive their programs": (actors.Actors, "_owner_left", lambda self, event, out: None),
     "the stash is never woken": drop_instructions(lineage.LineageStash, lineage.WakeAt),
 }
 

@@ -352,7 +352,7 @@ def plain(world: Any, value: Any) -> Any:
 
 def run_program(world: Any, program: Program) -> list[Any]:
     """What the driver has seen, all references and all actors at the end."""
-    frame = Frame(world, (world.scratch,), [0], [], catches=True, crashes=program.crashes)
+    frame = Frame(world, (), [0], [], catches=True, crashes=program.crashes)
     frame.run(program.body)
     log = [*frame.log, "at the end"]
     log += [plain(world, outcome(world, ref)) for ref in frame.refs]

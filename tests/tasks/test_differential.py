@@ -107,7 +107,8 @@ def check(program: Program) -> bool:
         return False
     with tempfile.TemporaryDirectory(prefix="program") as scratch:
         found = run_program(Dpool(scratch), program)
-    assert found == expected
+    differ = [pair for pair in zip(found, expected) if pair[0] != pair[1]]
+    assert found == expected, f"first of {len(differ)}: dpool {differ[:1]} serially; the whole log: {found}"
     return True
 
 

@@ -10,7 +10,7 @@ import copy
 import os
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def at_gate(gate: str, child: bool, value: int) -> int:
     return value
 
 
-@lru_cache(maxsize=None)
+@cache
 def remote(function: Callable[..., Any], **options: Any) -> Any:
     return dpool.remote(**options)(function)
 
@@ -89,7 +89,7 @@ class Dpool:
 
     def count(self, path: Any) -> int:
         """How often this has been asked for the path, this time included."""
-        name = os.path.join(self.scratch, "-".join(map(str, path[1:])))
+        name = os.path.join(self.scratch, "-".join(map(str, path)))
         with open(name, "a") as file:
             file.write("x")
         return os.path.getsize(name)
@@ -129,15 +129,13 @@ class Dpool:
         task = _task(cpus, licences, returns, retries, raises > 0)
         return task.remote((self, function, path, crashes, raises, options), *args)
 
-    def nest(
-        self, path: Any, body: Any, args: Any, actors: Any, returns: str, catches: bool, cpus: float
-    ) -> Any:
+    def nest(self, path: Any, body: Any, args: Any, actors: Any, returns: str, catches: bool, cpus: float) -> Any:
         task = remote(nested, num_cpus=cpus, max_retries=0)
         return task.remote(self, path, body, actors, returns, catches, *args)
 
     def stream(self, count: int, fails: int | None, big: bool, take: int) -> tuple[list[Any], Any]:
         stream = remote(p.items, num_returns="streaming", max_retries=0).remote(count, fails, big)
-        found = []
+        found: list[Any] = []
         while len(found) < take:
             try:
                 found.append(stream.next(p.DEADLINE_S))
@@ -146,7 +144,7 @@ class Dpool:
         return found, stream.completed()
 
     def make(self, kind: str, args: Any, name: str) -> Any:
-        options: dict[str, Any] = {"name": name} if name else {}
+        options: dict[str, Any] = {"name": self.scratch + name} if name else {}
         if kind == "threads":
             options["max_concurrency"] = 3
         return dpool.remote(p.CELLS[kind]).options(**options).remote(self, *args)
@@ -155,7 +153,7 @@ class Dpool:
         return dpool.remote(p.Cell).options(max_restarts=restarts, max_task_retries=retries).remote(self, 1)
 
     def find(self, name: str) -> Any:
-        return dpool.get_actor(name)
+        return dpool.get_actor(self.scratch + name)
 
     def kill(self, actor: Any) -> None:
         dpool.kill(actor)
@@ -165,7 +163,7 @@ class Dpool:
         return call(*args) if how == "block" else call.submit(*args)
 
     def gated(self, one: p.Gated, cancels: dict[int, Any], path: Any, inside: Callable[[], None]) -> Any:
-        gate = os.path.join(self.scratch, "-".join(map(str, path[1:])) + ".gate")
+        gate = os.path.join(self.scratch, "-".join(map(str, path)) + ".gate")
         try:
             waits = remote(at_gate, num_cpus=0, max_retries=0)
             refs = [waits.remote(gate, child, at) for at, child in enumerate(one.gated)]
@@ -211,7 +209,7 @@ class Dpool:
         return "killed in haste"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _task(cpus: float, licences: int, returns: int, retries: int, retry: bool) -> Any:
     resources = {"licence": licences} if licences else {}
     return dpool.remote(
@@ -398,7 +396,9 @@ class Serial:
         try:
             found = actor.call(method, self.values(args))
         except Exception as error:
-            found = Ref(error=Known("ActorDied") if actor.object is None else error)
+            if actor.object is None:
+                raise Ambiguous from None
+            found = Ref(error=error)
         if how == "block":
             return self.get(found)
         return parts(found, 2) if method == "two" else found

@@ -11,7 +11,7 @@ alive, hears when that process dies, and hears once that the actor is dead for g
 as somebody can still call it, so that the cause is known.
 
 One thread. Invariants (`check`): an actor has a worker exactly while it is STARTING, ALIVE or LEAVING; callers are
-linked only to a living one; a name belongs to one actor that is not dead.
+linked only to a living one; a name belongs to one actor that is neither leaving nor dead.
 
 Source: Ray (OSDI 2018) §3; restarts as Ray's `max_restarts`.
 """
@@ -218,7 +218,7 @@ class Actors:
 
     Attributes:
         actors: those that are not forgotten.
-        names: of those that are not dead.
+        names: of those that are neither leaving nor dead.
     """
 
     def __init__(self) -> None:
@@ -363,8 +363,7 @@ class Actors:
 
     def _buried(self, name: bytes, actor: _Actor, out: list[Instruction]) -> None:
         out.append(GiveUp(name))
-        if actor.name:
-            del self.names[actor.name]
+        self._unname(name, actor)
         for caller in actor.callers:
             out.append(TellDead(name, caller, actor.cause))
         actor.callers.clear()
@@ -390,7 +389,14 @@ class Actors:
         if state is None:
             raise IllegalMove(actor.state, cause.__name__, f"actor {name.hex()}")
         actor.state = state
+        if state == LEAVING:
+            self._unname(name, actor)
         return actor
+
+    def _unname(self, name: bytes, actor: _Actor) -> None:
+        """It cannot be found any more, and another may have its name."""
+        if actor.name and self.names.get(actor.name) == name:
+            del self.names[actor.name]
 
     def check(self) -> None:
         """Validate every invariant of the module; for tests and the simulator."""
@@ -400,5 +406,6 @@ class Actors:
             assert not actor.linked or actor.state in (ALIVE, LEAVING), f"links to one that is {actor.state}"
             assert actor.state != DEAD or not actor.callers, "a dead actor has callers"
             assert actor.state != ALIVE or len(actor.linked) == len(actor.callers), "somebody waits for a living actor"
-            assert not actor.name or (self.names.get(actor.name) == name) == (actor.state != DEAD)
+            named = self.names.get(actor.name) == name
+            assert not actor.name or named == (actor.state not in (LEAVING, DEAD)), f"{name.hex()} {actor.name!r}"
         assert set(self.names.values()) <= set(self.actors)
