@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._core.logic import actors as a
@@ -185,7 +184,7 @@ class ActorSocket:
 
 
 class SimActorWorker(SimWorker):
-    """The process of an actor: constructs, and then runs the frames of all that are linked to it, one after the other."""
+    """The process of an actor: constructs, and then runs the frames of all that are linked to it, one by one."""
 
     def __init__(self, world: World, node: SimNode, number: int) -> None:
         super().__init__(world, node, number)
@@ -465,6 +464,11 @@ class SimNodeActors:
         socket = self._sockets[caller] = ActorSocket(worker)
         self._tell(client, Linked(link, socket))
         worker.home.send(socket)
+
+    def check_left(self) -> None:
+        """Long after nobody could call them any more."""
+        left = [actor for actor in self.actors.values() if self.machine.actors[actor.id].freed]
+        assert not left, f"{left} should have left"
 
     def end_detached(self) -> None:
         """Those that nobody has a proxy of."""
@@ -766,16 +770,26 @@ class SimUser:
                 self.say(KillActor(actor, False))
             self._let_go(actor)
         if not self.proxies:
-            if self is self.others[0] and not all(one.left or not one.alive for one in self.others[1:]):
-                return
-            self.left = True
-            self.world.note(self.name, "leaves")
-            self._up.end()  # type: ignore[union-attr]
-            self.world.soon(self.others[0].look)
+            if self is not self.others[0]:
+                self._leave()
+            elif all(one.left or not one.alive for one in self.others[1:]):
+                self.asked = 1  # it does nothing else any more
+                self.world.after(1.0, self._leave)
         elif self._impossible():
             for link in self.links.values():
                 if link.actor.shape == SHAPES[-1]:
                     self.say(KillActor(link.actor, False))
+
+    def _leave(self) -> None:
+        """What nobody has had a proxy of is gone by now, if this is the program."""
+        if not self.alive or self.left or self._up is None or self.node is None:
+            return
+        if self is self.others[0]:
+            self.node.actors.check_left()
+        self.left = True
+        self.world.note(self.name, "leaves")
+        self._up.end()
+        self.world.soon(self.others[0].look)
 
     def _impossible(self) -> bool:
         """What it waits for is an actor that no machine can run, or one that it must kill."""
@@ -826,9 +840,8 @@ class SimUser:
             assert self.left, f"{self} still has {self.proxies}"
 
 
-def draw_users(world: World, rng: Random) -> list[SimUser]:
-    """The processes of one run that use actors; none, in most."""
+def draw_users(world: World) -> list[SimUser]:
+    """The processes of one run that use actors."""
     users: list[SimUser] = []
-    if rng.random() < 0.4:
-        users += [SimUser(world, f"user {n}", users) for n in range(rng.choice((1, 2, 3)))]
+    users += [SimUser(world, f"user {n}", users) for n in range(world.rng.choice((1, 2, 3)))]
     return users
