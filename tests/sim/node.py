@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core.logic import lineage, references, scheduler
 from dpool._core.logic.resources import Account, shape
-from tests.sim.actors import FROM_USER, Built, SimActorWorker, SimNodeActors
+from tests.sim.actors import FROM_USER, Built, SimActorWorker
 from tests.sim.messages import Dispatched, DropOutput, Ended, Seal
+from tests.sim.node_actors import SimNodeActors
 from tests.sim.program import SimTask
 from tests.sim.store import SimStore
 from tests.sim.worker import SimWorker

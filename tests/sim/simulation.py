@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.sim.actors import SimUser, draw_users
 from tests.sim.node import SimNode
 from tests.sim.program import draw_program
 from tests.sim.runtime import SimRuntime
+from tests.sim.users import SimUser, draw_users
 from tests.sim.world import World
 
 

@@ -1,7 +1,7 @@
 """Random programs mean on dpool what they mean in one process, one statement after the other.
 
-CI runs the same programs each time. `DPOOL_TEST_PROGRAMS=5000 python -m pytest tests/tasks/test_differential.py` draws so
-many new ones; a failure prints the smallest program that shows it, which `check(Program(…))` runs again.
+CI runs the same programs each time. `DPOOL_TEST_PROGRAMS=5000 python -m pytest tests/tasks/test_differential.py` draws
+so many new ones; a failure prints the smallest program that shows it, which `check(Program(…))` runs again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,23 @@ import dpool
 from tests.executor.support import LONG_S
 from tests.helpers import wait_until
 from tests.tasks.programs import (
-    FUNCTIONS, Arg, Ask, Call, Gated, Get, Life, Make, Nested, Program, Put, Race, Raise, Stream, Wait, WaitLoop,
-    run_program,
-)  # fmt: skip
+    Arg,
+    Ask,
+    Call,
+    Gated,
+    Get,
+    Life,
+    Make,
+    Nested,
+    Program,
+    Put,
+    Race,
+    Raise,
+    Stream,
+    Wait,
+    WaitLoop,
+)
+from tests.tasks.running import FUNCTIONS, run_program
 from tests.tasks.worlds import Ambiguous, Dpool, Serial
 
 NEW = int(os.environ.get("DPOOL_TEST_PROGRAMS", "0"))
@@ -105,9 +119,10 @@ def check(program: Program) -> bool:
         expected = run_program(Serial(""), program)
     except Ambiguous:
         return False
-    with tempfile.TemporaryDirectory(prefix="program") as scratch:
-        found = run_program(Dpool(scratch), program)
-    differ = [pair for pair in zip(found, expected) if pair[0] != pair[1]]
+    scratch = tempfile.mkdtemp(prefix="program-")  # not removed here: tasks that nobody waited for may still use it
+    found = run_program(Dpool(scratch), program)
+    assert len(found) == len(expected), f"dpool {found}, serially {expected}"
+    differ = [pair for pair in zip(found, expected, strict=True) if pair[0] != pair[1]]
     assert found == expected, f"first of {len(differ)}: dpool {differ[:1]} serially; the whole log: {found}"
     return True
 

@@ -17,6 +17,7 @@ from typing import Any
 import dpool
 from tests.helpers import wait_until
 from tests.tasks import programs as p
+from tests.tasks import running as r
 
 DIED = ("raised", "ActorDied", ())
 CANCELLED = ("raised", "CancelledError", ())
@@ -37,20 +38,20 @@ def run_task(plan: Any, *args: Any) -> Any:
         if attempt <= crashes:
             world.die()
         if attempt <= crashes + raises:
-            raise p.Boom("attempt")
-    return p.FUNCTIONS[function](world, *args, **options)
+            raise r.Boom("attempt")
+    return r.FUNCTIONS[function](world, *args, **options)
 
 
 def nested(world: Any, path: Any, body: Any, actors: Any, returns: str, catches: bool, *values: Any) -> Any:
-    return p.run_frame(world, path, body, values, actors, returns, catches)
+    return r.run_frame(world, path, body, values, actors, returns, catches)
 
 
 def wait_at(gate: str) -> None:
-    wait_until(Path(gate).exists, p.DEADLINE_S, "the gate is opened")
+    wait_until(Path(gate).exists, r.DEADLINE_S, "the gate is opened")
 
 
 def wait_in_child(gate: str) -> None:
-    remote(wait_at, num_cpus=0, max_retries=0).remote(gate).result(p.DEADLINE_S)
+    remote(wait_at, num_cpus=0, max_retries=0).remote(gate).result(r.DEADLINE_S)
 
 
 def at_gate(gate: str, child: bool, value: int) -> int:
@@ -101,10 +102,10 @@ class Dpool:
         return dpool.put(value)
 
     def get(self, ref: Any) -> Any:
-        return dpool.get(ref, timeout=p.DEADLINE_S)
+        return dpool.get(ref, timeout=r.DEADLINE_S)
 
     def wait(self, refs: list[Any], most: int, timeout: float | None) -> Any:
-        found = dpool.wait(refs, num_returns=most, timeout=p.DEADLINE_S if timeout is None else timeout)
+        found = dpool.wait(refs, num_returns=most, timeout=r.DEADLINE_S if timeout is None else timeout)
         assert timeout == 0 or len(found[0]) == most, "wait: not within the deadline"
         return found
 
@@ -134,11 +135,11 @@ class Dpool:
         return task.remote(self, path, body, actors, returns, catches, *args)
 
     def stream(self, count: int, fails: int | None, big: bool, take: int) -> tuple[list[Any], Any]:
-        stream = remote(p.items, num_returns="streaming", max_retries=0).remote(count, fails, big)
+        stream = remote(r.items, num_returns="streaming", max_retries=0).remote(count, fails, big)
         found: list[Any] = []
         while len(found) < take:
             try:
-                found.append(stream.next(p.DEADLINE_S))
+                found.append(stream.next(r.DEADLINE_S))
             except StopIteration:
                 break
         return found, stream.completed()
@@ -147,10 +148,10 @@ class Dpool:
         options: dict[str, Any] = {"name": self.scratch + name} if name else {}
         if kind == "threads":
             options["max_concurrency"] = 3
-        return dpool.remote(p.CELLS[kind]).options(**options).remote(self, *args)
+        return dpool.remote(r.CELLS[kind]).options(**options).remote(self, *args)
 
     def make_mortal(self, restarts: int, retries: int) -> Any:
-        return dpool.remote(p.Cell).options(max_restarts=restarts, max_task_retries=retries).remote(self, 1)
+        return dpool.remote(r.Cell).options(max_restarts=restarts, max_task_retries=retries).remote(self, 1)
 
     def find(self, name: str) -> Any:
         return dpool.get_actor(self.scratch + name)
@@ -179,12 +180,13 @@ class Dpool:
             victims = [number for number in sorted(cancels, reverse=True) if number < len(refs)]
             for number in victims:
                 force, recursive = cancels[number]
-                dpool.cancel(refs[number], force=force, recursive=recursive)
+                task = number < len(refs) - one.calls
+                dpool.cancel(refs[number], force=force and task, recursive=recursive)
             for number in victims:
-                assert p.outcome(self, refs[number]) == CANCELLED
+                assert r.outcome(self, refs[number]) == CANCELLED
         finally:
             Path(gate).touch()
-        return [p.outcome(self, ref) for ref in refs]
+        return [r.outcome(self, ref) for ref in refs]
 
     def race(self, one: p.Race, force: bool) -> str:
         refs = [self.submit("digest", (at,), retries=3) for at in range(one.tasks)]
@@ -192,17 +194,17 @@ class Dpool:
         for number in victims:
             dpool.cancel(refs[number], force=force)
         for at, ref in enumerate(refs):
-            found = p.outcome(self, ref)
-            allowed = (p.digest(self, at), *([CANCELLED] if at in victims else []))
+            found = r.outcome(self, ref)
+            allowed = (r.digest(self, at), *([CANCELLED] if at in victims else []))
             assert found in allowed, f"task {at} of a race: {found}, not one of {allowed}"
         return "a race"
 
     def live(self, one: p.Life) -> Any:
-        found = p.live(self, one)
+        found = r.live(self, one)
         if not one.hasty or "kill" not in one.asks:
             return found
         before = one.asks.index("kill")
-        calm = p.live(Serial(""), one._replace(asks=one.asks[:before]))
+        calm = r.live(Serial(""), one._replace(asks=one.asks[:before]))
         for at, value in enumerate(found):
             allowed = (calm[at], DIED) if at < before else (DIED,)
             assert value in allowed, f"call {at} of {one}: {value}, not one of {allowed}"
@@ -355,32 +357,32 @@ class Serial:
         options: dict[str, Any] = {} if deep else {"deep": False}
         if returns != 1:
             options = {"count": returns}
-        run = p.FUNCTIONS[function if deep else "digest"]
+        run = r.FUNCTIONS[function if deep else "digest"]
         found = self.run(lambda *values: run(self, *values, **options), args)
         failed = any(isinstance(one, Ref) and one.error is not None for one in args)
         if crashes > retries and not failed:
             found = Ref(error=Known("WorkerCrashed"))
         elif crashes + raises > retries and not failed:
-            found = Ref(error=p.Boom("attempt"))
+            found = Ref(error=r.Boom("attempt"))
         return found if returns == 1 else parts(found, returns)
 
     def nest(self, path: Any, body: Any, args: Any, actors: Any, returns: str, catches: bool, cpus: float) -> Ref:
-        return self.run(lambda *values: p.run_frame(self, path, body, values, actors, returns, catches), args)
+        return self.run(lambda *values: r.run_frame(self, path, body, values, actors, returns, catches), args)
 
     def stream(self, count: int, fails: int | None, big: bool, take: int) -> tuple[list[Ref], Ref]:
-        whole = Ref(count) if fails is None or fails >= count else Ref(error=p.Boom(fails))
+        whole = Ref(count) if fails is None or fails >= count else Ref(error=r.Boom(fails))
         stops = count if fails is None else min(fails, count)
-        found = [Ref(item) for item in p.items(stops, None, big)]
+        found = [Ref(item) for item in r.items(stops, None, big)]
         return [*found, *([whole] if whole.error is not None else [])][:take], whole
 
     def make(self, kind: str, args: Any, name: str) -> Actor:
-        actor = Actor(p.CELLS[kind], (self, *self.values(args)))
+        actor = Actor(r.CELLS[kind], (self, *self.values(args)))
         if name:
             self.names[name] = actor
         return actor
 
     def make_mortal(self, restarts: int, retries: int) -> Actor:
-        return Actor(p.Cell, (self, 1), restarts, retries)
+        return Actor(r.Cell, (self, 1), restarts, retries)
 
     def find(self, name: str) -> Actor:
         actor = self.names[name]
@@ -420,13 +422,13 @@ class Serial:
         for at in range(one.calls):
             x = at or refs[0]
             add(lambda x=x: self.ask(cell, "add", ("gate", x), "submit"))  # type: ignore[misc]
-        return [p.outcome(self, ref) for ref in refs]
+        return [r.outcome(self, ref) for ref in refs]
 
     def race(self, one: p.Race, force: bool) -> str:
         return "a race"
 
     def live(self, one: p.Life) -> Any:
-        return "killed in haste" if one.hasty and "kill" in one.asks else p.live(self, one)
+        return "killed in haste" if one.hasty and "kill" in one.asks else r.live(self, one)
 
 
 def parts(whole: Ref, count: int) -> list[Ref]:
