@@ -127,9 +127,9 @@ def check(program: Program) -> bool:
     return True
 
 
-@pytest.mark.timeout(120 + NEW)
+@pytest.mark.timeout(300 + NEW)
 @settings(
-    max_examples=NEW or 120,
+    max_examples=NEW or 80,
     derandomize=not NEW,
     database=None,
     deadline=None,
