@@ -388,9 +388,9 @@ class Actors:
         state = MOVES.get((actor.state, cause))
         if state is None:
             raise IllegalMove(actor.state, cause.__name__, f"actor {name.hex()}")
-        actor.state = state
         if state == LEAVING:
             self._unname(name, actor)
+        actor.state = state
         return actor
 
     def _unname(self, name: bytes, actor: _Actor) -> None:
