@@ -13,6 +13,7 @@ from tests.sim.simulation import Simulation, SimulationFailed
 from tests.sim.world import Link, World
 
 SEEDS = 1200
+pytestmark = pytest.mark.timeout(600)  # it only computes, ten seconds at most: on a machine that is busy, long
 ROOT = Path(__file__).parents[2]
 
 SELDOM = {
