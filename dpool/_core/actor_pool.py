@@ -173,6 +173,10 @@ class ActorPool(Deferring):
                 self._held.append(future)
             return bool(self._held)
 
+    def holds_calls(self) -> bool:
+        """See `Deferring`; the first of them waits for its arguments."""
+        return bool(self._held)
+
     def _failed(self, error: BaseException) -> Future[Any]:
         future: Future[Any] = Future(self.route)
         finish(future, None, error)

@@ -38,6 +38,10 @@ class Deferring:
                 self.later(action)
                 raise
 
+    def holds_calls(self) -> bool:
+        """Whether calls wait here behind one whose arguments are not there."""
+        return False
+
     def may_wait(self) -> bool:
         """Whether this thread can wait: it is not a signal handler or finalizer in the middle of our own work."""
         return not self.lock._is_owned() and not self.runtime.dispatching_here()  # type: ignore[attr-defined]

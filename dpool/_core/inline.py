@@ -10,7 +10,8 @@ where no CPU is free anyway; fork-join frameworks do the same (Cilk, Java's Fork
 pickled all the same, so that neither side sees what the other changes, and context variables are those of a fresh task.
 
 Only tasks of `@remote` that ask for no more than one CPU, have no time-out, and whose parent holds a CPU; only in the
-first attempt of the parent, since a child that crashes takes it along.
+first attempt of the parent, since a child that crashes takes it along. And not while this process has calls of actors
+that wait for their arguments: what the child asks of those actors would wait behind them, and they perhaps for it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ _depth = _Depth()
 def run_here(lane: Lane, future: Future[Any]) -> bool:
     """Run a queued task in this thread; False if it is not to be had or must not."""
     if not here.holds_cpus or _depth.now >= MOST_DEEP or threading.current_thread() is not threading.main_thread():
+        return False
+    if any(pool.holds_calls() for pool in list(lane.pool.runtime.pools.values())):
         return False
     export, call = future._export, future._call
     if export is None or not (export.inline or export.function() is not None) or not _take(lane, future):

@@ -229,9 +229,9 @@ class NodeActors:
     def granted(self, order: s.Grant, proc: Proc) -> None:
         """A process for an actor: it gets its first frame."""
         name = self._by_pool[order.pool]
-        actor = self._actors[name]
-        if proc.failed:
+        if proc.failed or not self._wanted(name):
             return
+        actor = self._actors[name]
         ours, peer, page = proc.lessee_fds()
         actor.proc = proc
         actor.home = socket.socket(fileno=os.dup(ours))
@@ -257,7 +257,7 @@ class NodeActors:
     def died(self, pool: int, proc: Proc) -> None:
         """An actor's process is gone (or none could be started)."""
         name = self._by_pool.get(pool)
-        if name is None:
+        if name is None or not self._wanted(name):
             return
         actor = self._actors[name]
         if actor.home is not None:
@@ -271,6 +271,11 @@ class NodeActors:
             how += " because memory ran out"
         self._do(a.WorkerDied(name, _cause(f"its process (pid {proc.pid}) {how}; see {proc.log_file}")))
         actor.proc = None
+
+    def _wanted(self, name: bytes) -> bool:
+        """Not if it was given up after its process had been asked for: that is killed with its pool."""
+        known = self.machine.actors.get(name)
+        return known is not None and known.state != a.DEAD
 
     def pool_gone(self, pool: int) -> None:
         """Its last process has been reaped."""
@@ -363,6 +368,7 @@ class NodeActors:
         again = known.restarts_done > 0 and known.state in (a.WAITING, a.STARTING)
         row = _row(actor.message, self._node.node_id, actor.job)._replace(
             state="restarting" if again else known.state,
+            name=known.name,  # free as soon as it leaves
             restarts=known.restarts_done,
             cause=pickle.loads(known.cause)[0] if known.cause else "",
             creation=actor.record,

@@ -175,6 +175,22 @@ def test_in_tasks_pools_and_threads() -> None:
     assert counter.add(0) == 91
 
 
+def ask(actor: Any) -> int:
+    return int(actor.add(5))
+
+
+def ask_behind_a_call_that_waits(actor: Any) -> list[int]:
+    """The call waits for the task, which calls the same actor: that must not happen in this process."""
+    child = dpool.remote(ask).remote(actor)
+    call = actor.add.submit(child)
+    return [*dpool.get([child, call])]
+
+
+def test_a_call_that_waits_for_a_task_that_calls_the_same_actor() -> None:
+    counter = dpool.ActorProxy(Counter)
+    assert dpool.get(dpool.remote(ask_behind_a_call_that_waits).remote(counter), timeout=LONG_S) == [5, 10]
+
+
 class Parent:
     def __init__(self, children: int) -> None:
         self.children = [dpool.ActorProxy(Counter, n) for n in range(children)]

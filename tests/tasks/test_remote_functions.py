@@ -379,6 +379,21 @@ def test_a_ray_script_in_main(tmp_path: Path) -> None:
     assert result.rc == 0, result.stderr
 
 
+def test_shutdown_while_tasks_wait_for_others_is_silent() -> None:
+    script = """
+import dpool, logging, time
+logging.basicConfig()
+first = dpool.remote(time.sleep).remote(1000)
+chain = [dpool.remote(repr).remote(first)]
+for _ in range(3):
+    chain.append(dpool.remote(repr).remote(chain[-1]))
+dpool.shutdown()
+print({type(one.exception()).__name__ for one in (first, *chain)})
+"""
+    result = run_script(script)
+    assert (result.stdout, result.stderr, result.rc) == ("{'ExecutorBroken'}\n", "", 0)
+
+
 def test_a_program_that_ends_does_not_wait_for_its_tasks() -> None:
     result = run_script("import dpool, time\ndpool.remote(time.sleep).remote(1000)\nprint('end')")
     assert result.stdout == "end\n"

@@ -11,7 +11,7 @@ alive, hears when that process dies, and hears once that the actor is dead for g
 as somebody can still call it, so that the cause is known.
 
 One thread. Invariants (`check`): an actor has a worker exactly while it is STARTING, ALIVE or LEAVING; callers are
-linked only to a living one; a name belongs to one actor that is neither dead nor about to be.
+linked only to a living one; a name belongs to one actor that is neither leaving nor dead.
 
 Source: Ray (OSDI 2018) §3; restarts as Ray's `max_restarts`.
 """
@@ -234,7 +234,7 @@ class Actors:
 
     Attributes:
         actors: those that are not forgotten.
-        names: of those that are not dead.
+        names: of those that are neither leaving nor dead.
         moved: those whose state has changed, or that are gone, for whoever tells it to others and empties this.
     """
 
@@ -295,7 +295,6 @@ class Actors:
 
     def _failed(self, event: Failed, out: list[Instruction]) -> None:
         actor = self._moved(event.actor, Failed)
-        self._release_name(actor)
         actor.restarts = 0
         actor.cause = actor.cause or event.cause
         out.append(KillWorker(event.actor))
@@ -346,13 +345,11 @@ class Actors:
             return
         actor = self._moved(event.actor, Kill)
         if actor.state == LEAVING:
-            self._release_name(actor)
             actor.cause = actor.cause or event.cause
             out.append(KillWorker(event.actor))
 
     def _left(self, event: Left, out: list[Instruction]) -> None:
         actor = self._moved(event.actor, Left)
-        self._release_name(actor)
         actor.cause = actor.cause or event.cause
 
     def _freed(self, event: Freed, out: list[Instruction]) -> None:
@@ -365,7 +362,6 @@ class Actors:
         else:
             leaving = actor.state == LEAVING
             actor = self._moved(event.actor, Freed)
-            self._release_name(actor)
             if not leaving:
                 out.append(Leave(event.actor))
 
@@ -381,7 +377,7 @@ class Actors:
         out.append(Link(name, caller))
 
     def _release_name(self, actor: _Actor) -> None:
-        """Another actor may have it now."""
+        """It cannot be found any more, and another actor may have its name."""
         if actor.name:
             del self.names[actor.name]
             actor.name = ""
@@ -422,6 +418,8 @@ class Actors:
         state = MOVES.get((actor.state, cause))
         if state is None:
             raise IllegalMove(actor.state, cause.__name__, f"actor {name.hex()}")
+        if state == LEAVING:
+            self._release_name(actor)
         actor.state = state
         self.moved[name] = None
         return actor
@@ -434,5 +432,6 @@ class Actors:
             assert not actor.linked or actor.state in (ALIVE, LEAVING), f"links to one that is {actor.state}"
             assert actor.state != DEAD or not actor.callers, "a dead actor has callers"
             assert actor.state != ALIVE or len(actor.linked) == len(actor.callers), "somebody waits for a living actor"
-            assert not actor.name or (self.names.get(actor.name) == name and actor.state not in (LEAVING, DEAD))
+            assert not actor.name or self.names.get(actor.name) == name, f"{name.hex()} {actor.name!r}"
+            assert not actor.name or actor.state not in (LEAVING, DEAD), f"{name.hex()} {actor.name!r}"
         assert set(self.names.values()) <= set(self.actors)
