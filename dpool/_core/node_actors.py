@@ -368,7 +368,6 @@ class NodeActors:
         again = known.restarts_done > 0 and known.state in (a.WAITING, a.STARTING)
         row = _row(actor.message, self._node.node_id, actor.job)._replace(
             state="restarting" if again else known.state,
-            name=known.name,  # free as soon as it leaves
             restarts=known.restarts_done,
             cause=pickle.loads(known.cause)[0] if known.cause else "",
             creation=actor.record,

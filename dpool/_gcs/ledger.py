@@ -14,7 +14,8 @@ Removals go first, since a full store takes nothing else, and what failed goes l
 does not hold up the others.
 
 Invariants (`check`): a dirty key stands for a live row; a gone key for a removed one that the store may still have; a
-task is in at most one batch; a batch has at least one live task; a name belongs to a live actor that is not dead.
+task is in at most one batch; a batch has at least one live task; a name belongs to a live actor that is neither leaving
+nor dead.
 
 Detached actors outlive the job that made them: they stand under DETACHED, a job that never ends. Names stand there too.
 """
@@ -53,6 +54,7 @@ COMPACT_FROM = 16
 """Smaller batches are not packed anew when half of them is dropped: the row's overhead would stay anyway."""
 REMEMBERED_ENDED_JOBS = 1000
 DETACHED = b""
+LEAVING = "leaving"
 DEAD = "dead"
 
 
@@ -85,7 +87,7 @@ class Event(NamedTuple):
 
 
 class RecordActor(NamedTuple):
-    """The actor as it now is. It has its name until it is dead; `node_id` and `epoch` are this node's."""
+    """The actor as it now is. It has its name until it leaves or is dead; `node_id` and `epoch` are this node's."""
 
     row: ActorRow
 
@@ -260,7 +262,7 @@ class Ledger:
         else:
             actor.row = row
         self._changed(("actor", job_id, row.actor_id))
-        if row.state == DEAD:
+        if row.state in (LEAVING, DEAD):
             self._unname(row)
         elif row.name:
             name = _encoded(row.name)
@@ -513,7 +515,9 @@ class Ledger:
         assert actors == self._actor_jobs
         for name, actor_id in self._names.items():
             row = self._jobs[actors[actor_id]].actors[actor_id].row
-            assert (_encoded(row.name), row.state == DEAD) == (name, False), "a name belongs to an actor that lives"
+            assert _encoded(row.name) == name and row.state not in (LEAVING, DEAD), (
+                "a name belongs to an actor that lives"
+            )
         assert all(map(self._live, self._dirty)), "a dirty key stands for a live row"
         assert not any(map(self._live, self._gone)), "a gone key does not"
         assert len(self._events) <= self._max_events
