@@ -463,7 +463,7 @@ def death_of(label: str, cause: bytes) -> BaseException:
 
     text, data = pickle.loads(cause)
     if data == b"":
-        return InfeasibleResources(f"the actor {label} cannot be made: {text.partition('; it waits')[0]}")
+        return InfeasibleResources(f"the actor {label} cannot be made: {text}")
     error = ActorDied(f"the actor {label} is dead: {text}")
     if data is not None:
         from dpool._core.serialize import load_exception

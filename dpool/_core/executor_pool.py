@@ -371,8 +371,8 @@ class ExecutorPool(Deferring):
 
     def infeasible(self, shape: Shape, text: str, strict: bool) -> None:
         """This machine cannot run the tasks of a lane: they wait, with a warning, or fail if that was asked for."""
-        self.runtime.notice(text)
         if not strict:
+            self.runtime.notice(text)
             return
         with self.lock:
             self._infeasible[shape] = text

@@ -696,17 +696,17 @@ class Node:
         )
 
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
-        pool = self._pools[order.pool]
-        text = (
-            f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; "
-            "it waits until a machine that has it joins"
-        )
-        if pool.actors is not None:
-            self._send(pool.client, m.Notice("infeasible", text.replace("a task", "an actor")))
-            if self.config.strict_resources:
-                self._soon.append(partial(pool.actors.infeasible, order.pool, text.replace("a task", "it")))
+        pool, strict = self._pools[order.pool], self.config.strict_resources
+        who = "a task" if pool.actors is None else "it" if strict else "an actor"
+        text = f"{who} asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little"
+        if not strict:
+            text += "; it waits until a machine that has it joins"
+        if pool.actors is None:
+            self._send(pool.client, m.Infeasible(pool.number, order.shape, text, strict))
+        elif strict:
+            self._soon.append(partial(pool.actors.infeasible, order.pool, text))
         else:
-            self._send(pool.client, m.Infeasible(pool.number, order.shape, text, self.config.strict_resources))
+            self._send(pool.client, m.Notice("infeasible", text))
 
     def _scarce(self) -> None:
         """Whoever has idle leases gives them back while others wait for resources."""

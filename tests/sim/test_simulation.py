@@ -163,7 +163,7 @@ MUTANTS = {
     "dead actors are not forgotten": drop_instructions(actors.Actors, actors.Forget),
     "restarts are not counted": (actors.Actors, "_worker_died", restart_without_counting),
     "actors come back that nobody holds": (actors.Actors, "_worker_died", restart_what_nobody_holds),
-    "names of actors are not free again": (actors.Actors, "_unname", lambda self, name, actor: None),
+    "names of actors are not free again": (actors.Actors, "_release_name", lambda self, actor: None),
     "callers that have gone are kept": (actors.Actors, "_disconnect", lambda self, event, out: None),
     "actors outlive their programs": (actors.Actors, "_owner_left", lambda self, event, out: None),
     "the stash is never woken": drop_instructions(lineage.LineageStash, lineage.WakeAt),
