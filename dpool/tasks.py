@@ -276,12 +276,20 @@ def get(
         readonly: give arrays that raise an error when they are written to.
 
     Every call gives a value of its own, but that of a future, which has one value for all: `copy` and `readonly` do not
-    change it. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is gone. Source: Ray's `get`.
+    change it. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is gone. Of several, it does
+    not wait for the others when one has failed: they may be waiting for that one. Source: Ray's `get`.
     """
     until = None if timeout is None else monotonic() + timeout
-    if isinstance(refs, (list, tuple)):
-        return [_get(ref, until, copy, readonly) for ref in refs]
-    return _get(refs, until, copy, readonly)
+    if not isinstance(refs, (list, tuple)):
+        return _get(refs, until, copy, readonly)
+    values = []
+    for at, ref in enumerate(refs):
+        if isinstance(ref, Future) and not ref.done() and at + 1 < len(refs):
+            from dpool._core.waiting import wait_unless_one_fails
+
+            wait_unless_one_fails(refs, at, until)
+        values.append(_get(ref, until, copy, readonly))
+    return values
 
 
 def _get(ref: Any, until: float | None, copy: bool, readonly: bool) -> Any:

@@ -244,6 +244,10 @@ class Future(_base.Future[_T]):
                 self._result = value
         del failure
 
+    def _failed(self) -> bool:
+        """Of one that is done: whether `result` raises, as far as that is known without fetching a value."""
+        return self._state is not FINISHED or self._exception is not None
+
     def _await_end(self, timeout: float | None) -> None:
         if self._state not in DONE:
             if self._route is not None:

@@ -18,8 +18,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, insort
 from collections import deque
+from concurrent.futures import _base
 from functools import partial
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -28,8 +30,11 @@ from dpool._core.future import DONE, PENDING, Future
 from dpool._core.objectref import ObjectRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+FIRST_LOOK_S = 0.05
+LAST_LOOK_S = 0.5
+"""How long to wait for one of many before it is looked whether another has failed: at first, and later."""
 LOOK_AT = 8
 """Futures at the front of a list that are looked at before anything is registered: often the first one is done."""
 
@@ -183,3 +188,25 @@ def _help(tracker: Tracker, refs: list[Any], needed: int) -> None:
             return
         if isinstance(one, Future) and one._state is PENDING and one._route is not None and one._route.inline:
             one._route.run_here(one)
+
+
+def wait_unless_one_fails(refs: Sequence[Any], at: int, until: float | None) -> None:
+    """Wait until `refs[at]`, a future, is done or it is `until`; raises what one of those behind it has raised, if it
+    is not done soon. What is behind it is looked at now and then only, so many that are done soon cost nothing.
+    """
+    future = refs[at]
+    route = future._route
+    if until is None and route is not None and route.inline:
+        route.run_here(future)
+    look_s = FIRST_LOOK_S
+    while future._state not in DONE:
+        left_s = look_s if until is None else min(look_s, until - monotonic())
+        if left_s <= 0:
+            return
+        try:
+            future._await_end(left_s)
+        except (_base.TimeoutError, _base.CancelledError):
+            for other in islice(refs, at + 1, None):
+                if isinstance(other, Future) and other._state in DONE and other._failed():
+                    other.result()
+        look_s = min(2 * look_s, LAST_LOOK_S)

@@ -515,9 +515,8 @@ class Ledger:
         assert actors == self._actor_jobs
         for name, actor_id in self._names.items():
             row = self._jobs[actors[actor_id]].actors[actor_id].row
-            assert _encoded(row.name) == name and row.state not in (LEAVING, DEAD), (
-                "a name belongs to an actor that lives"
-            )
+            assert _encoded(row.name) == name
+            assert row.state not in (LEAVING, DEAD), "a name belongs to an actor that lives"
         assert all(map(self._live, self._dirty)), "a dirty key stands for a live row"
         assert not any(map(self._live, self._gone)), "a gone key does not"
         assert len(self._events) <= self._max_events

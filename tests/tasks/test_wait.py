@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -90,3 +92,42 @@ def test_what_cannot_be_waited_for() -> None:
     for count in (0, 2):
         with pytest.raises(ValueError, match="num_returns"):
             dpool.wait([ref], num_returns=count)
+
+
+@dpool.remote(num_cpus=0.1, max_retries=0)
+def fail() -> None:
+    raise KeyError("at once")
+
+
+def test_get_does_not_wait_for_others_when_one_has_failed(gate: Gate) -> None:
+    hanging = [enter.remote(gate, f"n{i}") for i in range(3)]
+    with pytest.raises(KeyError, match="at once"):
+        dpool.get([*hanging, fail.remote(), enter.remote(gate, "n3")], timeout=LONG_S)
+    assert not any(one.done() for one in hanging)
+    gate.open("n0", "n1", "n2", "n3")
+    assert dpool.get(hanging, timeout=LONG_S) == ["n0", "n1", "n2"]
+
+
+def test_get_of_actors_that_wait_for_one_that_dies(gate: Gate) -> None:
+    class Member:
+        def wait(self) -> None:
+            gate.enter("never")
+
+        def die(self) -> None:
+            os._exit(3)
+
+    members = [dpool.ActorProxy(Member) for _ in range(2)]
+    with pytest.raises(dpool.errors.ActorDied, match="code 3"):
+        dpool.get([members[0].wait.submit(), members[1].die.submit()], timeout=LONG_S)
+    gate.open("never")
+
+
+def test_get_times_out_and_hears_of_a_cancel(gate: Gate) -> None:
+    refs = [enter.remote(gate, "n0"), enter.remote(gate, "n1")]
+    with pytest.raises(TimeoutError):
+        dpool.get(refs, timeout=0.2)
+    dpool.cancel(refs[1])
+    with pytest.raises(CancelledError):
+        dpool.get(refs, timeout=LONG_S)
+    gate.open("n0")
+    assert dpool.get(refs[0], timeout=LONG_S) == "n0"
