@@ -3,7 +3,7 @@
 ```
  SimUser (users.py: makes, calls, hands on and drops proxies)
    SimLink: held calls, Dependencies, Lane (Dispatcher) ═══ ActorSocket ═══ SimActorWorker (one frame at a time)
-        ║ Ask, KillActor, Hold, Drop                                             ║ Built
+        ║ Ask, KillActor, Hold, Drop                                             ║ Built, EndsItself
         ╚════ node: SimNodeActors (node_actors.py: Actors; its pools in the scheduler; References) ═╝
 ```
 """
@@ -38,6 +38,7 @@ class SimActor:
     Attributes:
         fails: its constructor raises.
         constructed: how often its constructor was run.
+        ended: it has ended itself.
         last: caller -> the sequence number of the last call that was begun.
     """
 
@@ -51,6 +52,7 @@ class SimActor:
         self.detached = rng.random() < 0.15
         self.fails = rng.random() < 0.1
         self.constructed = 0
+        self.ended = False
         self.last: dict[SimLink, int] = {}
 
     def __repr__(self) -> str:
@@ -58,7 +60,7 @@ class SimActor:
 
 
 class SimCall:
-    """One call. `raises`, `crashes`: what it does to itself, or to the process."""
+    """One call. `raises`, `crashes`, `leaves`: what it does to itself, or to the process (which ends in order)."""
 
     def __init__(self, world: World, link: SimLink, sequence: int) -> None:
         rng = world.rng
@@ -68,6 +70,7 @@ class SimCall:
         self.duration_s = rng.choice((0.0, 0.0001, 0.001, 0.02))
         self.raises = rng.random() < 0.1
         self.crashes = int(rng.random() < 0.05)
+        self.leaves = rng.random() < 0.03
         self.need: SimCall | None = None
         self.wanted_by: list[SimCall] = []
         self.starts = 0
@@ -151,6 +154,12 @@ class Built(NamedTuple):
     failed: bool
 
 
+class EndsItself(NamedTuple):
+    """Actor's process to node: a call has told it to leave. It runs nothing more, and soon it is gone."""
+
+    actor: bytes
+
+
 # -- the actor's process
 
 
@@ -205,6 +214,7 @@ class SimActorWorker(SimWorker):
             self.actor.constructed += 1
             most = self.actor.restarts
             assert most < 0 or self.actor.constructed <= most + 1, f"{self.actor} comes back too often"
+            assert not self.actor.ended, f"{self.actor} comes back although it has ended itself"
             self.world.after(self.world.rng.choice((0.0, 0.001, 0.02)), self._constructed)
 
     def _constructed(self) -> None:
@@ -256,6 +266,14 @@ class SimActorWorker(SimWorker):
         _, call = self._calls.popleft()
         if call.starts <= call.crashes:
             self.die()
+            return
+        if call.leaves:
+            assert self.actor is not None
+            if self.world.chance(0.3):
+                call.link.user.give_up(self.actor)
+            self.actor.ended = True
+            self.to_node.send(EndsItself(self.actor.id))
+            self.world.after(self.world.rng.choice((0.0, 0.001, 0.02)), self.die)
             return
         socket = self._busy
         socket.noted.append(call.raises)

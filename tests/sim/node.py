@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core.logic import lineage, references, scheduler
 from dpool._core.logic.resources import Account, shape
-from tests.sim.actors import FROM_USER, Built, SimActorWorker
+from tests.sim.actors import FROM_USER, Built, EndsItself, SimActorWorker
 from tests.sim.messages import Dispatched, DropOutput, Ended, Seal
 from tests.sim.node_actors import SimNodeActors
 from tests.sim.program import SimTask
@@ -113,7 +113,7 @@ class SimNode:
     def hear_worker(self, worker: SimWorker, message: Any) -> None:
         if not self.alive:
             return
-        if isinstance(message, Built):
+        if isinstance(message, (Built, EndsItself)):
             self.actors.hear_worker(worker, message)
             return
         if not isinstance(message, Seal):

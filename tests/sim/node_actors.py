@@ -12,6 +12,7 @@ from tests.sim.actors import (
     Answered,
     Built,
     Drop,
+    EndsItself,
     Find,
     Gone,
     Hold,
@@ -156,8 +157,12 @@ class SimNodeActors:
     def pool_gone(self, pool: int) -> None:
         del self.pools[pool]
 
-    def hear_worker(self, worker: SimWorker, message: Built) -> None:
-        if self._procs.get(message.actor) is worker:
+    def hear_worker(self, worker: SimWorker, message: Built | EndsItself) -> None:
+        if self._procs.get(message.actor) is not worker:
+            return
+        if isinstance(message, EndsItself):
+            self._do(a.Left(message.actor, b"left"))
+        else:
             self._do(a.Failed(message.actor, b"raised") if message.failed else a.Constructed(message.actor))
 
     # -- what the machine decides

@@ -163,6 +163,7 @@ MUTANTS = {
     "dead actors are not forgotten": drop_instructions(actors.Actors, actors.Forget),
     "restarts are not counted": (actors.Actors, "_worker_died", restart_without_counting),
     "actors come back that nobody holds": (actors.Actors, "_worker_died", restart_what_nobody_holds),
+    "actors come back that have ended themselves": (actors.Actors, "_left", lambda self, event, out: None),
     "names of actors are not free again": (actors.Actors, "_release_name", lambda self, actor: None),
     "callers that have gone are kept": (actors.Actors, "_disconnect", lambda self, event, out: None),
     "actors outlive their programs": (actors.Actors, "_owner_left", lambda self, event, out: None),

@@ -269,6 +269,11 @@ class SimUser:
         if actor is not None:
             self.say(KillActor(actor, self.world.chance(0.5)))
 
+    def give_up(self, actor: SimActor) -> None:
+        """Its caller kills it at the very moment at which it ends by itself."""
+        if self.alive and not self.left:
+            self.say(KillActor(actor, False))
+
     def _give(self) -> None:
         """Pass a proxy on: it is held here until the other one holds it."""
         actor = self._some()
