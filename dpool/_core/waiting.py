@@ -68,12 +68,13 @@ class Tracker:
         self._index = {id(one): at for at, one in enumerate(refs)}
         self._left: list[int] = []
         """Places, of the list at the beginning, whose futures have been returned; sorted."""
-        self.done: deque[Any] = deque(one for one in refs if type(one) is ObjectRef or one._state in DONE)
         self.needed = 0
         self.event = threading.Event()
         self._callback = partial(_ended, ref(self))
         self._pending = {id(one): one for one in refs if isinstance(one, Future) and one._state not in DONE}
         """Those that have our callback and have not been returned."""
+        # not asked again: what has ended meanwhile calls us back
+        self.done: deque[Any] = deque(one for one in refs if id(one) not in self._pending)
         routes = (future._route for future in self._pending.values())
         self.runtime = next((route.pool.runtime for route in routes if route is not None), None)
         for future in list(self._pending.values()):

@@ -77,6 +77,30 @@ def test_a_list_that_was_changed_or_used_before(gate: Gate) -> None:
     assert dpool.wait(earlier, num_returns=2) == ([first, second], [])
 
 
+class Fleeting(dpool.Future[int]):
+    """It ends between two looks at it, as one does that another thread ends."""
+
+    looks = 0
+
+    @property
+    def _state(self) -> str:
+        self.looks += 1
+        if self.looks == 2:
+            self.set_result(5)
+        return self._now
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._now = state
+
+
+def test_a_future_that_ends_while_wait_begins_is_not_overlooked() -> None:
+    for at_once in (0, 8):  # how many stand before it: then it is not among those that are looked at first
+        others: list[dpool.Future[int]] = [dpool.Future() for _ in range(at_once)]
+        one = Fleeting()
+        assert dpool.wait([*others, one], timeout=LONG_S) == ([one], others)
+
+
 def test_references_and_failures_are_ready() -> None:
     ref, failed = dpool.put(1), dpool.remote(lambda: 1 / 0).remote()
     ready, rest = dpool.wait([failed, ref], num_returns=2, timeout=LONG_S)
