@@ -87,7 +87,8 @@ class ActorPool(Deferring):
         self.route = route(self, self.lane, max_task_retries, None, "")
         self.reading = route(self, self.lane, max(max_task_retries, READ_RETRIES), None, "")
         """Of calls that change nothing."""
-        self.processes: dict[int, Any] = {}
+        self.processes: dict[int, Slot] = {}
+        """The one that it is linked to, by its pid."""
         self._slot: Slot | None = None
         self.keep: Any = None
         """What holds the actor, while something is to be answered. Whoever submits holds it himself meanwhile."""
@@ -299,6 +300,7 @@ class ActorPool(Deferring):
     def worker_up(self, worker: int, pid: int, ordinal: int) -> None:
         if self._slot is not None and self._slot.worker == worker:
             self._slot.link.pid = pid
+            self.processes[pid] = self._slot
 
     def worker_died(self, message: WorkerDied) -> None:
         """Its process is gone; `reason`: "again" if it comes back."""
@@ -310,6 +312,7 @@ class ActorPool(Deferring):
         why = slot.link.why
         slot.link.close()
         self._slot = None
+        self.processes.clear()
         for future in lost:
             self._lost(future, message, why)
 

@@ -16,6 +16,7 @@ it false may leave its task in the queue, and the reader will take it.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -46,7 +47,7 @@ from dpool._core.future import (
 from dpool._core.future import _mutex as futures_mutex
 from dpool._core.logic.dispatch import Answer, Dispatcher, Frame, Slot
 from dpool._core.messages import KillWorker, ProtocolError, Shape
-from dpool._core.serialize import Shipped, load_exception, load_result
+from dpool._core.serialize import Shipped, dump_exception, load_exception, load_result
 from dpool._core.storage import Place, Stored
 
 if TYPE_CHECKING:
@@ -66,6 +67,18 @@ def _parse(data: Any) -> tuple[int, bool, int, list[Any]]:
     if not (type(first) is type(elapsed_ns) is int and type(values) is list and (first > 0 or values)):
         raise ProtocolError(f"a frame of results with {type(first).__name__}, {type(values).__name__}")
     return first, end, elapsed_ns, values
+
+
+def _lost_answer(lost: wire.DescriptorsLost) -> bytes:
+    """In the place of results that came in a memory file, which this process may not open: each task gets an error."""
+    first, end, elapsed_ns, count = pickle.loads(lost.summary)
+    failure = (frames.FAILED, dump_exception(_too_many_files("the result of the task has come, and is lost"), ""))
+    return dumps((first, end, elapsed_ns, [failure] * count), 5)
+
+
+def _too_many_files(what: str) -> OSError:
+    text = "this process has no file descriptors left for it (see `ulimit -n`); close files, or raise the limit"
+    return OSError(errno.EMFILE, f"{what}: {text}")
 
 
 def store_lost(error: BaseException, label: str) -> BaseException:
@@ -482,9 +495,8 @@ class Lane:
         except OSError:
             self.pool.runtime.unwatch(link)
             return False
-        except wire.DescriptorsLost:
-            self.pool.runtime.descriptors_lost()
-            return False
+        except wire.DescriptorsLost as lost:
+            data = _lost_answer(lost)
         except (wire.Closed, ProtocolError) as error:  # no end of file, since we hold its end too: an empty packet
             link.handled()
             self._malformed(slot, error)
@@ -542,8 +554,11 @@ class Lane:
             return False
         flow = task._extra.stream
         if index < 0:
-            for fd in slot.link.receiver.take_fds():
+            fds = slot.link.receiver.take_fds()
+            for fd in fds:
                 flow.opened(fd)
+            if not fds:  # its generator ends, as nobody can tell it anything
+                finish(task, None, _too_many_files(f"the stream of {self.label(task)} needs a pipe"))
             return True
         if flow.closed or task._state is not RUNNING:
             _let_go(value)

@@ -412,9 +412,10 @@ class Worker:
         if self._child:
             _leave_child()
         data = dumps((first, end, elapsed_ns, values), 5)
+        summary = dumps((first, end, elapsed_ns, len(values)), 5) if len(data) > wire.INLINE_LIMIT else b""
         while True:
             try:
-                wire.send(self._sock, data)
+                wire.send(self._sock, data, summary=summary)
                 return
             except BlockingIOError:
                 _wait_writable(self._sock)
