@@ -28,7 +28,7 @@ from typing import Any
 from dpool._core import wire
 from dpool._core.config import WORKER_POLL_S
 from dpool._core.context import ActorExit, here
-from dpool._core.frames import EXIT, LEFT, LINK, POLL, STOP, Page
+from dpool._core.frames import CAREFUL, EXIT, LEFT, LINK, POLL, STOP, Page
 from dpool._core.polling import Poller
 from dpool._core.serialize import Importer
 from dpool._core.worker import SubmitterGone, Worker, as_value, raised_value
@@ -50,6 +50,8 @@ class ActorHost:
         """Whose calls run one after the other, or ran last."""
         self._running: dict[tuple[Worker, int], Any] = {}
         """Calls that run at a time, or wait for that: what can cancel each."""
+        self._exited = False
+        """One of them has ended the actor: the others are not answered, so that their callers hear of that."""
         self._label = "an actor"
         self._mode, self._most = SYNC, 1
         self._make: Callable[[], Any]
@@ -186,6 +188,7 @@ class ActorHost:
             return []
         if ship is not None:
             link.install(ship)
+        here.careful = here.careful or bool(flags & CAREFUL)  # which of them runs is not known
         if flags & STOP:
             one = self._running.get((link, base))
             if one is not None:
@@ -202,7 +205,7 @@ class ActorHost:
 
     def _over(self, link: Worker, seq: int, one: Any) -> None:
         del self._running[link, seq]
-        if one.cancelled():  # else it has answered
+        if one.cancelled() and not self._exited:  # else it has answered
             _answer(link, seq, 0, raised_value(KeyboardInterrupt(), self._label, link.submitter))
 
     def _run_call(self, link: Worker, number: int, seq: int, call: Any) -> None:
@@ -236,6 +239,7 @@ class ActorHost:
             try:
                 await self._run_coroutine(slots, link, number, seq, call)
             except ActorExit as leave:
+                self._exited = True
                 exits.append(leave)
                 over.set()
 
@@ -258,8 +262,7 @@ class ActorHost:
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
-    @staticmethod
-    async def _run_coroutine(slots: Any, link: Worker, number: int, seq: int, call: Any) -> None:
+    async def _run_coroutine(self, slots: Any, link: Worker, number: int, seq: int, call: Any) -> None:
         async with slots:
             begun = perf_counter_ns()
             function: Any = None
@@ -279,7 +282,8 @@ class ActorHost:
                 raise
             except BaseException as error:
                 value = raised_value(error, label, link.submitter)
-        _answer(link, seq, perf_counter_ns() - begun, value)
+        if not self._exited:
+            _answer(link, seq, perf_counter_ns() - begun, value)
 
 
 async def _run_stream(

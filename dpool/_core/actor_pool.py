@@ -50,14 +50,23 @@ class _RouteToItself(Route):
     """That of calls of an actor which runs one at a time, and which makes them."""
 
     __slots__ = ()
+    to_itself = True
 
     def wait(self, future: Future[Any], timeout: float | None) -> None:
-        if current_thread() is main_thread():
+        self.check_wait(future)
+        super().wait(future, timeout)
+
+    def blocks(self, future: Future[Any]) -> bool:
+        extra = future._extra
+        whole = future if extra is None or extra.whole is None else extra.whole
+        return current_thread() is main_thread() and not whole.done() and not self.lane.started(whole)
+
+    def check_wait(self, future: Future[Any]) -> None:
+        if self.blocks(future):
             raise RuntimeError(
                 f"the actor {self.pool.label} waits for a call of its own, which cannot begin before this one ends; "
                 "call the method of the object itself, or make it an actor with `async def` methods or max_concurrency="
             )
-        super().wait(future, timeout)
 
 
 class ActorPool(Deferring):

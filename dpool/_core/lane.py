@@ -110,6 +110,8 @@ class Route:
     """How a submitted task wants to be run: one for each `Executor.options(...)`, shared by its tasks."""
 
     __slots__ = ("inline", "lane", "max_retries", "name", "pool", "retry_on", "timeout_s")
+    to_itself = False
+    """Who submits is an actor, and these are calls of its own."""
 
     def __init__(
         self,
@@ -134,6 +136,13 @@ class Route:
     def attend(self) -> None:
         """Somebody waits without reading: let the io thread read."""
         self.pool.runtime.attend()
+
+    def blocks(self, future: Future[Any]) -> bool:
+        """Whether it cannot begin before the call ends that this thread runs."""
+        return False
+
+    def check_wait(self, future: Future[Any]) -> None:
+        """RuntimeError if this thread is about to wait for a call that `blocks`."""
 
     def wait(self, future: Future[Any], timeout: float | None) -> None:
         if self.pool.lock._is_owned():  # type: ignore[attr-defined]

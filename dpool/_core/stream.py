@@ -169,6 +169,7 @@ class Stream:
         if not self._ready():
             whole = self._whole
             assert whole._route is not None
+            whole._route.check_wait(whole)
             self._flow.tell()
             whole._route.pool.wait_any(self._ready, timeout)
             if not self._ready():

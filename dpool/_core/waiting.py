@@ -62,7 +62,18 @@ class Unready(list[Any]):
 class Tracker:
     """Futures that are waited for in a loop: which of them have ended."""
 
-    __slots__ = ("__weakref__", "_callback", "_index", "_left", "_pending", "done", "event", "needed", "runtime")
+    __slots__ = (
+        "__weakref__",
+        "_callback",
+        "_index",
+        "_left",
+        "_pending",
+        "_stuck",
+        "done",
+        "event",
+        "needed",
+        "runtime",
+    )
 
     def __init__(self, refs: list[Any]) -> None:
         self._index = {id(one): at for at, one in enumerate(refs)}
@@ -73,6 +84,7 @@ class Tracker:
         self._callback = partial(_ended, ref(self))
         self._pending = {id(one): one for one in refs if isinstance(one, Future) and one._state not in DONE}
         """Those that have our callback and have not been returned."""
+        self._stuck = self._own_calls() if here.actor_id else []
         # not asked again: what has ended meanwhile calls us back
         self.done: deque[Any] = deque(one for one in refs if id(one) not in self._pending)
         routes = (future._route for future in self._pending.values())
@@ -84,6 +96,18 @@ class Tracker:
     def taken(self) -> int:
         """How many have been returned."""
         return len(self._left)
+
+    def _own_calls(self) -> list[Any]:
+        """Those that cannot end while this actor waits."""
+        routes = ((one, one._route) for one in self._pending.values())
+        return [one for one, route in routes if route is not None and route.to_itself and route.blocks(one)]
+
+    def check_wait(self, refs: list[Any], needed: int) -> None:
+        """RuntimeError if too few of them can end."""
+        if len(refs) - len(self._stuck) < needed:
+            self._stuck = self._own_calls()  # some may have ended since
+            if len(refs) - len(self._stuck) < needed:
+                self._stuck[0]._route.check_wait(self._stuck[0])
 
     def ended(self, future: Any) -> None:
         """In whatever thread ended it."""
@@ -159,6 +183,7 @@ def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[
         tracker = Tracker(refs)
     if len(tracker.done) < num_returns:
         if timeout is None:
+            tracker.check_wait(refs, num_returns)
             _help(tracker, refs, num_returns)
         tracker.wait(num_returns, timeout)
     return tracker.take(refs, num_returns)

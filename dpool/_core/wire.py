@@ -1,8 +1,9 @@
 """Messages over Unix SOCK_SEQPACKET sockets: whole or not at all, with descriptors.
 
 A message of up to `INLINE_LIMIT` bytes is one packet. A larger one is written to a memory file (memfd) whose descriptor
-travels in a packet `M<length><summary>`; so a frame is never cut, and an unread frame can be taken back out of the kernel's
-buffer as one piece, whatever its size. The first byte tells: 0x80 pickle (frames), 1…n control, `M` memory file.
+travels in a packet `M<length><summary>`; so a frame is never cut, and an unread frame can be taken back out of the
+kernel's buffer as one piece, whatever its size. The first byte tells: 0x80 pickle (frames), 1…n control, `M` memory
+file.
 """
 
 from __future__ import annotations

@@ -247,13 +247,14 @@ class Worker:
 
     def run_actor_frame(self, frame: Any) -> None:
         """Run the calls of one frame and answer it."""
-        base, _, ship, numbers, calls = frame
+        base, flags, ship, numbers, calls = frame
         if ship is not None:
             self._install(ship)
         if not self._page.slots[PID]:
             self._page.slots[LIMIT] = NO_LIMIT
             self._page.slots[PID] = os.getpid()
         if calls:
+            here.careful = bool(flags & CAREFUL)
             here.interrupts = self._interrupts
             self._interrupts.begin()
             self._run_frame(base, numbers, calls)

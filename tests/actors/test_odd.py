@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,10 +43,13 @@ def test_methods_of_the_class_go_before_those_of_proxies() -> None:
 class Selfish:
     """Calls itself."""
 
+    ones = 0
+
     def keep(self, proxy: Any) -> None:
         self.proxy = proxy
 
     def one(self) -> int:
+        self.ones += 1
         return 1
 
     def blocking(self) -> int:
@@ -53,6 +57,28 @@ class Selfish:
 
     def waiting(self) -> int:
         return int(dpool.get(self.proxy.one.remote(), timeout=LONG_S)) + 1
+
+    @dpool.method(num_returns="streaming")
+    def some(self) -> Any:
+        yield 1
+
+    def streaming(self) -> int:
+        return int(dpool.get(next(self.proxy.some.remote()))) + 1
+
+    def all_of_several(self) -> int:
+        both = [dpool.remote(len).remote("a"), self.proxy.one.remote()]
+        return len(dpool.wait(both, num_returns=2)[0])
+
+    def one_of_several(self) -> Any:
+        """A loop that has its own call left over for the next call."""
+        self.rest = [self.proxy.one.remote(), *(dpool.remote(len).remote("a" * n) for n in range(20))]
+        for _ in range(20):
+            _, self.rest = dpool.wait(self.rest)
+        return len(self.rest)
+
+    def the_rest(self) -> int:
+        ready, _ = dpool.wait(self.rest)
+        return int(dpool.get(ready[0]))
 
     def later(self) -> Any:
         return self.proxy.one.remote()
@@ -67,7 +93,7 @@ class Selfish:
         return len(found)
 
 
-@pytest.mark.parametrize("how", ["blocking", "waiting"])
+@pytest.mark.parametrize("how", ["blocking", "waiting", "streaming", "all_of_several"])
 def test_an_actor_that_waits_for_itself_is_told_so(how: str) -> None:
     selfish = dpool.ActorProxy(Selfish)
     selfish.keep(selfish)
@@ -78,6 +104,39 @@ def test_an_actor_that_waits_for_itself_is_told_so(how: str) -> None:
     many = dpool.remote(Selfish).options(max_concurrency=2).remote()
     many.keep(many)
     assert getattr(many, how)() == 2
+
+
+def test_an_actor_that_waits_for_others_may_have_a_call_of_its_own_among_them() -> None:
+    selfish = dpool.ActorProxy(Selfish)
+    selfish.keep(selfish)
+    assert selfish.one_of_several() == 1
+    wait_until(lambda: selfish.ones, LONG_S)
+    assert selfish.the_rest() == 1  # it has been answered, even if nobody has looked at that
+
+
+class Careful:
+    def run(self, flag: str) -> tuple[int, int]:
+        return os.getpid(), dpool.get(dpool.remote(max_retries=0)(die_once).remote(flag))
+
+
+def die_once(flag: str) -> int:
+    try:
+        os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return os.getpid()
+    os._exit(1)
+
+
+def test_a_call_that_is_made_again_runs_no_tasks_in_its_own_process(tmp_path: Path, gate: Gate) -> None:
+    """One of them may have been what killed it."""
+    cpus = dpool.cluster_resources()["CPU"]
+    busy = dpool.remote(num_cpus=cpus - 1)(gate.enter).remote()
+    gate.entered()
+    actor = dpool.remote(Careful).options(num_cpus=1, max_restarts=1, max_task_retries=1).remote()
+    ours, childs = actor.run.submit(str(tmp_path / "flag")).result(LONG_S)
+    assert ours != childs
+    gate.open()
+    dpool.get(busy, timeout=LONG_S)
 
 
 def test_a_name_is_free_as_soon_as_its_actor_is_killed(gate: Gate) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 from pathlib import Path
@@ -188,6 +189,11 @@ class Polite(Guest):
     async def leave(self) -> None:  # type: ignore[override]
         dpool.actor.exit_actor()
 
+    async def enter(self, gate: Gate, name: str) -> str:  # type: ignore[override]
+        gate.note(name)
+        await asyncio.sleep(1000)
+        return name
+
 
 @pytest.mark.parametrize(
     ("cls", "options"),
@@ -207,6 +213,18 @@ def test_an_actor_that_leaves(cls: type, options: dict[str, Any], tmp_path: Path
     assert log.exists()
     with pytest.raises(RuntimeError, match="in a method of an actor"):
         dpool.actor.exit_actor()
+
+
+@pytest.mark.parametrize(("cls", "options"), [(Guest, {"max_concurrency": 3}), (Polite, {})])
+def test_calls_that_run_when_it_leaves_hear_of_that(
+    cls: type, options: dict[str, Any], tmp_path: Path, gate: Gate
+) -> None:
+    guest = dpool.remote(cls).options(**options).remote(str(tmp_path / "log"))
+    running = guest.enter.submit(gate, "a")
+    gate.entered("a")
+    for call in (guest.leave.submit(), running):
+        with pytest.raises(dpool.errors.ActorDied, match=r"exited with code 0|exit_actor"):
+            call.result(LONG_S)
 
 
 def test_what_was_answered_before_it_left_counts(tmp_path: Path) -> None:
