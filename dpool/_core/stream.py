@@ -9,7 +9,8 @@
 The generator's side (`yielding.py`) makes the pipe when it begins and sends us its writing end. So a generator is never
 further ahead than its window, and one whose stream is closed, or belongs to a process that has died, ends.
 
-Threads: `put`, `opened` and `ended` come from the reading role, the rest from anywhere, also from finalizers.
+Threads: `put`, `opened` and `ended` come from the reading role, the rest from anywhere, also from finalizers. A forked
+child has what had come before, and no pipe: the stream is its parent's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from struct import Struct
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from dpool._core.future import Future
@@ -31,12 +34,14 @@ WINDOW_BYTES = 64 << 20
 CLOSE, NO_LIMIT = 0, 0xFFFFFFFF
 """Through the pipe: the stream is closed; the window is lifted; any other number: so many more items were taken."""
 CREDIT = Struct("<I")
+AGAIN_S = 0.01
+"""After so long it is tried again to write into a pipe that is full."""
 
 
 class Flow:
     """Items that have come and have not been taken, and the pipe to their generator."""
 
-    __slots__ = ("_fd", "_lock", "_owed", "_unlimited", "closed", "items", "taken", "watchers")
+    __slots__ = ("__weakref__", "_fd", "_lock", "_owed", "_unlimited", "closed", "items", "taken", "watchers")
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -49,6 +54,7 @@ class Flow:
         self.closed = False
         self.watchers: list[Callable[[], None]] = []
         """Called, once, when something has come, or nothing will come any more."""
+        _flows.add(self)
 
     def opened(self, fd: int) -> None:
         """A generator has begun: the first one, or the one of a task that runs again, which yields all items again."""
@@ -82,11 +88,17 @@ class Flow:
                 self.tell()
             return item
 
-    def tell(self) -> None:
-        """Say how many were taken; if the pipe is full, the generator has enough to read, and hears of it later."""
+    def tell(self) -> bool:
+        """Say how many were taken; False if the pipe is full: the generator has enough to read, and hears of it later."""
         with self._lock:
             if self._owed and self._fd >= 0 and self._write(self._owed):
                 self._owed = 0
+            return not self._owed or self._fd < 0
+
+    def tell_all(self, runtime: Any) -> None:
+        """The same, now or soon: somebody waits for what the generator yields when it has heard."""
+        if not self.tell():
+            runtime.at(monotonic() + AGAIN_S, partial(self.tell_all, runtime))
 
     def unlimit(self) -> None:
         """The generator runs on to its end, whether or not anybody takes its items."""
@@ -138,8 +150,24 @@ class Flow:
         if fd >= 0:
             os.close(fd)
 
+    def forked(self) -> None:
+        """In a forked child: the pipe is the parent's. A thread that is not here may have held the lock."""
+        self._lock = threading.RLock()
+        self._drop()
+
     def __del__(self) -> None:
         self._drop()
+
+
+_flows: WeakSet[Flow] = WeakSet()
+
+
+def _forked() -> None:
+    for flow in list(_flows):
+        flow.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Stream:
@@ -170,7 +198,7 @@ class Stream:
             whole = self._whole
             assert whole._route is not None
             whole._route.check_wait(whole)
-            self._flow.tell()
+            self._flow.tell_all(whole._route.pool.runtime)
             whole._route.pool.wait_any(self._ready, timeout)
             if not self._ready():
                 raise TimeoutError(f"the task has yielded nothing within {timeout} s")
@@ -201,9 +229,9 @@ class Stream:
         while not self._ready():
             there = asyncio.Event()
             self._flow.watchers.append(partial(_wake, loop, there))
-            self._flow.tell()
             route = self._whole._route
             if route is not None:
+                self._flow.tell_all(route.pool.runtime)
                 route.attend()
             if not self._ready():  # else it came before we watched
                 await there.wait()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
+import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 
 import dpool
+from dpool._core.stream import CREDIT, Flow
+from dpool._core.yielding import Window
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import wait_until
 
@@ -210,6 +214,63 @@ def test_with_async_for(gate: Gate) -> None:
         return found
 
     assert asyncio.run(take()) == list(range(20))
+
+
+def closes(stream: Any, conn: Any) -> None:
+    with stream:
+        items = [dpool.get(next(stream)) for _ in range(2)]
+        try:
+            next(stream)
+        except dpool.errors.ForkedRuntimeError:
+            conn.send(items)
+
+
+def test_a_forked_child_does_not_close_its_parents_stream(gate: Gate) -> None:
+    stream = endless.options(stream_window=2).remote(gate, 20)
+    wait_until(lambda: len(stream._flow.items) == 2, LONG_S)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=closes, args=(stream, theirs))
+    child.start()
+    assert ours.poll(LONG_S)
+    assert ours.recv() == [0, 1]  # what had come before
+    child.join(LONG_S)
+    for end in (ours, theirs):
+        end.close()
+    assert [dpool.get(item) for item in stream] == list(range(20))
+
+
+class Timers:
+    """A runtime that only has timers."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def at(self, when_s: float, action: Any) -> None:
+        self.waiting.append(action)
+
+
+def test_a_full_pipe_is_written_to_again() -> None:
+    """A generator that cannot hear for long, whose last item is so large that it waits until that one is taken."""
+    window, flow, runtime = Window(-1, 1000), Flow(), Timers()
+    flow.opened(os.dup(window.writer))
+    window.handed_over()
+    room = fcntl.fcntl(window.reader, fcntl.F_SETPIPE_SZ, 4096) // CREDIT.size
+    sizes = [0] * room + [1, 2000]
+    for at, size in enumerate(sizes):
+        window.sent(b"x" * size)
+        flow.put(at, dpool.Future())
+    while flow.take() is not None:
+        pass
+    flow.tell_all(runtime)
+    window.hear()
+    assert window.full()  # what it has heard is not all
+    [action] = runtime.waiting
+    action()
+    window.hear()
+    assert not window.full()
+    assert runtime.waiting == [action]
+    window.close()
 
 
 def test_a_stream_does_not_travel(gate: Gate) -> None:
