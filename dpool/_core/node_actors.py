@@ -232,12 +232,9 @@ class NodeActors:
         if proc.failed or not self._wanted(name):
             return
         actor = self._actors[name]
-        ours, peer, page = proc.lessee_fds()
         actor.proc = proc
-        actor.home = socket.socket(fileno=os.dup(ours))
+        actor.home = proc.take_lessee_socket()
         proc.granted = True
-        proc.close_lessee_side()
-        del peer, page
         actor.receiver = wire.Receiver(actor.home)
         self._node._on(actor.home.fileno(), partial(self._answered, name))
         self._do(a.Granted(name, order.worker))
@@ -471,8 +468,7 @@ class NodeActors:
         client, pool, _ = self._callers[order.caller]
         assert actor.proc is not None
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            page = make_page()
+            ours, theirs, page, copy = _link_fds()
         except OSError as error:
             self._log("actor.link_failed", error=error)
             self._node._at(monotonic() + 1.0, partial(self._link_again, order))
@@ -485,7 +481,7 @@ class NodeActors:
             )
             self._node._send(client, m.WorkerUp(pool, actor.proc.worker, actor.proc.pid, 0))
             pid = client.hello.pid if client.hello is not None else 0
-            self._say(actor, (0, LINK, pid, 0, []), (os.dup(theirs.fileno()), page))
+            self._say(actor, (0, LINK, pid, 0, []), (copy, page))
 
     def _link_again(self, order: a.Link) -> None:
         known = self.machine.actors.get(order.actor)
@@ -531,6 +527,22 @@ class NodeActors:
         a.Leave: _leave,
         a.Forget: _forget,
     }
+
+
+def _link_fds() -> tuple[socket.socket, socket.socket, int, int]:
+    """A socket pair, a page, and the second socket once more. OSError if there are not enough descriptors."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        page = make_page()
+        try:
+            return ours, theirs, page, os.dup(theirs.fileno())
+        except OSError:
+            os.close(page)
+            raise
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
 
 
 def _row(message: m.ActorCreate, node_id: bytes, job: bytes) -> ActorRow:

@@ -74,9 +74,7 @@ def parse(given: Mapping[str, Any] | None, namespace: str = "") -> WorkersEnv:
         directory = _directory("working_dir", directory)
         path.append(directory)
     for module in found.pop("py_modules", None) or ():
-        if not isinstance(module, (str, os.PathLike)):
-            module = os.path.dirname(module.__file__)
-        path.append(os.path.dirname(_directory("py_modules", module)))
+        path.append(_where(module))
     for name in ("config", "excludes"):
         found.pop(name, None)
     if found:
@@ -85,6 +83,18 @@ def parse(given: Mapping[str, Any] | None, namespace: str = "") -> WorkersEnv:
             "install there what they need; env_vars, working_dir and py_modules can be set"
         )
     return WorkersEnv(env_vars, directory or "", path)
+
+
+def _where(module: Any) -> str:
+    """The directory in which `import` finds a module: one that is given, or the directory of a package."""
+    if isinstance(module, (str, os.PathLike)):
+        place = _directory("py_modules", module)
+    else:
+        places = list(getattr(module, "__path__", ())) or [getattr(module, "__file__", None)]
+        if not places[0]:
+            raise ValueError(f"py_modules takes directories of packages, and modules that lie in files, not {module!r}")
+        place = os.path.abspath(places[0])
+    return os.path.dirname(place)
 
 
 def _directory(name: str, given: Any) -> str:

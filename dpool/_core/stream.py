@@ -89,7 +89,7 @@ class Flow:
             return item
 
     def tell(self) -> bool:
-        """Say how many were taken; False if the pipe is full: the generator has enough to read, and hears of it later."""
+        """Say how many were taken; False if the pipe is full: the generator has enough to read for now."""
         with self._lock:
             if self._owed and self._fd >= 0 and self._write(self._owed):
                 self._owed = 0

@@ -31,6 +31,6 @@ def test_a_process_for_an_actor_that_was_given_up_is_left_to_the_end_of_its_pool
         process = MagicMock(failed="")
         actors.granted(s.Grant(0, POOL, WORKER, (), ()), process)
         actors.died(POOL, process)
-        process.lessee_fds.assert_not_called()
+        process.take_lessee_socket.assert_not_called()
         assert actors.machine.actors == before
         actors.machine.check()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -50,18 +52,23 @@ def test_runtime_env_of_all_workers(tmp_path: Path) -> None:
     package = tmp_path / "modules" / "packed"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("VALUE = 8\n")
-    env = {"env_vars": {"COLOUR": "red"}, "working_dir": str(tmp_path), "py_modules": [str(package)]}
+    alone = ModuleType("alone")  # a module that is a file, and no package
+    alone.__file__ = str(tmp_path / "elsewhere" / "alone.py")
+    Path(alone.__file__).parent.mkdir()
+    Path(alone.__file__).write_text("VALUE = 9\n")
+    modules = [str(package), alone, dpool.util]
+    env = {"env_vars": {"COLOUR": "red"}, "working_dir": str(tmp_path), "py_modules": modules}
     dpool.init(num_cpus=2, runtime_env=env)
     assert dpool.get(dpool.remote(variable).remote("COLOUR"), timeout=LONG_S) == "red"
     assert "COLOUR" not in os.environ
     assert os.path.samefile(dpool.get(dpool.remote(where).remote()), tmp_path)
 
-    def values() -> tuple[int, int]:
+    def values() -> list[int]:
         from importlib import import_module
 
-        return import_module("beside").VALUE, import_module("packed").VALUE
+        return [import_module(name).VALUE for name in ("beside", "packed", "alone")]
 
-    assert dpool.get(dpool.remote(values).remote(), timeout=LONG_S) == (7, 8)
+    assert dpool.get(dpool.remote(values).remote(), timeout=LONG_S) == [7, 8, 9]
     nested = dpool.remote(lambda: dpool.get(dpool.remote(variable).options(num_cpus=0.5).remote("COLOUR")))
     assert dpool.get(nested.remote(), timeout=LONG_S) == "red"
     with pytest.raises(RuntimeError, match="runs already"):
@@ -77,6 +84,7 @@ def test_runtime_env_of_all_workers(tmp_path: Path) -> None:
         ({"pip": []}, "install there"),
         ({"working_dir": "/nowhere"}, "directory"),
         ({"conda": "x", "a": 1}, "a, conda"),
+        ({"py_modules": [sys]}, "lie in files"),
     ],
 )
 def test_runtime_env_that_cannot_be(env: dict[str, Any], text: str) -> None:
