@@ -268,7 +268,18 @@ class ActorPool(Deferring):
         extra = future._extra
         if extra is not None and extra.group is not None:
             self.dependents.cancelled(extra.group)
+        if self.lock._is_owned():  # type: ignore[attr-defined]  # in the middle of sending, most likely
+            self.later(partial(self._leaves_queue, future))
+        else:
+            self._leaves_queue(future)
         self.task_ended()
+
+    def _leaves_queue(self, future: Future[Any]) -> None:
+        """It is pending no longer, and nobody need keep the actor for it."""
+        with self.lock:
+            if future in self.lane.queue:
+                self.lane.queue.remove(future)
+            self.keeping(self.keep)
 
     def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
         """No initializer was sent."""

@@ -194,3 +194,28 @@ print(counter.add())
 """).check()
     what = ("call an actor", "call an actor", "submit a task", "create an executor")
     assert result.stdout.splitlines() == ["1", *(f"cannot {one} at interpreter shutdown" for one in what)]
+
+
+def test_a_cancelled_call_is_pending_no_longer(gate: Gate) -> None:
+    actor = dpool.remote(Odd).options(max_pending_calls=3).remote()
+    first = actor.enter.submit(gate, "a")
+    gate.entered("a")
+    for _ in range(5):
+        calls = [actor.pid.submit() for _ in range(2)]
+        with pytest.raises(dpool.errors.PendingCallsLimit):
+            actor.pid.submit()
+        assert all(call.cancel() for call in calls)
+    gate.open("a")
+    assert first.result(LONG_S) == "a"
+    assert actor.pid.submit().result(LONG_S) > 0
+
+
+@pytest.mark.filterwarnings("ignore:an actor asks for")
+def test_an_actor_that_was_never_made_is_let_go_with_its_last_call() -> None:
+    from dpool._core.driver import runtime
+
+    actor = dpool.remote(Odd).options(num_cpus=99).remote()
+    calls = [actor.pid.submit() for _ in range(3)]
+    del actor
+    assert all(call.cancel() for call in calls)
+    wait_until(lambda: not any(hasattr(pool, "actor") for pool in runtime().pools.values()), LONG_S)
