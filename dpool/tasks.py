@@ -60,10 +60,9 @@ def init(
         object_store_memory: bytes of shared memory for objects; default: a third of the memory that the cgroup allows.
         spill_dir: directory on a disk, for objects that memory has no room for; default: the temporary directory, or
             /var/tmp if that one lies in memory.
-
         namespace: in which names of actors are unique; see `ActorClass.options`.
         runtime_env: what workers have beside what the program has: `env_vars` (variables), `working_dir`, `py_modules`
-            (directories).
+            (directories, or modules).
         log_to_driver: False: what tasks print is not shown.
         others: options of Ray's `init` that mean nothing here, such as `include_dashboard`; TypeError for all others.
 
