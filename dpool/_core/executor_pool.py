@@ -690,6 +690,7 @@ class ExecutorPool(Deferring):
             blameless or (initializing and self.standing)
         ):
             self._failed_starts += 1
+        initializing = initializing and slot.held and not slot.retiring  # it had not answered, though it was not read
         if initializing and self.state in (OPEN, CLOSING) and why is None and (self.standing or self.state is OPEN):
             self._initializer_failed(slot, None)
         for future in lost:
