@@ -39,7 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """A temporary directory and a mark for this run; and nodes do not linger, or the next test would find them."""
     heed_ctrl_c()
     outside = tempfile.gettempdir()
-    directory = tempfile.mkdtemp(prefix="dt-")  # short: a Unix socket's path has 107 bytes
+    if hasattr(config, "workerinput"):  # one of several processes of a run, which has made a directory already
+        outside = os.environ["PYTEST_DEBUG_TEMPROOT"]
+    directory = tempfile.mkdtemp(prefix="dt-", dir=outside)  # short: a Unix socket's path has 107 bytes
     mark = f"{os.environ.get(MARK, '')}:{uuid.uuid4().hex}"
     _reapers.append(
         subprocess.Popen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -327,8 +328,7 @@ wait_until(lambda: not list(disk.glob("dpool-*")), 10, "the session directory is
 )
 def test_a_full_temporary_disk(tmp_path: Path, when: str, size: str, inodes: int) -> None:
     """The work needs no disk; if not even a session directory can be made, the error says so."""
-    disk, runs = tmp_path / "disk", tmp_path / "runs"
-    disk.mkdir()
+    disk, runs = Path(tempfile.mkdtemp(prefix="d-")), tmp_path / "runs"  # short: a Unix socket's path has 107 bytes
     runs.mkdir()
     result = run_script(FULL_DISK, str(disk), when, size, str(inodes), str(runs)).check()
     last = result.stdout.splitlines()[-1]
