@@ -574,7 +574,8 @@ class Lane:
     def _malformed(self, slot: Slot, error: BaseException) -> None:
         """Not an answer of ours: that worker is not to be trusted any more, the others are."""
         text = f"{type(error).__name__}: {error}"
-        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text))
+        said = f"it sent a malformed frame ({text})"
+        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text), said)
 
     def _bad_frame(self, future: Future[Any], text: str) -> BaseException:
         from dpool.errors import WorkerCrashed
