@@ -32,7 +32,7 @@ from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
 from dpool._core.logic.dispatch import Slot
 from dpool._core.messages import ActorKill, ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
-from dpool._core.pool_crash import how
+from dpool._core.pool_crash import FOR_CALLER, how
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,11 +287,13 @@ class ActorPool(Deferring):
     def start_clock(self, future: Future[Any], now_s: float) -> None:
         """Calls have no time-outs."""
 
-    def kill_for(self, lane: Lane, slot: Slot, why: Any) -> None:
-        """A call is cancelled by force, or the actor does not speak our language: its process ends."""
+    def kill_for(self, lane: Lane, slot: Slot, why: Any, said: str = "") -> None:
+        """A call is cancelled by force, or the actor does not speak our language: its process ends. `said`: what others
+        who call it are told.
+        """
         slot.link.why = why
         slot.retiring = True
-        self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL)))
+        self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL), said))
 
     def nudge(self) -> None:
         """Nothing was put off."""
@@ -353,7 +355,8 @@ class ActorPool(Deferring):
             return
         call = self.lane.label(future)
         what = "it is being restarted" if message.reason == "again" else "it will not come back"
-        text = f"the actor {self.label} (pid {message.pid}) {how(message)} while it ran {call}; {what}"
+        why = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
+        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{why} while it ran {call}; {what}"
         finish(future, None, ActorDied(f"{text}. max_task_retries= would run the call again. See {message.log_file}"))
 
     def gone(self, cause: bytes) -> None:

@@ -783,7 +783,9 @@ class ExecutorPool(Deferring):
         finish(future, None, crash(message, self.main.label(future), extra.attempts, self._strict))
         self.task_ended()
 
-    def kill_for(self, lane: Lane, slot: Slot, why: Callable[[Future[Any]], BaseException | None]) -> None:
+    def kill_for(
+        self, lane: Lane, slot: Slot, why: Callable[[Future[Any]], BaseException | None], said: str = ""
+    ) -> None:
         """Have a worker killed on purpose; `why` gives what its task shall raise."""
         slot.link.why = why
         slot.retiring = True

@@ -582,7 +582,8 @@ class Lane:
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
         if back:
             self._wait_again(back)
-        if slot.link.page.slots[frames.LIMIT] != frames.NO_LIMIT:
+        limit = slot.link.page.slots[frames.LIMIT]
+        if limit != frames.NO_LIMIT and not (slot.frames and limit > slot.frames[0].base):  # else it is the next one's
             slot.link.page.slots[frames.LIMIT] = frames.NO_LIMIT
         slot.held = False
         if slot.retiring and not slot.frames and not slot.returned:
@@ -597,7 +598,8 @@ class Lane:
     def _malformed(self, slot: Slot, error: BaseException) -> None:
         """Not an answer of ours: that worker is not to be trusted any more, the others are."""
         text = f"{type(error).__name__}: {error}"
-        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text))
+        said = f"it sent a malformed frame ({text})"
+        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text), said)
 
     def _bad_frame(self, future: Future[Any], text: str) -> BaseException:
         from dpool.errors import WorkerCrashed
@@ -827,26 +829,64 @@ class Lane:
 
     def cancel_sent(self, future: Future[Any], force: bool) -> bool:
         """Cancel a task that was sent: take it back if it is unread, kill its worker if `force`."""
-        self._cut(future)
+        while True:
+            self._cut(future)
+            with self.lock:
+                found = self._slot_of(future)
+                if found is None:
+                    pass
+                elif found[1] is not found[0].frames[0] or found[0].link.page.slots[frames.STARTED] < found[1].base:
+                    self._take_all_unread(found[0])
+                taken = future._state is PENDING
+            if taken:
+                cancelled = future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
+                self.push()
+                if cancelled:
+                    self.pool.task_cancelled(future)
+                return cancelled
+            if not force or found is None:
+                return future.cancelled()
+            if self._cancel_read(future):
+                return future.cancelled()
+
+    def _cancel_read(self, future: Future[Any]) -> bool:
+        """Cancel a task whose frame a worker has read, and kill that if it has begun with it; False: look again.
+
+        The task may end before the signal is there, and then its worker must not begin with another one. So what is
+        behind it is taken back, nothing more is sent, and its frame ends with it.
+        """
+
+        def cancelled(one: Future[Any]) -> None:
+            if one is future and future._settle(CANCELLED_AND_NOTIFIED):
+                self.pool.task_cancelled(future)
+
         with self.lock:
             found = self._slot_of(future)
             if found is None:
-                pass
-            elif found[1] is not found[0].frames[0] or found[0].link.page.slots[frames.STARTED] < found[1].base:
-                self._take_all_unread(found[0])
-            taken = future._state is PENDING
-        if taken:
-            cancelled = future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
-            self.push()
-            if cancelled:
-                self.pool.task_cancelled(future)
-            return cancelled
-        if not force or found is None:
-            return future.cancelled()
-        if not future._settle(CANCELLED_AND_NOTIFIED):
-            return future.cancelled()
-        self.pool.kill_for(self, found[0], lambda _: None)
-        self.pool.task_cancelled(future)
+                return False
+            slot, frame, number = found
+            page = slot.link.page.slots
+            if not self.dispatcher.loose:  # else what runs beside it dies with it
+                self._take_all_unread(slot)
+                if frame not in slot.frames:
+                    return False
+                if slot.frames[-1] is not frame:
+                    return True  # one behind it has been read: it has ended
+                slot.held = True  # until this frame is answered
+                page[frames.LIMIT] = number + (page[frames.STARTED] >= number)
+            limit = page[frames.LIMIT]
+        sleep(LIMIT_S)
+        with self.lock:
+            if self._slot_of(future) != found or page[frames.LIMIT] != limit:
+                return False
+            started = number if self.dispatcher.loose else page[frames.STARTED]
+            if started > number:
+                return True  # it has ended
+            if started == number == limit:
+                return False  # it has just begun
+            if started == number:
+                self.pool.kill_for(self, slot, cancelled)
+        cancelled(future)
         return True
 
     def stop(self, future: Future[Any], recursive: bool = True) -> None:

@@ -85,6 +85,8 @@ class KillWorker(NamedTuple):
     pool: int
     worker: int
     signal: int
+    why: str = ""
+    """What is wrong with it, for the others who use it: an actor."""
 
 
 class Blocked(NamedTuple):

@@ -486,7 +486,7 @@ class Node:
         self._do(s.ClosePool(number, message.kill))
 
     def _kill(self, client: Client, message: m.KillWorker) -> None:
-        if self._actors is not None and self._actors.signal(client, message.pool, message.signal):
+        if self._actors is not None and self._actors.signal(client, message):
             return
         proc = self._procs.get(message.worker)
         pool = client.pools.get(message.pool)

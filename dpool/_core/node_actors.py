@@ -32,6 +32,7 @@ from dpool._core import wire
 from dpool._core.frames import ACTOR, EXIT, LEFT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
+from dpool._core.pool_crash import FOR_CALLER
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 INFEASIBLE = b""
 """As the exception of an actor's end: it was not made, as it asks for more than there is."""
 Reply = Callable[[Any], None]
+MOST_WHY = 500
+"""Characters of what a caller says, at most."""
 AGAIN_S = 0.01
 """After so long it is tried again to write to an actor that does not read."""
 
@@ -48,7 +51,7 @@ AGAIN_S = 0.01
 class _Actor:
     """What the node keeps of one."""
 
-    __slots__ = ("holder", "home", "job", "message", "outbox", "pool", "proc", "receiver", "record", "unheld")
+    __slots__ = ("holder", "home", "job", "message", "outbox", "pool", "proc", "receiver", "record", "unheld", "why")
 
     def __init__(self, message: m.ActorCreate, pool: int, holder: int, job: bytes) -> None:
         self.record = m.encode(message._replace(request=0))
@@ -66,6 +69,8 @@ class _Actor:
         """To its process."""
         self.receiver: wire.Receiver | None = None
         self.outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self.why = ""
+        """What a caller had its process killed for."""
 
 
 class _Claim:
@@ -187,14 +192,17 @@ class NodeActors:
         if was_driver:
             self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
 
-    def signal(self, client: Client, pool: int, number: int) -> bool:
+    def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""
-        link = self._numbers.get((client.number, pool))
+        link = self._numbers.get((client.number, message.pool))
         if link is None:
             return False
         actor = self._actors.get(self._callers[link][2])
         if actor is not None and actor.proc is not None:
-            self._node._signal(actor.proc, number)
+            if message.why:
+                actor.why = message.why[:MOST_WHY]
+                self._log("actor.refused", actor=actor.message.actor.hex(), caller=client.number, why=actor.why)
+            self._node._signal(actor.proc, message.signal)
         return True
 
     def freed(self, obj: bytes) -> bool:
@@ -266,8 +274,9 @@ class NodeActors:
         how = proc.failed or how
         if proc.reason == "oom":
             how += " because memory ran out"
+        how += actor.why and f", {FOR_CALLER}{actor.why}"
         self._do(a.WorkerDied(name, _cause(f"its process (pid {proc.pid}) {how}; see {proc.log_file}")))
-        actor.proc = None
+        actor.proc, actor.why = None, ""
 
     def _wanted(self, name: bytes) -> bool:
         """Not if it was given up after its process had been asked for: that is killed with its pool."""
@@ -490,9 +499,10 @@ class NodeActors:
 
     def _tell_lost(self, order: a.TellLost) -> None:
         client, pool, _ = self._callers[order.caller]
-        proc = self._actors[order.actor].proc
+        actor = self._actors[order.actor]
+        proc = actor.proc
         assert proc is not None
-        reason = "again" if order.again else proc.reason
+        reason = "again" if order.again else proc.reason or (actor.why and FOR_CALLER + actor.why)
         self._node._send(
             client,
             m.WorkerDied(pool, proc.worker, proc.pid, proc.end_signal, proc.end_code, reason, proc.log_file, False),

@@ -165,6 +165,8 @@ class Worker:
         here.counters = page.slots
         self._show = False
         """An error of pickling a result shall show the result."""
+        self._streamed = False
+        """The call has sent items: they are on their way, so its result must not be noted where it would be read first."""
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
         _workers.add(self)
@@ -337,8 +339,9 @@ class Worker:
             interrupts.armed = False
             values.append(value)
             if many:
-                if self._journal(value):
+                if not self._streamed and self._journal(value):
                     continue
+                self._streamed = False
                 now = perf_counter_ns()
                 self._answer(first, False, now - begun, values)
                 values, first, begun = [], seq + 1, now
@@ -396,6 +399,7 @@ class Worker:
         from dpool._core.yielding import send_items
 
         label = _label(function)
+        self._streamed = not seq
         number = seq or self._page.slots[STARTED]
         interrupts = self._interrupts
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import dpool
+from dpool._core.worker import _workers
 from tests.actors.test_actors import Counter, named, use
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import is_running, run_script, wait_until
@@ -314,3 +315,37 @@ def test_an_answer_may_come_before_its_caller_has_noted_that_it_asked() -> None:
     assert not lane._ended_out_of_turn(slot, number + 1, 0, None)
     slot.next_seq = number
     assert actor.add() == 2
+
+
+class Mad:
+    """Sends one of its callers what is no answer."""
+
+    def break_link(self, caller: int) -> None:
+        (link,) = [one for one in _workers if one.submitter == caller and one._interrupts._strict]
+        link._sock.send(b"garbage")
+        threading.Event().wait()
+
+    def nothing(self) -> None:
+        """For a link."""
+
+
+def what_it_raises(call: Any) -> str:
+    with pytest.raises(dpool.errors.ActorDied) as caught:
+        call.result(LONG_S)
+    return str(caught.value)
+
+
+def breaks(actor: Any, caller: int) -> list[str]:
+    """What a call hears under which the actor dies, and one that is made afterwards."""
+    return [what_it_raises(actor.break_link.submit(caller)), what_it_raises(actor.nothing.submit())]
+
+
+@pytest.mark.parametrize("many", [1, 2])
+def test_all_callers_are_told_why_one_of_them_had_it_killed(many: int) -> None:
+    actor = dpool.remote(Mad).options(max_concurrency=many).remote()
+    actor.nothing()
+    with dpool.Executor(1) as ex:
+        other = ex.submit(breaks, actor, os.getpid())
+        wait_until(lambda: actor._dpool_held.pool().broken is not None, LONG_S)
+        for text in [*other.result(LONG_S), what_it_raises(actor.nothing.submit())]:
+            assert "at the request of a caller: it sent a malformed frame" in text

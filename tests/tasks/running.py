@@ -399,9 +399,7 @@ class Frame:
         self.log.append(self.world.live(one))
 
     def gated(self, one: Gated) -> None:
-        # Not by force beside tasks that wait for a child: whether their workers are spared is not settled yet.
-        may_force = self.crashes and not any(one.gated)
-        cancels = {number: (force and may_force, recursive) for number, force, recursive in one.cancels}
+        cancels = {number: (force and self.crashes, recursive) for number, force, recursive in one.cancels}
         self.log.append(self.world.gated(one, cancels, self.step(), lambda: self.inside(one.inside)))
 
     def inside(self, body: tuple[Any, ...]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import dpool
 from dpool._core import frames
+from dpool._core.logic.dispatch import Dispatcher
 from dpool._core.worker import Interrupts
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import wait_until
@@ -257,6 +258,37 @@ def test_calls_of_a_frame_that_is_run_keep_their_order(gate: Gate) -> None:
         assert gone == calls[::7]
     assert [x for x in actor.seen if x >= 0] == expected
     assert expected == sorted(expected)
+
+
+def blocks(actor: Any, gate: Gate) -> None:
+    actor.enter(gate, "other")
+
+
+def test_calls_keep_their_order_when_one_of_several_frames_that_wait_is_taken_back(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor reads none of them, as it is busy with another caller's."""
+    actor = dpool.ActorProxy(Sync)
+    assert actor.note(-1) == -1  # the method is there, and makes no frame of its own
+    other = dpool.remote(blocks).remote(actor, gate)
+    gate.entered("other")
+    lane = actor._dpool_held.pool().lane
+    monkeypatch.setattr(Dispatcher, "choose", lambda *_: 3)
+    with lane.lock:
+        (slot,) = lane.dispatcher.slots.values()
+        slot.held = True
+        calls = [actor.note.submit(i) for i in range(9)]
+        slot.held = False
+        lane.push()
+        assert [len(frame.tasks) for frame in slot.frames] == [3, 3]
+    for call in (calls[1], calls[4], calls[8]):
+        dpool.cancel(call)
+        assert call.cancelled()
+    gate.open("other")
+    kept = [0, 2, 3, 5, 6, 7]
+    assert [calls[i].result(LONG_S) for i in kept] == kept
+    assert actor.seen == [-1, *kept]
+    dpool.get(other, timeout=LONG_S)
 
 
 def test_an_interrupt_does_not_hit_the_call_of_another_caller(gate: Gate) -> None:

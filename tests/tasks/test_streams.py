@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 import dpool
+from dpool._core.lane import Lane
+from dpool._core.logic.dispatch import Dispatcher
 from dpool._core.stream import CREDIT, Flow
 from dpool._core.yielding import Window
 from tests.executor.support import LONG_S, Gate
@@ -365,3 +367,41 @@ def test_a_caller_that_dies_ends_its_streams(gate: Gate) -> None:
     with pytest.raises(dpool.errors.WorkerCrashed):
         dpool.get(victim, timeout=LONG_S)
     wait_until(lambda: actor.ended() == 1, LONG_S)
+
+
+def waits_and_counts(gate: Gate, n: int) -> Iterator[int]:
+    gate.enter("stream")
+    yield from range(n)
+
+
+def test_items_are_not_lost_when_the_frame_is_taken_apart(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator has ended, and its items have not been read yet; the next task of its frame blocks."""
+    dpool.shutdown()
+    dpool.init(num_cpus=1)
+    counts, blocks = dpool.remote(num_returns="streaming")(waits_and_counts), dpool.remote(gate.enter)
+    gate.open("stream", "first")
+    assert len(list(counts.remote(gate, 3))) == 3  # the functions are there, and make no frames of their own
+    dpool.get(blocks.remote("first"), timeout=LONG_S)
+    (gate.directory / "stream.open").unlink()
+    (gate.directory / "stream.in").unlink()
+    before = blocks.remote("before")
+    gate.entered("before")
+    lane = before._route.lane
+    monkeypatch.setattr(Dispatcher, "choose", lambda self, slot, queued: queued)
+    with lane.lock:
+        (slot,) = lane.dispatcher.slots.values()
+        slot.held = True
+        stream, behind = counts.remote(gate, 3), blocks.remote("behind")
+    gate.open("before")
+    gate.entered("stream")
+    wait_until(lambda: len(slot.frames[0].tasks) == 2, LONG_S)  # the answer to the one before has been read
+    monkeypatch.setattr(Lane, "_answered", lambda *_: None)
+    gate.open("stream")
+    gate.entered("behind")
+    for now_s in (1e9, 2e9):
+        lane.rescue(now_s, 0.0)
+    monkeypatch.undo()
+    assert [future.result(LONG_S) for future in stream] == [0, 1, 2]
+    assert not behind.done()
+    gate.open("behind")
+    behind.result(LONG_S)
