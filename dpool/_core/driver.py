@@ -315,11 +315,11 @@ class NativeRuntime:
                 )
             )
         if here.worker is None:
-            self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self.session))
+            self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self._node))
 
-    def _start_timeout(self, session: str) -> None:
-        if self.session == session and self.welcome is None and self._node is not None and self.pools:
-            self._node_closed(f"did not answer within {self.config.start_timeout_s} s")
+    def _start_timeout(self, node: wire.ControlChannel) -> None:
+        if self._node is node and self.welcome is None and self.pools:
+            self._node_closed(node, f"did not answer within {self.config.start_timeout_s} s")
 
     def _node_gone(self) -> bool:
         """Whether the node left while nobody read (it leaves when it has lingered long enough)."""
@@ -402,13 +402,13 @@ class NativeRuntime:
         except (BlockingIOError, InterruptedError):
             return
         except wire.Closed:
-            self._node_closed(CLOSED)
+            self._node_closed(node, CLOSED)
             return
         except wire.DescriptorsLost:
             self.descriptors_lost()
             return
         except wire.ProtocolError as error:
-            self._node_closed(f"sent a malformed message ({error})")
+            self._node_closed(node, f"sent a malformed message ({error})")
             return
         self._handle(message, fds)
 
@@ -461,7 +461,7 @@ class NativeRuntime:
             self._had_node = True
             self._reap()
         elif kind is Refused:
-            self._node_closed(f"refused us: {message.reason}")
+            self._node_closed(self._node, f"refused us: {message.reason}")
 
     def catch_up_output(self) -> None:
         """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
@@ -503,22 +503,22 @@ class NativeRuntime:
             else:
                 self._notice(Notice("descriptors", str(error)))
 
-    def _node_closed(self, what: str) -> None:
+    def _node_closed(self, node: wire.ControlChannel | None, what: str) -> None:
         """The node died, or never came up: its workers died with it."""
-        if self.node_lost:
-            return
-        if here.worker is not None:
-            launch.end_with_node(here.worker.node_pid)
-        self.node_lost = True
-        if here.worker is None:
-            self.replacing = True
-            storage.node_died()
-        log_file = os.path.join(self.session, launch.NODE_LOG)
-        started = self.welcome is not None
-        self._barren += 1
-        worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
-        tail = "" if worth_it else launch.log_tail(log_file)
-        with self._start_lock:  # a thread that starts the next one meanwhile has another session
+        with self._start_lock:  # a thread that has found it gone as well may have started the next one
+            if node is not self._node or self.node_lost:
+                return
+            if here.worker is not None:
+                launch.end_with_node(here.worker.node_pid)
+            self.node_lost = True
+            if here.worker is None:
+                self.replacing = True
+                storage.node_died()
+            log_file = os.path.join(self.session, launch.NODE_LOG)
+            started = self.welcome is not None
+            self._barren += 1
+            worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
+            tail = "" if worth_it else launch.log_tail(log_file)
             self._drop_node()
             pools = list(self.pools.values())  # those made from now on are the next node's
         if worth_it and not self.exiting:
@@ -944,7 +944,7 @@ class NativeRuntime:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
             if self._io_left:
                 self._reap()
-                if self.config.linger_s == 0 and not storage.in_use() and not self.stays:
+                if self.config.linger_s == 0 and not self.stays and storage.leave():
                     self.close()  # nothing is to stay until the next executor: no node, no socket to it
         return self._io_left
 
@@ -1055,7 +1055,7 @@ class NativeRuntime:
         with self._start_lock:
             if self.config.linger_s or self.pools or self.exiting or self.stays:
                 return True
-            if storage.in_use():
+            if not storage.leave():
                 return False
             self.close()
             return True

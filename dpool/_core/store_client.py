@@ -34,7 +34,7 @@ from weakref import WeakValueDictionary
 from dpool._core import ids, wire
 from dpool._core import messages as m
 from dpool._core.config import PROTOCOL
-from dpool._core.storage import Place, StoreGone, gone
+from dpool._core.storage import Leaving, Place, StoreGone, gone
 from dpool._store import memory, serde
 from dpool._store.pins import PinPage, key_of, make_page
 
@@ -169,6 +169,8 @@ class StoreClient:
         self._lease_numbers = itertools.count()
         self._asking = 0
         """Questions that wait for their answers: more than one only in a signal handler."""
+        self.leaving = False
+        """Nothing more is to be asked: see `storage.leave`."""
         self.patient = 0
         """Questions whose answers may take seconds, …"""
         self._patient_lock = threading.Lock()
@@ -308,8 +310,6 @@ class StoreClient:
 
     def _ask_patiently(self, make: Callable[[int], Any]) -> Any:
         """The same for what may take seconds: other threads can ask meanwhile."""
-        with self._patient_lock:
-            self.patient += 1
         request = next(self._requests)
         try:
             self._send(make(request))
@@ -325,9 +325,6 @@ class StoreClient:
             self._abandoned.add(request)
             self._replies.pop(request, None)
             raise
-        finally:
-            with self._patient_lock:
-                self.patient -= 1
         if self._resolved:
             self._tell_resolved()
         return reply
@@ -574,8 +571,16 @@ class StoreClient:
 
     def ask_for_actor(self, make: Callable[[int], Any]) -> tuple[Handle | None, m.ActorFound]:
         """Make an actor, or find one: this process holds it then."""
-        found: m.ActorFound = self._ask_patiently(make)
-        return self._handle([found.actor, 0, 0, 0, 0], 1) if found.actor else None, found
+        with self._patient_lock:
+            self.patient += 1
+        try:
+            if self.leaving:
+                raise Leaving("this process leaves the node")
+            found: m.ActorFound = self._ask_patiently(make)
+            return self._handle([found.actor, 0, 0, 0, 0], 1) if found.actor else None, found
+        finally:
+            with self._patient_lock:
+                self.patient -= 1
 
     def say(self, message: Any) -> None:
         """Send what is not answered."""

@@ -166,7 +166,7 @@ class Worker:
         self._show = False
         """An error of pickling a result shall show the result."""
         self._streamed = False
-        """The call has sent items, which are on their way: its result must not be noted, where it is read first."""
+        """The call has sent items: its result must not be noted where it would be read before they are."""
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
         _workers.add(self)

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 import dpool
+from dpool._core import driver, storage, wire
+from dpool._core.store_client import StoreClient
 from dpool._core.worker import _workers
 from tests.actors.test_actors import Counter, named, use
 from tests.executor.support import LONG_S, Gate
+from tests.faults.support import one_of_role
 from tests.helpers import is_running, run_script, wait_until
 
 
@@ -349,3 +352,81 @@ def test_all_callers_are_told_why_one_of_them_had_it_killed(many: int) -> None:
         wait_until(lambda: actor._dpool_held.pool().broken is not None, LONG_S)
         for text in [*other.result(LONG_S), what_it_raises(actor.nothing.submit())]:
             assert "at the request of a caller: it sent a malformed frame" in text
+
+
+def test_the_end_of_a_node_that_is_heard_of_late_does_not_end_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread reads the end of file; before it does anything, another one has started the next node, as well."""
+    kept = dpool.put(bytes(1 << 20))  # a node without pools
+    runtime = driver.runtime()
+    pid = one_of_role("dpool-node")
+    node = runtime._node
+    assert node is not None
+    reads, replaced = threading.Event(), threading.Event()
+    receive = wire.ControlChannel.receive
+
+    def late(self: wire.ControlChannel) -> Any:
+        if self is node:
+            reads.set()
+            replaced.wait(LONG_S)
+        return receive(self)
+
+    monkeypatch.setattr(wire.ControlChannel, "receive", late)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(runtime._node_gone, LONG_S)
+    reader = threading.Thread(target=runtime._hear_node)
+    reader.start()
+    assert reads.wait(LONG_S)
+    counter = dpool.remote(Counter).options(name="next").remote(5)
+    replaced.set()
+    reader.join()
+    assert dpool.get_actor("next").add() == 6
+    assert counter.add() == 7
+    assert len(dpool.get(kept)) == 1 << 20
+
+
+def test_an_actor_that_is_made_while_the_node_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is in use here, so the node is left (DPOOL_LINGER_S=0); in this moment another thread needs it."""
+    kept = dpool.put(bytes(1 << 20))  # so that the node does not end by itself
+    runtime = driver.runtime()
+    asked = threading.Event()
+    made: list[Any] = []
+    in_use, ask = storage.in_use, StoreClient.ask_for_actor
+
+    def asks(self: StoreClient, make: Any) -> Any:
+        try:
+            return ask(self, make)
+        finally:
+            asked.set()
+
+    def late() -> bool:
+        maker.start()
+        assert asked.wait(LONG_S)
+        return False
+
+    maker = threading.Thread(target=lambda: made.append(dpool.remote(Counter).options(name="made").remote(5)))
+    monkeypatch.setattr(StoreClient, "ask_for_actor", asks)
+    monkeypatch.setattr(storage, "in_use", late)
+    assert runtime.leave_if_idle()
+    monkeypatch.setattr(storage, "in_use", in_use)
+    maker.join()
+    assert made[0].add() == 6
+    assert dpool.get_actor("made").add() == 7
+    del kept
+
+
+def test_the_node_is_not_left_while_an_actor_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = dpool.put(bytes(1 << 20))
+    runtime = driver.runtime()
+    left = []
+    ask = StoreClient._ask_patiently
+
+    def asks(self: StoreClient, make: Any) -> Any:
+        found = ask(self, make)
+        left.append(runtime.leave_if_idle())
+        return found
+
+    monkeypatch.setattr(StoreClient, "_ask_patiently", asks)
+    del kept
+    counter = dpool.ActorProxy(Counter, 5)
+    assert left == [False]
+    assert counter.add() == 6
