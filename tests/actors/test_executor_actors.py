@@ -313,9 +313,9 @@ import dpool
 from tests.actors.test_actors import Counter, use
 ex = dpool.Executor(1)
 counter = ex.actor(Counter, 1)
+print(counter.pid())
 future = ex.submit(use, counter, 1)
 future.add_done_callback(lambda future: print(future.result()))
-print(counter.pid())
 {end}
 """
 

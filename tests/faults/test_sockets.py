@@ -43,9 +43,11 @@ from tests.faults.support import (
     by_role,
     one_of_role,
     resident_bytes,
+    servers,
     session_of,
     workers_of,
 )
+from tests.gcs.support import no_server
 from tests.helpers import wait_until
 
 NODE = "dpool-node"
@@ -242,6 +244,8 @@ def test_another_version_is_refused_and_both_are_named(
 
 def test_a_flood_of_peers_and_packets_leaves_the_node_its_size(session: tuple[dpool.Executor, Path]) -> None:
     node = one_of_role(NODE)
+    if not no_server():
+        wait_until(servers, DEADLINE_S, "the store has been started: its client takes memory, too")
     before = resident_bytes(node)
     packet = b"\xee" * 60_000
     for _ in range(300):
