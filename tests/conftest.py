@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.executor.support import Gate
-from tests.helpers import MARK, REPOSITORY, Process, descendants, heed_ctrl_c, kill, mark_of, processes, wait_until
+from tests.helpers import MARK, REPOSITORY, Process, belongs_to, descendants, heed_ctrl_c, kill, processes, wait_until
 
 SETTLE_S = float(os.environ.get("DPOOL_TEST_SETTLE_S", "10"))
 """How long what a test closed may take to be gone."""
@@ -137,11 +137,11 @@ def traces() -> Traces:
 
 
 def ours() -> list[Process]:
-    """The processes that this test run started: its descendants, and by their mark those that lost their parent."""
+    """The processes that this test run started: its descendants, and those that lost their parent."""
     everything = list(processes())
-    mark, me = os.environ[MARK], os.getpid()
+    mark, directory, me = os.environ[MARK], os.environ["TMPDIR"], os.getpid()
     found = {one.pid: one for one in descendants(me, everything)}
-    found.update((one.pid, one) for one in everything if one.pid != me and mark_of(one.pid).startswith(mark))
+    found.update((one.pid, one) for one in everything if one.pid != me and belongs_to(one.pid, mark, directory))
     return list(found.values())
 
 

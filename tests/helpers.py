@@ -97,6 +97,18 @@ def mark_of(pid: int) -> str:
     return next((item[len(prefix) :].decode() for item in environment.split(b"\0") if item.startswith(prefix)), "")
 
 
+def belongs_to(pid: int, mark: str, directory: str) -> bool:
+    """Whether a test run started this process: by the mark that it inherited, or, since some programs write over their
+    environment (Redis does), by its working directory, if that lies in the run's own.
+    """
+    if mark_of(pid).startswith(mark):
+        return True
+    try:
+        return os.readlink(f"/proc/{pid}/cwd").startswith(f"{directory}/")
+    except OSError:
+        return False
+
+
 def descendants(pid: int, among: list[Process] | None = None) -> list[Process]:
     """The children of `pid`, their children and so on, zombies included."""
     children: dict[int, list[Process]] = {}

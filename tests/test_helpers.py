@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import Script, is_running, process, run_script, wait_until
+from tests.reaper import kill_all
 
 ORPHAN = "import os\nif os.fork() == 0:\n    os.setsid()\n    os.execvp('sleep', ['sleep', '600'])\n"
 
@@ -137,3 +140,17 @@ def test_a_test_run_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         assert len(running.leftovers()) >= 3, "the script, its node and its zygote"
         running.process.kill()
         wait_until(lambda: not running.leftovers(), 30, "everything that it had started is gone")
+
+
+def test_what_has_written_over_its_environment_belongs_to_the_run_by_its_directory(tmp_path: Path) -> None:
+    inside, beside = tmp_path / "run" / "deep", tmp_path / "run2"
+    inside.mkdir(parents=True)
+    beside.mkdir()
+    sleep = partial(subprocess.Popen, ["sleep", "600"], env={})
+    with sleep(cwd=inside) as ours, sleep(cwd=beside) as another:
+        try:
+            assert kill_all(":no such mark", str(tmp_path / "run")) == [ours.pid]
+            assert ours.wait(60) == -9
+            assert another.poll() is None
+        finally:
+            another.kill()

@@ -241,6 +241,22 @@ def test_it_dies_alone(own):
     assert descendants(pid) == []
 
 
+KILLED = """
+import os, sys
+from dpool._gcs.server import EmbeddedServer
+print(EmbeddedServer(sys.argv[1] + "/s").start(sys.argv[1] + "/log"), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@needs_server
+def test_it_ends_with_a_starter_that_is_killed(short_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(short_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9
+    pid = int(done.stdout)
+    wait_until(lambda: process(pid) is None or process(pid).state in "ZX", 60, "the server has ended")
+
+
 # --- somebody else's server ---
 
 SECRETS = [
