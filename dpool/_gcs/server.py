@@ -169,8 +169,8 @@ class EmbeddedServer:
         return True
 
     def start(self, log_path: str, timeout_s: float = 10.0) -> int:
-        """Start the server as a child of this process, wait until it answers, and return its pid. It ends with the thread
-        that calls this, at the latest.
+        """Start the server as a child of this process, wait until it answers, and return its pid. When the thread that
+        calls this ends, so does the server.
 
         Raises ControlStoreError, with the log's last line, if it does not.
         """

@@ -18,7 +18,7 @@ from dpool._gcs.redis_store import RedisStore, connect_socket, connect_url, reda
 from dpool._gcs.server import EmbeddedServer, find_binary
 from dpool.errors import ControlStoreError
 from tests.gcs.support import NODE, no_server
-from tests.helpers import descendants, process, wait_until
+from tests.helpers import descendants, is_running, process, wait_until
 
 needs_server = pytest.mark.skipif(bool(no_server()), reason=no_server() or "there is one")
 
@@ -254,7 +254,7 @@ def test_it_ends_with_a_starter_that_is_killed(short_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(short_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == -9
     pid = int(done.stdout)
-    wait_until(lambda: process(pid) is None or process(pid).state in "ZX", 60, "the server has ended")
+    wait_until(lambda: not is_running(pid), 60, "the server has ended")
 
 
 # --- somebody else's server ---
