@@ -73,7 +73,7 @@ from dpool._core.messages import (
 from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
-from dpool._core.shield import inside, shielded
+from dpool._core.shield import inside, run_deferred, shielded
 
 if TYPE_CHECKING:
     from dpool._core.actor_pool import ActorPool
@@ -712,18 +712,7 @@ class NativeRuntime:
             self._poke()  # the reader may be in a long wait
 
     def run_deferred(self) -> None:
-        while self._deferred:
-            try:
-                action = self._deferred.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            try:
-                action()
-            except Exception:
-                raise
-            except BaseException:  # Ctrl-C: it is done again
-                self.defer(action)
-                raise
+        run_deferred(self._deferred, self.defer)
 
     def pump(self) -> None:
         """Handle what is readable now, if nobody else does."""

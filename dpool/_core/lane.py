@@ -751,8 +751,13 @@ class Lane:
             for frame in before:
                 if frame not in slot.frames:
                     taken += frame.tasks
-        if several > 0:  # each frame went before the one that was taken earlier; a task that is queued twice runs once
-            self.queue.extendleft(reversed(taken))
+        if several > 0:  # each frame went before the one that was taken earlier; cut short anywhere, no task is missing
+            queue = self.queue
+            queue.extendleft(reversed(taken))
+            queue.rotate(-len(taken))
+            for _ in taken:
+                queue.popleft()
+            queue.rotate(len(taken))
 
     def rescue(self, now_s: float, stall_s: float) -> bool:
         """Take apart frames whose tasks take longer than expected; True if some frame still wants watching."""

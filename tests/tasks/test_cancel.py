@@ -281,6 +281,10 @@ def test_calls_keep_their_order_when_one_of_several_frames_that_wait_is_taken_ba
         slot.held = False
         lane.push()
         assert [len(frame.tasks) for frame in slot.frames] == [3, 3]
+    with lane.lock:
+        lane._take_all_unread(slot)
+        assert list(lane.queue) == calls, "each once"
+        lane.push()
     for call in (calls[1], calls[4], calls[8]):
         dpool.cancel(call)
         assert call.cancelled()
