@@ -12,6 +12,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
+# Test files that run at a time; most of them wait most of the time. JOBS=0: all in one process.
+JOBS   ?= 2
 
 bin    := $(VENV)/bin
 python := $(bin)/python
@@ -28,7 +30,7 @@ demo: $(VENV)/.with-progress
 	@$(python) examples/stdlib_report.py $(ARGS)
 
 test: $(VENV)/.with-test
-	@$(python) -m pytest $(ARGS)
+	@$(python) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 compat: $(VENV)/.with-test
 	@$(python) -m compat_tests $(ARGS)

@@ -34,4 +34,12 @@ QUESTIONS = (
     "pool_arrays",
     "joblib_tasks",
     "sync",
+    "actor_call",
+    "actor_pipeline",
+    "actor_create",
+    "task_wait",
+    "task_chain",
+    "task_tree",
+    "pendulum",
+    "serving",
 )

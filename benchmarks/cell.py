@@ -10,10 +10,11 @@ import gc
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.model import Benchmark, Sample
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, Peer
 
 
 def take_sample(benchmark: Benchmark, subject_name: str, size_name: str) -> Sample:
@@ -21,7 +22,7 @@ def take_sample(benchmark: Benchmark, subject_name: str, size_name: str) -> Samp
     if benchmark.measure is None:
         raise ValueError(f"{benchmark.name} starts its own processes and runs in the harness")
     subject = next(subject for subject in benchmark.subjects if subject.name == subject_name)
-    peer = PEERS[subject.peer]()
+    peer = _kinds(benchmark)[subject.peer]()
     peer.start(benchmark.workers)
     try:
         peer.warm_up(benchmark.workers)
@@ -29,6 +30,13 @@ def take_sample(benchmark: Benchmark, subject_name: str, size_name: str) -> Samp
         return benchmark.measure(peer, benchmark.sizes[size_name])
     finally:
         peer.close()
+
+
+def _kinds(benchmark: Benchmark) -> Mapping[str, type[Peer]]:
+    if not benchmark.runtimes:
+        return PEERS
+    kinds: Mapping[str, type[Peer]] = importlib.import_module("benchmarks.runtimes").RUNTIMES
+    return kinds
 
 
 def main(arguments: list[str]) -> None:

@@ -2,8 +2,8 @@
 
 Every worker has run tasks; then nobody does anything. *Worker* is the median over the workers of the memory that only
 that process maps (Private_Clean + Private_Dirty). *Helpers* is the same, summed over what is neither driver nor worker:
-trackers and daemons, dpool's node, zygote and Redis. *Processor* is the time that driver, workers and helpers used, in
-percent of one core.
+trackers and daemons, dpool's node, zygote and Redis. *All* is the sum over every process, the driver included.
+*Processor* is the time that driver, workers and helpers used, in percent of one core.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def measure(peer: Peer, size: Size) -> Sample:
     return {
         "worker_mb": statistics.median(memory[pid] for pid in workers),
         "helpers_mb": sum(memory[pid] for pid in helpers),
+        "all_mb": sum(memory.values()),
         "cpu_percent": 100 * used_s / watched_s,
         "processes": len(everyone),
     }
@@ -41,6 +42,7 @@ def judge(results: Results) -> list[Verdict]:
     return [
         at_most("private memory of an idle worker", results.median("dpool", "worker_mb"), 15, " MB"),
         at_most("processor time of an idle executor", results.median("dpool", "cpu_percent"), 0.5, " %"),
+        at_most("private memory of all processes / ray", results.ratio("dpool", "ray", "all_mb"), 0.1),
     ]
 
 
@@ -50,6 +52,7 @@ BENCHMARK = Benchmark(
     metrics=(
         Metric("worker_mb", "private memory of a worker", "MB"),
         Metric("helpers_mb", "private memory of all helpers", "MB"),
+        Metric("all_mb", "private memory of all processes", "MB"),
         Metric("cpu_percent", "processor, all processes", "%", digits=3),
         Metric("processes", "processes, the driver included", "", digits=0),
     ),

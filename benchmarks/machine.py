@@ -17,6 +17,8 @@ _DISTRIBUTIONS = (
     "dpool",
     "loky",
     "ray",
+    "gymnasium",
+    "mpi4py",
     "distributed",
     "cloudpickle",
     "redis",

@@ -10,11 +10,10 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from benchmarks.launcher import Launcher
-    from benchmarks.peers import Peer
 
 Sample = Mapping[str, float]
 Size = Mapping[str, float]
@@ -88,7 +87,7 @@ class Benchmark(NamedTuple):
     sizes: Mapping[str, Size]
     judge: Callable[[Results], list[Verdict]]
     repeat: int
-    measure: Callable[[Peer, Size], Sample] | None = None
+    measure: Callable[[Any, Size], Sample] | None = None  # of a Peer, or of a Runtime
     sample: Callable[[Subject, Size, Launcher], Sample] | None = None
     workers: int = WORKERS
     timeout_s: float = 300.0
@@ -98,6 +97,7 @@ class Benchmark(NamedTuple):
     reference: str = "dpool"  # the subject that the others are divided by
     needs: tuple[str, ...] = ()  # modules without which nobody can be asked
     puts: bool = False  # only for peers with an object store: `Peer.put`, `Peer.fetch`
+    runtimes: bool = False  # `measure` gets one of `benchmarks.runtimes`, not one of `benchmarks.peers`
     around: Callable[[Size], AbstractContextManager[Mapping[str, str]]] | None = None
     """Entered around each repetition; its value is added to the environment of the processes."""
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -326,14 +327,20 @@ def _warm(pool: Any, workers: int) -> Any:
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Dpool, MpPool, Ppe, Loky, Ray, Dask)}
 
 
+OTHERS = {"mpi": "mpi4py", "http": "http.server"}
+"""Whom single questions ask besides, in their own words: their names, and the modules that they need."""
+
+
 def why_missing(name: str, needs: Sequence[str] = (), puts: bool = False) -> str | None:
     """None when the peer can be measured here, with the modules that the question needs, else the reason."""
-    module = PEERS[name].module
+    module = OTHERS[name] if name in OTHERS else PEERS[name].module
     if importlib.util.find_spec(module) is None:
         return "not installed"
     for needed in needs:
         if importlib.util.find_spec(needed) is None:
             return f"{needed} is not installed"
+    if name == "mpi" and shutil.which("mpirun") is None:
+        return "there is no mpirun on PATH"
     if puts and PEERS[name].put is Peer.put:
         return "has no object store"
     if name != "dpool":

@@ -96,7 +96,7 @@ def timed(call: Callable[[], object]) -> float:
 def expect(found: object, wanted: object) -> None:
     """A benchmark that moves wrong data measures nothing."""
     if found != wanted:
-        raise AssertionError(f"the task saw {found}, not {wanted}")
+        raise AssertionError(f"the task saw {found!r:.200}, not {wanted!r:.200}")
 
 
 def tabulate(results: Results) -> list[str]:

@@ -17,6 +17,7 @@ _CALIBRATION_ROUNDS = 7
 _MIB_OF_INT64 = (1 << 20) // 8
 
 _kept: dict[int, Any] = {}
+_trees: dict[str, Any] = {}
 
 
 def noop() -> None:
@@ -99,3 +100,37 @@ def _timed_spin() -> float:
     begin = time.perf_counter()
     spin(_CALIBRATION_LOOPS)
     return time.perf_counter() - begin
+
+
+class Counter:
+    """What the actors of the benchmarks are."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def add(self, by: int = 1) -> int:
+        """Add to the value; return it."""
+        self.value += by
+        return self.value
+
+
+def increment(x: int) -> int:
+    """One more."""
+    return x + 1
+
+
+def tree(api: str, nodes: int) -> int:
+    """A binary tree of `nodes` nested tasks: each submits its children and waits for them. `api`: "dpool" or "ray"."""
+    if nodes == 1:
+        return 1
+    module: Any = importlib.import_module(api)
+    submit = _tree_task(api, module)
+    left = (nodes - 1) // 2
+    sizes: list[int] = module.get([submit(api, part) for part in (left, nodes - 1 - left) if part])
+    return 1 + sum(sizes)
+
+
+def _tree_task(api: str, module: Any) -> Any:
+    if api not in _trees:
+        _trees[api] = module.remote(tree)
+    return _trees[api].remote

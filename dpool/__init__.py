@@ -15,7 +15,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dpool import actor as actor
     from dpool import errors as errors
+    from dpool import exceptions as exceptions
+    from dpool import util as util
     from dpool._core.context import current_worker as current_worker
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
@@ -26,10 +29,13 @@ if TYPE_CHECKING:
     from dpool.executor import Executor as Executor
     from dpool.executor import get_reusable_executor as get_reusable_executor
     from dpool.pool import Pool as Pool
+    from dpool.runtime_context import get_runtime_context as get_runtime_context
+    from dpool.runtime_context import nodes as nodes
     from dpool.tasks import available_resources as available_resources
     from dpool.tasks import cancel as cancel
     from dpool.tasks import cluster_resources as cluster_resources
     from dpool.tasks import get as get
+    from dpool.tasks import get_gpu_ids as get_gpu_ids
     from dpool.tasks import init as init
     from dpool.tasks import is_initialized as is_initialized
     from dpool.tasks import put as put
@@ -53,11 +59,14 @@ __all__ = [
     "errors",
     "get",
     "get_actor",
+    "get_gpu_ids",
     "get_reusable_executor",
+    "get_runtime_context",
     "init",
     "is_initialized",
     "kill",
     "method",
+    "nodes",
     "put",
     "register_joblib",
     "remote",
@@ -78,11 +87,14 @@ _HOMES = {
     "current_worker": "dpool._core.context",
     "get": "dpool.tasks",
     "get_actor": "dpool.actor",
+    "get_gpu_ids": "dpool.tasks",
     "get_reusable_executor": "dpool.executor",
     "init": "dpool.tasks",
     "is_initialized": "dpool.tasks",
     "kill": "dpool.actor",
+    "get_runtime_context": "dpool.runtime_context",
     "method": "dpool.actor",
+    "nodes": "dpool.runtime_context",
     "put": "dpool.tasks",
     "remote": "dpool.tasks",
     "shutdown": "dpool.tasks",
@@ -90,15 +102,17 @@ _HOMES = {
     "wait": "dpool.tasks",
 }
 
+_MODULES = ("actor", "errors", "exceptions", "runtime_context", "util")
+
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "errors":
-        return importlib.import_module("dpool.errors")
+    if name in _MODULES:
+        return importlib.import_module(f"dpool.{name}")
     home = _HOMES.get(name)
     if home is None:
-        raise AttributeError(f"module 'dpool' has no attribute {name!r}")
+        raise importlib.import_module("dpool._absent").error("dpool", name)
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -9,25 +9,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpool._core import actor as core
 from dpool._core.actor import Creation, Method
-from dpool._core.frames import ATTRIBUTE, METHOD
+from dpool._core.actor_methods import EVERY
+from dpool._core.context import ActorExit, here
+from dpool._core.frames import ATTRIBUTE, METHOD, STREAM
 from dpool._core.future import Future
 from dpool._core.logic.resources import shape as make_shape
-from dpool._core.remote_function import parts_of
+from dpool._core.remote_function import STREAMING, parts_of, with_window
+from dpool._core.stream import Flow, Stream
 
 _OPTIONS = (
     "num_cpus", "num_gpus", "memory", "resources", "name", "get_if_exists", "lifetime", "max_restarts",
-    "max_task_retries", "max_pending_calls", "max_concurrency", "env",
+    "max_task_retries", "max_pending_calls", "max_concurrency", "env", "namespace",
 )  # fmt: skip
 
 
 def creation(options: Mapping[str, Any]) -> Creation:
     """Options of an actor, checked; see `ActorProxy.options`."""
     unknown = options.keys() - set(_OPTIONS)
+    if unknown or "env" in options:
+        from dpool._core import runtime_env
+
+        options = runtime_env.translated(options)
+        unknown = options.keys() - set(_OPTIONS)
     if unknown:
         raise TypeError(f"unknown options {', '.join(sorted(unknown))}; an actor has {', '.join(_OPTIONS)}")
     given = {name: value for name, value in options.items() if value is not None}
@@ -44,15 +53,26 @@ def creation(options: Mapping[str, Any]) -> Creation:
     retries = given.get("max_task_retries", 0)
     return Creation(
         shape=make_shape(**amounts, **resources),
-        name=given.get("name", ""),
+        name=_spelled(given.get("name", ""), given.get("namespace")),
         get_if_exists=bool(given.get("get_if_exists", False)),
         detached=lifetime == "detached",
         max_restarts=given.get("max_restarts", 0),
         max_task_retries=1 << 60 if retries == -1 else retries,
         max_pending_calls=max(0, given.get("max_pending_calls", 0)),
         max_concurrency=given.get("max_concurrency", 0),
-        env=tuple(sorted(given.get("env", {}).items())),
+        env=given.get("env", ()),
     )
+
+
+def _spelled(name: str, namespace: str | None) -> str:
+    """An actor's name with its namespace, as the node knows it: names of different namespaces are different."""
+    if not name:
+        return ""
+    if namespace is None:
+        from dpool._core import runtime_env
+
+        namespace = runtime_env.namespace()
+    return f"{name}\0{namespace}" if namespace else name
 
 
 def _check_number(name: str, value: Any, least: int) -> None:
@@ -82,13 +102,17 @@ class ActorProxy:
     _dpool_held: core.Held
 
     def __init__(self, cls: type, /, *args: Any, **kwargs: Any) -> None:
-        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs))
+        object.__setattr__(self, "_dpool_held", core.create(_checked_class(cls), Creation(), args, kwargs)[0])
 
     def __getattr__(self, name: str) -> Any:
         held = self._dpool_held
         method = held.meta.methods.get(name)
+        if method is None and name in EVERY:
+            return ActorMethod(held, name, Method())
         if method is not None:
-            return ActorMethod(held, name, method.num_returns)
+            return ActorMethod(held, name, method)
+        if name == "kill":  # unless its class has a method of this name
+            return partial(_kill, held)
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(f"{held.meta.label} has no attribute {name!r} that a proxy offers")
         return _submit(held, name, ATTRIBUTE, (), {}).result()
@@ -102,12 +126,13 @@ class ActorProxy:
             raise TypeError(f"{self._dpool_held.meta.label} objects are not callable")
         return _submit(self._dpool_held, "__call__", METHOD, args, kwargs).result()
 
-    def kill(self, *, restart: bool = False) -> None:
-        """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
-        core.kill(self._dpool_held, restart)
+    if TYPE_CHECKING:
+
+        def kill(self, *, restart: bool = False) -> None:
+            """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
 
     def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *self._dpool_held.meta.methods})
+        return sorted({*object.__dir__(self), "kill", *self._dpool_held.meta.methods})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorProxy) and other._dpool_held.actor == self._dpool_held.actor
@@ -133,54 +158,82 @@ def _received(actor: bytes, meta: core.Meta) -> ActorProxy:
     return _proxy(core.received(actor, meta))
 
 
+def proxy_of(actor: bytes, meta: core.Meta) -> ActorProxy:
+    """A proxy of an actor that somebody holds."""
+    return _received(actor, meta)
+
+
 def _proxy(held: core.Held) -> ActorProxy:
     proxy = ActorProxy.__new__(ActorProxy)
     object.__setattr__(proxy, "_dpool_held", held)
     return proxy
 
 
-def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any) -> Future[Any]:
+def _submit(held: core.Held, name: str, how: int, args: Any, kwargs: Any, flow: Flow | None = None) -> Future[Any]:
     pool = held.pool()
-    pool.keep = held  # until it is answered
-    return pool.submit(name, how, args, kwargs, held.meta.max_pending_calls)
+    method = held.meta.methods.get(name)
+    read_only = method.read_only if how == METHOD and method is not None else how == ATTRIBUTE
+    future = pool.submit(name, how, args, kwargs, held.meta.max_pending_calls, read_only, flow)
+    pool.keeping(held)
+    return future
+
+
+def _kill(held: core.Held, *, restart: bool = False) -> None:
+    """End its process now, whatever it does. `restart`: it may come back, as after a crash."""
+    core.kill(held, restart)
 
 
 class ActorMethod:
     """A method of an actor."""
 
-    __slots__ = ("_held", "_name", "_num_returns")
+    __slots__ = ("_held", "_how", "_name")
 
-    def __init__(self, held: core.Held, name: str, num_returns: int) -> None:
+    def __init__(self, held: core.Held, name: str, how: Method) -> None:
         self._held = held
         self._name = name
-        self._num_returns = num_returns
+        self._how = how
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it and wait: the value, or what it raised."""
+        """Call it and wait: the value, or what it raised. Of a method that yields (`num_returns="streaming"`): an
+        iterator of the values, as they come.
+        """
+        if self._how.num_returns in STREAMING:
+            return _values(self.submit(*args, **kwargs))
         return _submit(self._held, self._name, METHOD, args, kwargs).result()
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it; returns a Future, or a list of `num_returns`. Futures and ObjectRefs among the arguments arrive as
-        their values; later calls of this process wait meanwhile, since calls keep their order.
+        """Call it; returns a Future, a list of `num_returns`, or a Stream. Futures and ObjectRefs among the arguments
+        arrive as their values; later calls of this process wait meanwhile, since calls keep their order.
         """
+        how = self._how
+        if how.num_returns in STREAMING:
+            flow = Flow()
+            call = args, kwargs, how.stream_window, how.stream_window_bytes
+            return Stream(_submit(self._held, self._name, METHOD, call, STREAM, flow), flow)
         future = _submit(self._held, self._name, METHOD, args, kwargs)
-        return future if self._num_returns == 1 else parts_of(future, self._num_returns)
+        return future if how.num_returns == 1 else parts_of(future, int(how.num_returns))
 
     remote = submit
 
-    def options(self, *, num_returns: int = 1) -> ActorMethod:
-        """The same method, whose result is as many values."""
-        return ActorMethod(self._held, self._name, num_returns)
+    def options(self, **options: Any) -> ActorMethod:
+        """The same method with other options, as for `dpool.method`."""
+        return ActorMethod(self._held, self._name, self._how._replace(**_method_options(options)))
 
     def __reduce__(self) -> Any:
-        return _method, (_proxy(self._held), self._name, self._num_returns)
+        return _method, (_proxy(self._held), self._name, self._how)
 
     def __repr__(self) -> str:
         return f"<method {self._name} of {_proxy(self._held)!r}>"
 
 
-def _method(proxy: ActorProxy, name: str, num_returns: int) -> ActorMethod:
-    return ActorMethod(proxy._dpool_held, name, num_returns)
+def _method(proxy: ActorProxy, name: str, how: Method) -> ActorMethod:
+    return ActorMethod(proxy._dpool_held, name, how)
+
+
+def _values(stream: Stream) -> Iterator[Any]:
+    with stream:
+        for item in stream:
+            yield item.result()
 
 
 class ActorClass:
@@ -194,8 +247,12 @@ class ActorClass:
         self.__name__ = cls.__name__
 
     def remote(self, *args: Any, **kwargs: Any) -> ActorProxy:
-        """Make an actor: `cls(*args, **kwargs)` in a process of its own; see `ActorProxy`."""
-        return _proxy(core.create(self._cls, self._creation, args, kwargs))
+        """Make an actor: `cls(*args, **kwargs)` in a process of its own; see `ActorProxy`.
+
+        Raises `dpool.errors.ControlStoreError` if it has a name, or is detached, and the control store that other nodes
+        share (DPOOL_REDIS_URL) does not answer in time.
+        """
+        return _proxy(core.create(self._cls, self._creation, args, kwargs)[0])
 
     def options(self, **options: Any) -> ActorClass:
         """The same class with other options.
@@ -204,14 +261,16 @@ class ActorClass:
             num_cpus, num_gpus, memory, resources: what the actor holds as long as it lives; by default nothing.
             name: by which `dpool.get_actor` finds it. get_if_exists: if the name is taken, that one instead of
                 ValueError.
-            lifetime: "detached": it outlives its proxies, until it is killed.
+            lifetime: "detached": it outlives its proxies and the task that made it, until it is killed or its node
+                ends, which a program's own node does with the program (a warning then names those that are left).
             max_restarts: how often it comes back, constructed anew with the same arguments, when its process dies; -1:
                 always.
             max_task_retries: how often a call is made again whose actor died under it and came back; -1: always.
             max_pending_calls: calls of one process that may be pending; one more raises
                 `dpool.errors.PendingCallsLimit`.
             max_concurrency: threads that run calls; with `async def` methods, coroutines (then by default 1,000).
-            env: variables to set in its process.
+            env: variables to set in its process; `runtime_env={"env_vars": env}` is the same.
+            namespace: names of actors are unique in it; default: that of `dpool.init(namespace=)`.
         """
         return ActorClass(self._cls, {**self._options, **options})
 
@@ -225,6 +284,10 @@ class ActorClass:
         return f"<dpool actor class {self._cls.__qualname__}>"
 
 
+ActorHandle = ActorProxy
+"""Ray's name of it."""
+
+
 def _checked_class(cls: Any) -> type:
     if isinstance(cls, ActorClass):
         return cls._cls
@@ -233,9 +296,20 @@ def _checked_class(cls: Any) -> type:
     return cls
 
 
-def get_actor(name: str) -> ActorProxy:
+def make(cls: Any, options: Mapping[str, Any], args: Any, kwargs: Any) -> tuple[ActorProxy, core.Held | None]:
+    """An actor for an executor, and what binds it to that; None if it is detached, or another's (`get_if_exists`)."""
+    if isinstance(cls, ActorClass):
+        options = {**cls._options, **{name: value for name, value in options.items() if value}}
+    how = creation(options)
+    held, made = core.create(_checked_class(cls), how, args, kwargs)
+    return _proxy(held), held if made and not how.detached else None
+
+
+def get_actor(name: str, namespace: str | None = None) -> ActorProxy:
     """The actor that was made with this name; ValueError if there is none (any more). Source: Ray's `get_actor`."""
-    held = core.find(name)
+    if not name:
+        raise ValueError(f"the name of an actor is a string, not empty: {name!r}")
+    held = core.find(_spelled(name, namespace))
     if held is None:
         raise ValueError(f"there is no actor of the name {name!r}")
     return _proxy(held)
@@ -245,22 +319,49 @@ def kill(actor: ActorProxy, *, no_restart: bool = True) -> None:
     """End an actor's process now. `no_restart=False`: it may come back, as after a crash. Source: Ray's `kill`."""
     if not isinstance(actor, ActorProxy):
         raise TypeError(f"kill takes an ActorProxy, not {type(actor).__name__}")
-    actor.kill(restart=not no_restart)
+    core.kill(actor._dpool_held, not no_restart)
 
 
-def method(*, num_returns: int = 1, read_only: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def exit_actor() -> NoReturn:
+    """In a method of an actor: end it after this call, which raises `dpool.errors.ActorDied` at its caller, as all
+    later ones do; it does not come back. Exit functions (`atexit`) run. RuntimeError elsewhere.
+
+    Source: Ray's `ray.actor.exit_actor`.
+    """
+    if here.actor_is is None:
+        raise RuntimeError("exit_actor is called in a method of an actor; dpool.kill(proxy) ends another one")
+    raise ActorExit(0)
+
+
+def method(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Says something about a method of a class of actors.
 
     Args:
-        num_returns: how many values it returns: `submit` then returns as many futures.
-        read_only: it changes nothing, so that it need not be repeated when an actor is recovered.
+        num_returns: how many values it returns: `submit` then returns as many futures; "streaming": it yields them
+            (also as an asynchronous generator), and `submit` returns an iterator of futures.
+        stream_window, stream_window_bytes: how far it may be ahead of who takes them, as for `dpool.remote`.
+        read_only: it changes nothing. So a call of it whose actor died under it is made again when the actor is back
+            (three times at most, or `max_task_retries` if that is more), and what an actor goes through again when it
+            is recovered does not contain it.
 
     Source: Ray's `method`.
     """
-    _check_number("num_returns", num_returns, 0)
+    how = Method()._replace(**_method_options(options))
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        function.__dpool_method__ = Method(num_returns, read_only)  # type: ignore[attr-defined]
+        function.__dpool_method__ = how  # type: ignore[attr-defined]
         return function
 
     return mark
+
+
+def _method_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = with_window(given)
+    unknown = options.keys() - Method._fields
+    if unknown:
+        raise TypeError(f"unknown options {', '.join(sorted(unknown))}; a method has {', '.join(Method._fields)}")
+    if options.get("num_returns", 1) not in STREAMING:
+        _check_number("num_returns", options.get("num_returns", 1), 0)
+    if not isinstance(options.get("read_only", False), bool):
+        raise TypeError(f"read_only is True or False, not {options['read_only']!r}")
+    return options

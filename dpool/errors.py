@@ -10,8 +10,12 @@ DpoolError
 ├── TaskTimeout          (TimeoutError)       the task ran longer than its `timeout=` and was killed
 ├── SerializationError   (PicklingError)      an argument, a result or an exception does not pickle
 ├── DeserializationError (BrokenProcessPool)  … or does not unpickle on the other side
+├── ActorDied            (BrokenProcessPool)  the actor's process died under the call, or is dead for good
+├── PendingCallsLimit    (RuntimeError)       the actor has as many calls pending as `max_pending_calls=` allows
 ├── InfeasibleResources  (ValueError)         no machine can ever grant what the task asks for
 ├── ControlStoreError    (RuntimeError)       the control store (Redis) did not answer in time
+├── ObjectStoreFull      (MemoryError)        neither the object store nor the disk has room
+├── ObjectLost           (LookupError)        the object is gone: damaged, removed, or let go by all
 ├── StartupError         (RuntimeError)       the runtime could not be started
 └── ForkedRuntimeError   (RuntimeError)       an object of the parent used in a forked child
 ```
@@ -26,6 +30,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pickle import PicklingError
 
 __all__ = [
+    "ActorDied",
     "ControlStoreError",
     "DeserializationError",
     "DpoolError",
@@ -34,7 +39,10 @@ __all__ = [
     "InfeasibleResources",
     "InitializerFailed",
     "NodeLost",
+    "ObjectLost",
+    "ObjectStoreFull",
     "OutOfMemory",
+    "PendingCallsLimit",
     "SerializationError",
     "StartupError",
     "TaskTimeout",

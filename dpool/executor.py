@@ -20,8 +20,10 @@ from dpool._core.iterables import check_buffersize, length, slices
 from dpool._core.runtime import MAP, STARMAP, open_runtime
 
 if TYPE_CHECKING:
+    from dpool._core.actor_bound import BoundActors
     from dpool._core.future import Future
     from dpool._core.runtime import Pool, Route
+    from dpool.actor import ActorProxy
 
 _T = TypeVar("_T")
 
@@ -71,6 +73,8 @@ class Executor(_base.Executor):
         self._mp_context = mp_context
         self._shutdown = False
         self._close_lock = threading.Lock()
+        self._env = env
+        self._actors: BoundActors | None = None
         fork = mp_context is not None and mp_context.get_start_method(allow_none=False) == "fork"
         self._pool: Pool = open_runtime(address).open_pool(
             max_workers=max_workers,
@@ -127,12 +131,17 @@ class Executor(_base.Executor):
         return _map(submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled); `wait`: return when
-        all is done and gone.
+        """No more tasks. What is pending is finished (or, with `cancel_futures`, cancelled), and then the actors that
+        it made end; `wait`: return when all is done and gone.
         """
         with self._close_lock:
-            self._shutdown = True
+            first, self._shutdown = not self._shutdown, True
         self._finalizer.detach()
+        if self._actors is not None:
+            if cancel_futures:
+                self._actors.cancel()
+            if first:
+                self._pool.when_gone(self._actors.finish)
         self._pool.close(cancel_futures)
         if wait:
             self._wait_closed(False)
@@ -147,6 +156,19 @@ class Executor(_base.Executor):
             else:
                 self._pool.interrupt()
                 self._wait_closed(True)
+            raise
+        if self._actors is not None:
+            self._wait_actors(interrupted)
+
+    def _wait_actors(self, interrupted: bool) -> None:
+        """The same for its actors. Ctrl-C ends them, whatever they do."""
+        assert self._actors is not None
+        try:
+            (self._actors.kill if interrupted else self._actors.finish)()
+            self._actors.wait_gone()
+        except KeyboardInterrupt:
+            if not interrupted:
+                self._wait_actors(True)
             raise
 
     def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
@@ -164,6 +186,40 @@ class Executor(_base.Executor):
 
     # -- beyond it
 
+    def actor(self, cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ActorProxy:
+        """An actor: an object of `cls`, constructed with these arguments in a process of its own.
+
+        Like `dpool.ActorProxy(cls, *args, **kwargs)`, whose docstring says what a proxy can do, but the actor ends with
+        this executor at the latest: `shutdown` waits for the tasks, then for the calls that this process has made, and
+        ends it (at once after `terminate_workers`, `kill_workers` or Ctrl-C); later calls raise
+        `dpool.errors.ActorDied`. Before that it ends when its last proxy goes.
+
+        It takes none of the `max_workers` and runs no `initializer`; its process has the executor's `env`. It holds
+        resources only if `options` says so.
+
+        RuntimeError after `shutdown`, BrokenProcessPool if the executor is broken. Raises what pickling the class or
+        its arguments raises. Source: DESIGN §8; Ray's actors.
+        """
+        return self._make_actor({}, cls, args, kwargs)
+
+    def _make_actor(self, options: Mapping[str, Any], cls: Callable[..., Any], args: Any, kwargs: Any) -> ActorProxy:
+        from dpool._core.actor_bound import SHUT_DOWN, BoundActors
+        from dpool.actor import make
+
+        self._pool.check_open()
+        proxy, held = make(cls, {"env": self._env, **options}, args, kwargs)
+        if held is None:
+            return proxy
+        with self._close_lock:
+            if self._actors is None:
+                self._actors = BoundActors()
+            self._actors.add(held)
+            late = self._shutdown
+        if late:  # meanwhile, in another thread
+            self._actors.kill(SHUT_DOWN)
+            self._pool.check_open()
+        return proxy
+
     def options(
         self,
         *,
@@ -174,16 +230,20 @@ class Executor(_base.Executor):
         num_gpus: float = 0,
         memory: float = 0,
         resources: Mapping[str, float] | None = None,
+        **of_actors: Any,
     ) -> View:
-        """The same executor with other options for the tasks submitted through it.
+        """The same executor with other options for the tasks submitted, or the actors made, through it.
 
         Args:
             timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
             max_retries: see `Executor`.
-            name: what errors and logs call the task.
-            num_cpus, num_gpus, memory, resources: what a task holds while it runs (fractions allowed, memory in
-                bytes); it waits
-                until that is free. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
+            name: what errors and logs call the task; or by which `dpool.get_actor` finds the actor.
+            num_cpus, num_gpus, memory, resources: what a task holds while it runs, or an actor as long as it lives
+                (fractions allowed, memory in bytes); it waits until that is free. GPUs are shown to it through
+                CUDA_VISIBLE_DEVICES.
+            of_actors: the other options of an actor: `get_if_exists`, `lifetime`, `max_restarts`, `max_task_retries`,
+                `max_pending_calls`, `max_concurrency`, `env`; see `dpool.remote(cls).options`. A detached actor does
+                not end with the executor.
         """
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
@@ -195,7 +255,14 @@ class Executor(_base.Executor):
 
             shape = make_shape(num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(resources or {}))
         retries = self._route.max_retries if max_retries is None else max_retries
-        return View(self, self._pool.make_route(shape, retries, timeout, name))
+        for_actors = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, **of_actors}
+        for_actors["resources"] = resources
+        for_tasks = {"timeout": timeout, "max_retries": max_retries}
+        if of_actors:
+            from dpool.actor import creation
+
+            creation(for_actors)  # raises for what cannot be
+        return View(self, self._pool.make_route(shape, retries, timeout, name), for_tasks, for_actors, bool(of_actors))
 
     def terminate_workers(self) -> None:
         """Shut down without waiting, cancel what is pending, and send SIGTERM to every worker."""
@@ -210,6 +277,8 @@ class Executor(_base.Executor):
             self._shutdown = True
         self._finalizer.detach()
         self._pool.stop(number)
+        if self._actors is not None:
+            self._actors.kill()
 
     # -- what others read
 
@@ -236,14 +305,37 @@ class Executor(_base.Executor):
 
 
 class View:
-    """An Executor with other options for its tasks; see `Executor.options`."""
+    """An Executor with other options for its tasks and actors; see `Executor.options`."""
 
-    def __init__(self, executor: Executor, route: Route) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        route: Route,
+        for_tasks: Mapping[str, Any],
+        for_actors: Mapping[str, Any],
+        actors_only: bool,
+    ) -> None:
         self._executor = executor
         self._route = route
+        self._for_tasks = for_tasks
+        self._for_actors = for_actors
+        self._actors_only = actors_only
+
+    def actor(self, cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> ActorProxy:
+        """See `Executor.actor`."""
+        wrong = [name for name, value in self._for_tasks.items() if value is not None]
+        if wrong:
+            raise TypeError(f"{', '.join(wrong)}: an option of tasks, not of actors")
+        return self._executor._make_actor(self._for_actors, cls, args, kwargs)
+
+    def _check_tasks(self) -> None:
+        if self._actors_only:
+            raise TypeError("these are options of actors, not of tasks")
 
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """See `Executor.submit`."""
+        if self._actors_only:
+            self._check_tasks()
         return self._executor._submit(self._route, fn, args, kwargs)
 
     def map(
@@ -256,6 +348,7 @@ class View:
         progress: bool = False,
     ) -> Iterator[_T]:
         """See `Executor.map`."""
+        self._check_tasks()
         if buffersize is None:
             iterables = self._executor._pool.share(iterables)
         return _map(self._executor._submit, self._route, fn, iterables, timeout, chunksize, buffersize, progress)

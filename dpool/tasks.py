@@ -16,13 +16,15 @@ from typing import Any, NamedTuple, overload
 
 from dpool._core import storage
 from dpool._core.config import MIN_STORE
+from dpool._core.context import here
 from dpool._core.future import Future
 from dpool._core.logic.resources import UNIT
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.objectref import ObjectRef
-from dpool._core.remote_function import RemoteFunction, Stream, TaskOptions
+from dpool._core.remote_function import RemoteFunction, TaskOptions
 from dpool._core.runtime import check_address
 from dpool._core.serialize import store_value
+from dpool._core.stream import Stream
 
 
 def init(
@@ -36,12 +38,17 @@ def init(
     preload: Iterable[str] | None = None,
     strict_resources: bool | None = None,
     ignore_reinit_error: bool = False,
-) -> None:
+    namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    log_to_driver: bool | None = None,
+    **others: Any,
+) -> InitContext:
     """Settings of this machine's runtime, before it is first used; without this call it starts with its defaults.
 
     Args:
-        address: None or "local": this machine.
-        num_cpus, num_gpus: what tasks can ask for, instead of what is found.
+        address: None, "local" or "auto": this machine.
+        num_cpus, num_gpus: what tasks can ask for, instead of what is found; GPUs are found through NVML, as far as
+            CUDA_VISIBLE_DEVICES shows them.
         resources: custom resources that tasks can ask for: name → amount.
         strict_resources: tasks that ask for more than there is fail (`dpool.errors.InfeasibleResources`), instead of
             waiting, with a warning, for a machine that has it.
@@ -53,16 +60,30 @@ def init(
         object_store_memory: bytes of shared memory for objects; default: a third of the memory that the cgroup allows.
         spill_dir: directory on a disk, for objects that memory has no room for; default: the temporary directory, or
             /var/tmp if that one lies in memory.
+        namespace: in which names of actors are unique; see `ActorClass.options`.
+        runtime_env: what workers have beside what the program has: `env_vars` (variables), `working_dir`, `py_modules`
+            (directories, or modules).
+        log_to_driver: False: what tasks print is not shown.
+        others: options of Ray's `init` that mean nothing here, such as `include_dashboard`; TypeError for all others.
+
+    Returns something that, as a context manager, calls `shutdown`.
 
     RuntimeError if the runtime is in use with other settings; ValueError for what cannot be.
     """
     from dpool._core import driver
+    from dpool._core import runtime_env as envs
 
-    check_address(address)
+    unknown = others.keys() - envs.INIT_NO_MEANING
+    if unknown:
+        raise TypeError(f"init has no option {', '.join(sorted(unknown))}; see docs/ray.md for those of Ray")
+    check_address(None if address == "auto" else address)
+    env = None if runtime_env is None and namespace is None else envs.parse(runtime_env, namespace or "")
     changes: dict[str, Any] = {}
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None:
             make_shape(**{name: amount})  # raises for what cannot be
+            if name == "num_gpus" and amount != int(amount):
+                raise ValueError(f"a machine has whole GPUs, not {amount!r}; tasks can ask for a part of one")
             changes[name] = float(amount)
     if resources is not None:
         make_shape(**resources)  # raises for what cannot be
@@ -84,16 +105,40 @@ def init(
             raise TypeError(f"preload is a list of module names, not the string {preload!r}")
         changes["preload"] = tuple(preload)
     try:
-        driver.configure(**changes)
+        driver.configure(env, None if log_to_driver is None else not log_to_driver, **changes)
     except RuntimeError:
         if not ignore_reinit_error:
             raise
     if preload:
         driver.runtime().start_now()
+    return InitContext()
+
+
+class InitContext:
+    """What `init` returns: `with dpool.init(): …` ends everything afterwards. Source: Ray's."""
+
+    dashboard_url = ""
+    address_info: Mapping[str, str] = {"address": "local", "node_ip_address": "127.0.0.1"}
+
+    def __getitem__(self, name: str) -> str:
+        return self.address_info[name]
+
+    def disconnect(self) -> None:
+        """`shutdown`."""
+        shutdown()
+
+    def __enter__(self) -> InitContext:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutdown()
+
+    def __repr__(self) -> str:
+        return "<dpool.InitContext of this machine>"
 
 
 def is_initialized() -> bool:
-    """Whether this process has a runtime in use."""
+    """Whether this process has a runtime in use, or has settings for one (`init`)."""
     driver = sys.modules.get("dpool._core.driver")
     return driver is not None and driver.in_use()
 
@@ -121,11 +166,16 @@ def remote(function: Any = None, /, **options: Any) -> Any:
             resources by name); it waits until that is free. By default one CPU, which it lends while it waits for
             other tasks. GPUs are shown to it through CUDA_VISIBLE_DEVICES.
         num_returns: how many values the function returns: `remote` then returns as many futures; "streaming": it
-            yields them, and `remote` returns an iterator of futures.
+            yields them, and `remote` returns an iterator of futures (`Stream`).
+        stream_window, stream_window_bytes: how far a generator may be ahead of who takes its items: by default 1,000
+            items and 64 MiB of them; -1: without limit. It waits then, and lends its CPUs.
         max_retries: how often to run it again if its worker dies (by default 3, so it must be idempotent); -1: always.
         retry_exceptions: True, or exception classes, after which it is run again, too.
         timeout: seconds a task may run; then its worker is killed and it raises `dpool.errors.TaskTimeout`.
         name: what errors and logs call the task.
+        env: variables to set in its process; it then runs in workers of its own kind.
+        max_calls: how many such tasks a worker runs before it is replaced; 0: any number.
+        runtime_env, scheduling_strategy and some others as far as they mean something here; see docs/ray.md.
 
     Of a class it makes an `ActorClass`, whose options are those of `ActorClass.options`.
 
@@ -153,20 +203,26 @@ def _remote(options: Mapping[str, Any], function: Any) -> Any:
 def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool = True) -> None:
     """Cancel a task: one that has not begun never will; in one that runs KeyboardInterrupt is raised.
 
+    In calls of actors, too: a coroutine gets CancelledError; a call that runs in one of several threads
+    (`max_concurrency`) cannot be interrupted, and ends as it ends.
+
     Args:
-        force: kill the worker of a task that runs, and with it what it has submitted.
+        force: kill the worker of a task that runs, and with it what it has submitted; ValueError for calls of actors,
+            as it would end the actor.
         recursive: cancel the tasks that it has submitted as well.
 
     Its future is then cancelled, unless the task ended nevertheless. Source: Ray's `cancel`.
     """
-    task: Any = future.completed() if isinstance(future, Stream) else future
+    task: Any = future._whole if isinstance(future, Stream) else future
     if not isinstance(task, Future):
         raise TypeError(f"cancel takes the Future of a task, not {type(task).__name__}")
     extra = task._extra
     if extra is not None and extra.whole is not None:
         task = extra.whole
-    if not task.cancel(force) and not force and task._route is not None and not task.done():
-        task._route.lane.interrupt(task, recursive)
+    if force and task._route is not None and hasattr(task._route.pool, "actor"):
+        raise ValueError("force=True would end the actor, and with it what others have asked it for: see dpool.kill")
+    if not task.cancel(force) and not force and task._route is not None:
+        task._route.lane.stop(task, recursive)
 
 
 def cluster_resources() -> dict[str, float]:
@@ -177,6 +233,13 @@ def cluster_resources() -> dict[str, float]:
 def available_resources() -> dict[str, float]:
     """What of that nobody holds now."""
     return {name: free for name, (_, free) in _resources().items()}
+
+
+def get_gpu_ids() -> list[int | str]:
+    """The GPUs of the task or actor that runs here: numbers, or ids such as `GPU-…`, as CUDA_VISIBLE_DEVICES has them;
+    of tasks that share one, the same. Empty if it asked for none, and outside of tasks. Source: Ray's `get_gpu_ids`.
+    """
+    return [int(name) if name.isdecimal() else name for name in here.gpus]
 
 
 def _resources() -> dict[str, tuple[float, float]]:
@@ -191,7 +254,7 @@ def put(value: Any) -> ObjectRef:
     The value is copied: changing it afterwards does not change what is stored. Raises what pickling raised, and
     `dpool.errors.ObjectStoreFull` if neither memory nor disk has room. Source: Ray's `put`.
     """
-    if isinstance(value, ObjectRef):
+    if type(value) is ObjectRef:
         raise TypeError("the value is an ObjectRef already; put it into a list if you want to store the reference")
     return store_value(value)
 
@@ -212,16 +275,24 @@ def get(
         readonly: give arrays that raise an error when they are written to.
 
     Every call gives a value of its own, but that of a future, which has one value for all: `copy` and `readonly` do not
-    change it. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is gone. Source: Ray's `get`.
+    change it. Raises what a future's task raised, `dpool.errors.ObjectLost` if the value is gone. Of several, it does
+    not wait for the others when one has failed: they may be waiting for that one. Source: Ray's `get`.
     """
     until = None if timeout is None else monotonic() + timeout
-    if isinstance(refs, (list, tuple)):
-        return [_get(ref, until, copy, readonly) for ref in refs]
-    return _get(refs, until, copy, readonly)
+    if not isinstance(refs, (list, tuple)):
+        return _get(refs, until, copy, readonly)
+    values = []
+    for at, ref in enumerate(refs):
+        if isinstance(ref, Future) and not ref.done() and at + 1 < len(refs):
+            from dpool._core.waiting import wait_unless_one_fails
+
+            wait_unless_one_fails(refs, at, until)
+        values.append(_get(ref, until, copy, readonly))
+    return values
 
 
 def _get(ref: Any, until: float | None, copy: bool, readonly: bool) -> Any:
-    if isinstance(ref, ObjectRef):
+    if type(ref) is ObjectRef:
         return ref._load(readonly, copy)
     if isinstance(ref, Future):
         return ref.result(None if until is None else max(0.0, until - monotonic()))
@@ -229,15 +300,19 @@ def _get(ref: Any, until: float | None, copy: bool, readonly: bool) -> Any:
 
 
 def wait(
-    refs: Iterable[ObjectRef | Future[Any]], num_returns: int = 1, timeout: float | None = None
+    refs: Iterable[ObjectRef | Future[Any]],
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
 ) -> tuple[list[Any], list[Any]]:
     """Wait until `num_returns` of the references or futures are ready, or `timeout` seconds have passed.
 
     Returns:
         (ready, not ready): the first has at most `num_returns` items; both keep the order of `refs`.
 
-    Raises ValueError if `num_returns` is below 1 or above the number of references, or one occurs twice. A future that
-    failed or was cancelled is ready. Source: Ray's `wait`.
+    Raises ValueError if `num_returns` is below 1 or above the number of references (unless there is none), or one
+    occurs twice. A future that failed or was cancelled is ready. `fetch_local` is Ray's and changes nothing: values are
+    fetched when somebody asks for them. Source: Ray's `wait`.
     """
     from dpool._core.waiting import wait_for
 

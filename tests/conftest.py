@@ -23,7 +23,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.executor.support import Gate
-from tests.helpers import MARK, REPOSITORY, Process, descendants, kill, mark_of, processes, wait_until
+from tests.helpers import MARK, REPOSITORY, Process, belongs_to, descendants, heed_ctrl_c, kill, processes, wait_until
 
 SETTLE_S = float(os.environ.get("DPOOL_TEST_SETTLE_S", "10"))
 """How long what a test closed may take to be gone."""
@@ -37,8 +37,11 @@ _reapers: list[subprocess.Popen[bytes]] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     """A temporary directory and a mark for this run; and nodes do not linger, or the next test would find them."""
+    heed_ctrl_c()
     outside = tempfile.gettempdir()
-    directory = tempfile.mkdtemp(prefix="dt-")  # short: a Unix socket's path has 107 bytes
+    if hasattr(config, "workerinput"):  # one of several processes of a run, which has made a directory already
+        outside = os.environ["PYTEST_DEBUG_TEMPROOT"]
+    directory = tempfile.mkdtemp(prefix="dt-", dir=outside)  # short: a Unix socket's path has 107 bytes
     mark = f"{os.environ.get(MARK, '')}:{uuid.uuid4().hex}"
     _reapers.append(
         subprocess.Popen(
@@ -134,11 +137,11 @@ def traces() -> Traces:
 
 
 def ours() -> list[Process]:
-    """The processes that this test run started: its descendants, and by their mark those that lost their parent."""
+    """The processes that this test run started: its descendants, and those that lost their parent."""
     everything = list(processes())
-    mark, me = os.environ[MARK], os.getpid()
+    mark, directory, me = os.environ[MARK], os.environ["TMPDIR"], os.getpid()
     found = {one.pid: one for one in descendants(me, everything)}
-    found.update((one.pid, one) for one in everything if one.pid != me and mark_of(one.pid).startswith(mark))
+    found.update((one.pid, one) for one in everything if one.pid != me and belongs_to(one.pid, mark, directory))
     return list(found.values())
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 # --- Waiting ---
 
 
-def wait_until(predicate: Callable[[], T], deadline_s: float = 10.0, what: str = "the condition") -> T:
+def wait_until(predicate: Callable[[], T], deadline_s: float = 60.0, what: str = "the condition") -> T:
     """The first true value of `predicate()`, which is asked again and again.
 
     The only place of the tests that may pause.
@@ -97,6 +97,18 @@ def mark_of(pid: int) -> str:
     return next((item[len(prefix) :].decode() for item in environment.split(b"\0") if item.startswith(prefix)), "")
 
 
+def belongs_to(pid: int, mark: str, directory: str) -> bool:
+    """Whether a test run started this process: by the mark that it inherited, or, since some programs write over their
+    environment (Redis does), by its working directory, if that lies in the run's own.
+    """
+    if mark_of(pid).startswith(mark):
+        return True
+    try:
+        return os.readlink(f"/proc/{pid}/cwd").startswith(f"{directory}/")
+    except OSError:
+        return False
+
+
 def descendants(pid: int, among: list[Process] | None = None) -> list[Process]:
     """The children of `pid`, their children and so on, zombies included."""
     children: dict[int, list[Process]] = {}
@@ -120,6 +132,14 @@ def kill(victims: list[Process]) -> None:
 
 
 # --- Scripts ---
+
+
+def heed_ctrl_c() -> None:
+    """What a shell without job control starts in the background ignores SIGINT, and so does all that it starts in turn;
+    from now on neither does.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ScriptResult(NamedTuple):

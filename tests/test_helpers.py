@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import Script, is_running, process, run_script, wait_until
+from tests.reaper import kill_all
 
 ORPHAN = "import os\nif os.fork() == 0:\n    os.setsid()\n    os.execvp('sleep', ['sleep', '600'])\n"
 
@@ -30,19 +33,19 @@ def test(tmp_path):
 """
 
 
-def run_pytest(directory: Path, text: str) -> tuple[int, str]:
+def run_pytest(directory: Path, text: str, settle_s: float = 60.0) -> tuple[int, str]:
     """The exit code and the output of a pytest run of its own, with this directory's conftest as a plugin."""
     (directory / "test_it.py").write_text(text)
     options = ["-p", "tests.conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-q", str(directory)]
-    quick = {"DPOOL_TEST_SETTLE_S": "0.3"}
-    with Script("pytest", *options, how="-m", cwd=directory, env=quick) as running:
+    settings = {"DPOOL_TEST_SETTLE_S": str(settle_s)}
+    with Script("pytest", *options, how="-m", cwd=directory, env=settings) as running:
         result = running.finish()
     return result.rc, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("what", LEAKS)
 def test_leak_check_names_what_is_left(what: str, tmp_path: Path) -> None:
-    rc, output = run_pytest(tmp_path, LEAKS[what])
+    rc, output = run_pytest(tmp_path, LEAKS[what], settle_s=0.3)
     assert rc == 1, output
     assert "the test left behind" in output
     assert ("process" if what in ("zombie", "orphan") else what) in output.partition("left behind:")[2]
@@ -85,6 +88,20 @@ def test_script_that_takes_too_long_is_killed() -> None:
     assert not is_running(pid)
 
 
+def test_ctrl_c_is_heeded_by_what_runs_in_the_background() -> None:
+    """As a shell without job control starts it: `command &`."""
+    text = (
+        "import signal, subprocess, sys\n"
+        "from tests.helpers import heed_ctrl_c\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "ask = [sys.executable, '-c', 'import signal; print(signal.getsignal(signal.SIGINT))']\n"
+        "ignored = subprocess.check_output(ask)\n"
+        "heed_ctrl_c()\n"
+        "print(ignored != subprocess.check_output(ask))\n"
+    )
+    assert run_script(text).check().stdout == "True\n"
+
+
 def test_wait_until_names_what_did_not_happen() -> None:
     assert wait_until(lambda: 7) == 7
     with pytest.raises(AssertionError, match=r"the moon: not within 0\.01 s"):
@@ -123,3 +140,17 @@ def test_a_test_run_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
         assert len(running.leftovers()) >= 3, "the script, its node and its zygote"
         running.process.kill()
         wait_until(lambda: not running.leftovers(), 30, "everything that it had started is gone")
+
+
+def test_what_has_written_over_its_environment_belongs_to_the_run_by_its_directory(tmp_path: Path) -> None:
+    inside, beside = tmp_path / "run" / "deep", tmp_path / "run2"
+    inside.mkdir(parents=True)
+    beside.mkdir()
+    sleep = partial(subprocess.Popen, ["sleep", "600"], env={})
+    with sleep(cwd=inside) as ours, sleep(cwd=beside) as another:
+        try:
+            assert kill_all(":no such mark", str(tmp_path / "run")) == [ours.pid]
+            assert ours.wait(60) == -9
+            assert another.poll() is None
+        finally:
+            another.kill()

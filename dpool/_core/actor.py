@@ -19,11 +19,14 @@ from dpool._core import storage
 from dpool._core.actor_host import ASYNC, SYNC, THREADS
 from dpool._core.arguments import FutureInside, with_results
 from dpool._core.messages import ActorCreate, ActorFind, ActorKill
+from dpool._core.objectref import handles_of
 from dpool._core.replicate import make_setup
 from dpool._core.runtime import open_runtime
 from dpool._core.serialize import Shipped
 from dpool._core.serialize_reducers import BY_TYPE
 from dpool._core.storage import Stored
+from dpool._core.stream import WINDOW, WINDOW_BYTES
+from dpool.errors import ControlStoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +43,10 @@ MOST_COROUTINES = 1000
 class Method(NamedTuple):
     """What is known of a method without asking the actor."""
 
-    num_returns: int = 1
+    num_returns: int | str = 1
     read_only: bool = False
+    stream_window: int = WINDOW
+    stream_window_bytes: int = WINDOW_BYTES
 
 
 class Meta(NamedTuple):
@@ -85,13 +90,18 @@ class Held:
         if pool is None or pool.state != "open":
             storage.check_process(self.handle)
             runtime: Any = open_runtime(None)
-            pool = self._pool = runtime.connect_actor(self)
-            weakref.finalize(self, _let_go, pool).atexit = False
+            pool = runtime.connect_actor(self)
         return pool
+
+    def linked(self, pool: ActorPool) -> None:
+        """This is the link now."""
+        self._pool = pool
+        weakref.finalize(self, _let_go, pool).atexit = False
 
 
 def _let_go(pool: ActorPool) -> None:
     """The last proxy of this process is gone, and nothing is left to be answered."""
+    pool.leaving = True
     pool.later(pool.terminate)
 
 
@@ -137,39 +147,46 @@ def _mode(cls: type, most: int) -> tuple[int, int]:
     return (THREADS, most) if most > 1 else (SYNC, 1)
 
 
-def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Held:
-    """Make an actor; returns before it is constructed.
+def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Held, bool]:
+    """Make an actor; returns before it is constructed. False: there was one of this name.
 
     Raises:
         ValueError: the name is taken.
+        ControlStoreError: the store, shared with other nodes, did not answer, and the name may be another node's.
         PicklingError, TypeError, …: whatever pickling the class or the arguments raised.
     """
     runtime: Any = open_runtime(None)
     mode = _mode(cls, how.max_concurrency)
     meta = Meta(cls.__qualname__, methods_of(cls), mode[0] != SYNC, how.max_task_retries, how.max_pending_calls)
+    name = how.name.partition("\0")[0]  # behind that stands its namespace
+    what = (*mode, meta, name)
     try:
-        export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
+        export, call = runtime.exporter.prepare(cls, (what, *args), kwargs)
     except FutureInside:
         args, kwargs = with_results(args, kwargs)  # waits for them
-        export, call = runtime.exporter.prepare(cls, (mode, *args), kwargs)
-    keep = [handle.obj for handle in call.keep] if isinstance(call, Stored) else []
+        export, call = runtime.exporter.prepare(cls, (what, *args), kwargs)
+    needs = [*export.keep, *(one for each in export.requires for one in each.keep)]  # what the class refers to
+    needs += call.keep if isinstance(call, Stored) else ()
+    keep = [handle.obj for one in needs for handle in handles_of(one)]
     wire = call.wire if isinstance(call, Stored) else call
     frame = pickle.dumps((Shipped().missing(export), 0 if export.inline else export.number, wire), 5)
     setup = make_setup(runtime.job, 1, dict(how.env))
 
-    def ask(client: Any) -> tuple[bytes, Handle, bytes]:
+    def ask(client: Any) -> tuple[Any, Handle]:
         actor = client.new_id()
         made = (actor, how.name, how.shape, how.max_restarts, how.detached, how.get_if_exists)
         handle, found = client.ask_for_actor(
             lambda request: ActorCreate(request, *made, frame, keep, pickle.dumps(meta), setup)
         )
-        return found.actor, handle, found.meta
+        return found, handle
 
+    found, handle = storage.again(ask)
+    if found.why:
+        raise ControlStoreError(found.why)
+    if not found.actor:
+        raise ValueError(f"there is an actor of the name {name!r} already; get_if_exists= would return that one")
     runtime.stays |= how.detached
-    actor, handle, others = storage.again(ask)
-    if not actor:
-        raise ValueError(f"there is an actor of the name {how.name!r} already; get_if_exists= would return that one")
-    return _hold(actor, handle, pickle.loads(others) if others else meta)
+    return _hold(found.actor, handle, pickle.loads(found.meta) if found.meta else meta), not found.meta
 
 
 def find(name: str) -> Held | None:
@@ -181,9 +198,10 @@ def find(name: str) -> Held | None:
 
 def kill(held: Held, restart: bool) -> None:
     """End its process now. What this process calls afterwards fails, also if the actor could still answer it."""
-    storage.client().say(ActorKill(held.actor, restart))
+    why = "it was killed (kill)"
+    storage.client().say(ActorKill(held.actor, restart, why))
     if not restart:
-        held.pool().gone(pickle.dumps(("it was killed (kill)", None)))
+        held.pool().gone(pickle.dumps((why, None)))
 
 
 def received(actor: bytes, meta: Meta) -> Held:

@@ -7,7 +7,8 @@
 ```
 
 Calls of this process begin in the order in which they were made. A call whose actor dies under it fails, unless the
-actor comes back and the call may be repeated (`max_task_retries`); calls that were not begun wait for it.
+actor comes back and the call may be repeated (`max_task_retries`, and always if it is read-only); calls that were not
+begun wait for it.
 
 Threads: as for `ExecutorPool`, whose place this takes: `lock` guards everything here and in the lane.
 """
@@ -19,24 +20,53 @@ import signal
 import threading
 from collections import deque
 from functools import partial
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
-from dpool._core import frames
+from dpool._core import frames, storage
 from dpool._core.arguments import FutureInside
+from dpool._core.context import here
 from dpool._core.deferring import Deferring
 from dpool._core.dependents import Dependents
 from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
 from dpool._core.logic.dispatch import Slot
-from dpool._core.messages import ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
-from dpool._core.pool_crash import how
+from dpool._core.messages import ActorKill, ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
+from dpool._core.pool_crash import FOR_CALLER, how
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dpool._core.driver import NativeRuntime
 
 OPEN, CLOSED = "open", "closed"
+READ_RETRIES = 3
+"""How often a call that changes nothing is made again after its actor died under it: it may be what kills it."""
 AT_ONCE = 1000
 """Calls that are under way in an actor that runs many at a time, at most: its own limit decides which of them run."""
+
+
+class _RouteToItself(Route):
+    """That of calls of an actor which runs one at a time, and which makes them."""
+
+    __slots__ = ()
+    to_itself = True
+
+    def wait(self, future: Future[Any], timeout: float | None) -> None:
+        self.check_wait(future)
+        super().wait(future, timeout)
+
+    def blocks(self, future: Future[Any]) -> bool:
+        extra = future._extra
+        whole = future if extra is None or extra.whole is None else extra.whole
+        return current_thread() is main_thread() and not whole.done() and not self.lane.started(whole)
+
+    def check_wait(self, future: Future[Any]) -> None:
+        if self.blocks(future):
+            raise RuntimeError(
+                f"the actor {self.pool.label} waits for a call of its own, which cannot begin before this one ends; "
+                "call the method of the object itself, or make it an actor with `async def` methods or max_concurrency="
+            )
 
 
 class ActorPool(Deferring):
@@ -62,11 +92,20 @@ class ActorPool(Deferring):
         if many:
             self.lane.dispatcher.make_loose(AT_ONCE)
         self._lanes = {((), False): self.lane}
-        self.route = Route(self, self.lane, max_task_retries, None, "")
-        self.processes: dict[int, Any] = {}
+        route = _RouteToItself if here.actor_id == actor and not many else Route
+        self.route = route(self, self.lane, max_task_retries, None, "")
+        self.reading = route(self, self.lane, max(max_task_retries, READ_RETRIES), None, "")
+        """Of calls that change nothing."""
+        self.processes: dict[int, Slot] = {}
+        """The one that it is linked to, by its pid."""
         self._slot: Slot | None = None
         self.keep: Any = None
-        """What holds the actor, while something is to be answered."""
+        """What holds the actor, while something is to be answered. Whoever submits holds it himself meanwhile."""
+        self._finishing: BaseException | None = None
+        """What further calls raise: the actor ends when those so far have been answered."""
+        self.leaving = False
+        """It is about to be closed."""
+        self._when_idle: Callable[[], None] | None = None
         self._held: deque[Future[Any]] = deque()
         """Calls behind one whose arguments are not there yet, that one first."""
         self._entries: dict[tuple[str, int], Any] = {}
@@ -74,28 +113,50 @@ class ActorPool(Deferring):
 
     # -- calls
 
-    def submit(self, name: str, how: int, args: Any, kwargs: Any, most: int = 0) -> Future[Any]:
-        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future."""
-        if self.broken is not None:
+    def submit(
+        self,
+        name: str,
+        how: int,
+        args: Any,
+        kwargs: Any,
+        most: int = 0,
+        read_only: bool = False,
+        flow: Any = None,
+    ) -> Future[Any]:
+        """A call of a method (`how` METHOD), or a look at an attribute. Errors of pickling land on the future.
+
+        Args:
+            most: how many calls may be pending.
+            read_only: it changes nothing, so it may be made again.
+            flow: where to what it yields goes.
+        """
+        if self.broken is not None or self._finishing is not None:
+            if self.broken is not None:
+                self.keep = None
             return self._failed(self._gone())
         if most and self._pending() >= most:
             from dpool.errors import PendingCallsLimit
 
             raise PendingCallsLimit(f"{self.label} has {most} calls pending already (max_pending_calls)")
+        route = self.reading if read_only else self.route
         entry = self._entries.get((name, how))
         if entry is None:
             entry = self._entries[name, how] = self.runtime.exporter.method(self.label, name, how)
         try:
             export, call = self._prepare(entry, args, kwargs)
         except FutureInside:
-            future: Future[Any] = Future(self.route)
+            future: Future[Any] = Future(route)
+            if flow is not None:
+                future._more().stream = flow
             with self.lock:
                 self._held.append(future)
             self.dependents.add(future, entry, args, kwargs)
             return future
         except Exception as error:
             return self._failed(error)
-        future = Future(self.route, export, call)
+        future = Future(route, export, call)
+        if flow is not None:
+            future._more().stream = flow
         if self._behind(future):
             return future
         lane = self.lane
@@ -122,6 +183,10 @@ class ActorPool(Deferring):
                 self._held.append(future)
             return bool(self._held)
 
+    def holds_calls(self) -> bool:
+        """See `Deferring`; the first of them waits for its arguments."""
+        return bool(self._held)
+
     def _failed(self, error: BaseException) -> Future[Any]:
         future: Future[Any] = Future(self.route)
         finish(future, None, error)
@@ -139,6 +204,32 @@ class ActorPool(Deferring):
                     self.lane.queue.append(one)
         self.lane.push()
 
+    def finish(self, why: str, now: bool) -> None:
+        """End the actor, for everybody, when it has answered what this process has asked so far; or `now`."""
+        with self.lock:
+            if self._finishing is None:
+                self._finishing = death_of(self.label, pickle.dumps((why, None)))
+        if now:
+            self._end_actor(why)
+        else:
+            self._end_when_idle(why)
+
+    def _end_when_idle(self, why: str) -> None:
+        with self.lock:
+            self._when_idle = partial(self._end_when_idle, why)
+            if self._pending():
+                return
+        self._end_actor(why)
+
+    def _end_actor(self, why: str) -> None:
+        self._when_idle = None
+        if self.broken is not None or self.state is CLOSED:
+            return
+        try:
+            storage.client().say(ActorKill(self.actor, False, why))
+        except storage.StoreGone:  # it has ended with its node, which will be noticed
+            return
+
     # -- what the lane asks for
 
     def may_grow(self, lane: Lane) -> bool:
@@ -149,8 +240,16 @@ class ActorPool(Deferring):
 
     def worker_idle(self, lane: Lane, slot: Slot) -> None:
         """It stays, but whoever has let go of it need not keep it any longer."""
-        if not lane.queue and not slot.frames and not self._held:
-            self.keep = None
+        self.keeping(self.keep)
+        if self._when_idle is not None:
+            self.later(self._when_idle)
+
+    def keeping(self, held: Any) -> None:
+        """A call was submitted: this holds the actor until it is answered, whoever lets go of it meanwhile."""
+        with self.lock:
+            slot = self._slot
+            pending = self.lane.queue or self._held or (slot is not None and slot.frames)
+            self.keep = held if pending else None
 
     def worker_leaves(self, lane: Lane, slot: Slot) -> None:
         """It has no lifetime."""
@@ -162,12 +261,25 @@ class ActorPool(Deferring):
         """As above; but a call that will never be made may be what others wait behind."""
         if self._held:
             self.later(partial(self.dependent_ready, self._held[0]))
+        if self._when_idle is not None:
+            self.later(self._when_idle)
 
     def task_cancelled(self, future: Future[Any]) -> None:
         extra = future._extra
         if extra is not None and extra.group is not None:
             self.dependents.cancelled(extra.group)
+        if self.lock._is_owned():  # type: ignore[attr-defined]  # in the middle of sending, most likely
+            self.later(partial(self._leaves_queue, future))
+        else:
+            self._leaves_queue(future)
         self.task_ended()
+
+    def _leaves_queue(self, future: Future[Any]) -> None:
+        """It is pending no longer, and nobody need keep the actor for it."""
+        with self.lock:
+            if future in self.lane.queue:
+                self.lane.queue.remove(future)
+            self.keeping(self.keep)
 
     def initialized(self, lane: Lane, slot: Slot, value: Any) -> None:
         """No initializer was sent."""
@@ -175,11 +287,13 @@ class ActorPool(Deferring):
     def start_clock(self, future: Future[Any], now_s: float) -> None:
         """Calls have no time-outs."""
 
-    def kill_for(self, lane: Lane, slot: Slot, why: Any) -> None:
-        """A call is cancelled by force, or the actor does not speak our language: its process ends."""
+    def kill_for(self, lane: Lane, slot: Slot, why: Any, said: str = "") -> None:
+        """A call is cancelled by force, or the actor does not speak our language: its process ends. `said`: what others
+        who call it are told.
+        """
         slot.link.why = why
         slot.retiring = True
-        self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL)))
+        self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGKILL), said))
 
     def nudge(self) -> None:
         """Nothing was put off."""
@@ -208,6 +322,7 @@ class ActorPool(Deferring):
     def worker_up(self, worker: int, pid: int, ordinal: int) -> None:
         if self._slot is not None and self._slot.worker == worker:
             self._slot.link.pid = pid
+            self.processes[pid] = self._slot
 
     def worker_died(self, message: WorkerDied) -> None:
         """Its process is gone; `reason`: "again" if it comes back."""
@@ -219,6 +334,7 @@ class ActorPool(Deferring):
         why = slot.link.why
         slot.link.close()
         self._slot = None
+        self.processes.clear()
         for future in lost:
             self._lost(future, message, why)
 
@@ -233,12 +349,14 @@ class ActorPool(Deferring):
                 return
         extra = future._more()
         extra.attempts += 1
-        if message.reason == "again" and extra.attempts <= self.route.max_retries:
+        assert future._route is not None
+        if message.reason == "again" and extra.attempts <= future._route.max_retries:
             self.lane.run_again(future)
             return
         call = self.lane.label(future)
         what = "it is being restarted" if message.reason == "again" else "it will not come back"
-        text = f"the actor {self.label} (pid {message.pid}) {how(message)} while it ran {call}; {what}"
+        why = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
+        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{why} while it ran {call}; {what}"
         finish(future, None, ActorDied(f"{text}. max_task_retries= would run the call again. See {message.log_file}"))
 
     def gone(self, cause: bytes) -> None:
@@ -248,7 +366,7 @@ class ActorPool(Deferring):
         self._fail_pending()
 
     def _gone(self) -> BaseException:
-        error = self.broken
+        error = self.broken or self._finishing
         assert error is not None
         copy = type(error)(*error.args)
         copy.__cause__ = error.__cause__
@@ -263,6 +381,7 @@ class ActorPool(Deferring):
             for slot in self.lane.dispatcher.slots.values():
                 pending += [task for frame in slot.frames for task in frame.tasks[frame.done :]]
                 slot.frames.clear()
+            self.keep = None
         for future in pending:
             finish(future, None, self._gone())
 
@@ -274,7 +393,7 @@ class ActorPool(Deferring):
     def give_up_idle(self) -> None:
         """The actor keeps what it holds."""
 
-    def infeasible(self, shape: Any, text: str) -> None:
+    def infeasible(self, shape: Any, text: str, strict: bool) -> None:
         """The node that creates it says so to the creator."""
         self.runtime.notice(text)
 
@@ -286,8 +405,8 @@ class ActorPool(Deferring):
                 self._slot.link.dead += numbers
 
     def ending(self) -> bool:
-        """It does not keep the io thread."""
-        return True
+        """Whether it is closed, or about to be, since nobody here holds the actor any more."""
+        return self.leaving or self.state is CLOSED
 
     def interrupt(self) -> None:
         """Ctrl-C: what waits is cancelled; the actor goes on."""
@@ -296,8 +415,16 @@ class ActorPool(Deferring):
                 self.task_cancelled(future)
 
     def has_written(self) -> bool:
-        """What an actor prints is not counted: it belongs to no one call."""
-        return False
+        """Whether the actor has counted up what it wrote since this was last asked."""
+        slot = self._slot
+        if slot is None:
+            return False
+        try:
+            written = slot.link.page.slots[frames.WRITTEN]
+        except ValueError:  # it is gone, and its page with it
+            return False
+        before, slot.link.written = slot.link.written, written
+        return bool(before != written)
 
     def signal_workers(self, number: int) -> None:
         """The actor's process is not ours."""
@@ -355,10 +482,14 @@ class ActorPool(Deferring):
 
 
 def death_of(label: str, cause: bytes) -> BaseException:
-    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception or None)."""
-    from dpool.errors import ActorDied
+    """What calls of a dead actor raise; `cause`: pickled (text, pickled exception, nothing (b"": it asked for more than
+    there is) or None).
+    """
+    from dpool.errors import ActorDied, InfeasibleResources
 
     text, data = pickle.loads(cause)
+    if data == b"":
+        return InfeasibleResources(f"the actor {label} cannot be made: {text}")
     error = ActorDied(f"the actor {label} is dead: {text}")
     if data is not None:
         from dpool._core.serialize import load_exception

@@ -22,7 +22,7 @@ class FutureInside(Exception):
 
 def _each(args: Any, kwargs: Any) -> Iterable[Any]:
     if kwargs == STREAM:
-        args, kwargs = args
+        args, kwargs = args[:2]
     if kwargs.__class__ is not int:
         return chain(args, kwargs.values())
     if type(args) not in _LISTS:
@@ -34,7 +34,7 @@ def _each(args: Any, kwargs: Any) -> Iterable[Any]:
 
 def _replaced(args: Any, kwargs: Any, change: Callable[[Any], Any]) -> tuple[Any, Any]:
     if kwargs == STREAM:
-        return _replaced(args[0], args[1], change), STREAM
+        return (*_replaced(args[0], args[1], change), *args[2:]), STREAM
     if kwargs.__class__ is not int:
         return tuple(map(change, args)), {name: change(value) for name, value in kwargs.items()}
     if type(args) not in _LISTS:

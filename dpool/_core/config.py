@@ -7,6 +7,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine is in; `local`: this machine alone | `local` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
+| `DPOOL_GCS_TIMEOUT_S` | seconds to wait for that Redis where there is no going on without it | 10 |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
 | `DPOOL_TMPDIR` | where session directories are made | the system's temporary directory |
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
@@ -16,6 +17,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_SPILL_DIR` | where objects go for which the store has no room | the session directory's, or /var/tmp |
 | `DPOOL_STRICT_RESOURCES` | 1: what no machine can run fails instead of waiting | 0 |
 | `DPOOL_PRELOAD` | modules that workers have from the start, with commas between them | none |
+| `DPOOL_NAMESPACE` | namespace of actors' names | none |
 | `DPOOL_RESOURCES` | custom resources of this machine, as JSON: `{"licence": 2}` | none |
 """
 
@@ -32,6 +34,7 @@ class Config(NamedTuple):
     """Of the cluster: empty for this machine alone."""
     gcs: str = "on"
     redis_url: str = ""
+    gcs_timeout_s: float = 10.0
     linger_s: float = 2.0
     tmpdir: str = ""
     start_timeout_s: float = 30.0
@@ -72,7 +75,7 @@ class Config(NamedTuple):
         """Itself, or a ValueError that names the setting that cannot be."""
         if self.gcs not in ("on", "off"):
             raise ValueError(f"DPOOL_GCS is 'on' or 'off', not {self.gcs!r}")
-        for name in ("start_timeout_s", "stopped_worker_s", "tick_s", "frame_s"):
+        for name in ("gcs_timeout_s", "start_timeout_s", "stopped_worker_s", "tick_s", "frame_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
         if self.linger_s < 0:
@@ -87,6 +90,7 @@ class Config(NamedTuple):
         return self
 
 
+NAMESPACE = "DPOOL_NAMESPACE"
 VERSION = "0.1.0"
 
 MIN_STORE = 1 << 20
@@ -126,6 +130,11 @@ def _resources(text: str) -> tuple[tuple[str, float], ...]:
         raise ValueError(f'DPOOL_RESOURCES must be JSON like {{"licence": 2}}, not {text!r}') from None
 
 
+def namespace() -> str:
+    """In which names of actors are, unless the program says another one."""
+    return os.environ.get(NAMESPACE, "")
+
+
 def from_environment() -> Config:
     """The settings of this process, read from its environment now."""
     env = os.environ
@@ -135,6 +144,7 @@ def from_environment() -> Config:
         address="" if address == "local" else address,
         gcs=env.get("DPOOL_GCS", default.gcs).lower() or default.gcs,
         redis_url=env.get("DPOOL_REDIS_URL", ""),
+        gcs_timeout_s=_number("DPOOL_GCS_TIMEOUT_S", default.gcs_timeout_s),
         linger_s=_number("DPOOL_LINGER_S", default.linger_s),
         tmpdir=env.get("DPOOL_TMPDIR", ""),
         start_timeout_s=_number("DPOOL_START_TIMEOUT_S", default.start_timeout_s),

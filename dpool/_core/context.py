@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dpool._core.actor_host import ActorHost
     from dpool._core.frames import Page
 
 
@@ -29,6 +30,20 @@ class WorkerContext(NamedTuple):
     """The lowest number, from 0, that no other living worker of its executor had when it was started."""
 
 
+class WorkersEnv(NamedTuple):
+    """What workers get beside what the process that submits has."""
+
+    variables: dict[str, str]
+    directory: str
+    """Where they run; empty: where the process that submits does."""
+    path: list[str]
+    """Goes before its `sys.path`."""
+
+
+class ActorExit(SystemExit):
+    """`dpool.actor.exit_actor` was called: the call is not answered, the process ends."""
+
+
 class _Here:
     """The one mutable place: set when a worker, or a program that is served, begins."""
 
@@ -37,13 +52,24 @@ class _Here:
     """The worker itself: a process that a task has forked has another one."""
     holds_cpus: bool = False
     """The lease that runs now holds CPUs, which are given back while the task blocks."""
+    gpus: list[str] = []  # noqa: RUF012
+    """The devices of the lease that runs now, as CUDA_VISIBLE_DEVICES has them."""
     careful: bool = False
     """The task runs again: it must not run others in this process, as one of them may have been what killed it."""
     actor: Any = None
     """The object, if this process is an actor's."""
+    actor_id: bytes = b""
+    actor_is: tuple[bytes, Any, str] | None = None
+    """Its id, its Meta and its name."""
+    workers_env: WorkersEnv | None = None
+    """What workers of this process get that is not this process's own: `dpool.init(runtime_env=)`."""
+    context: Any = None
+    """The context (`contextvars`) that tasks begin with, if this process is a worker."""
     counters: Any = None
     """The counters of the page on which it is said which task runs; None where several run at a time."""
-    page: Page | None = None
+    interrupts: Any = None
+    """What makes a KeyboardInterrupt of a signal, in a worker: see `worker.Interrupts`."""
+    page: Page | ActorHost | None = None
     """Of this process, if it is a worker: see `frames`."""
     at_start: list[Callable[[], tuple[str, str, Any]]] = []  # noqa: RUF012
     """Asked for each executor of this process: what its workers shall call before their first task, as module, function

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from dpool._core.shield import run_deferred
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,18 +27,11 @@ class Deferring:
         self.runtime.defer(self.run_deferred)
 
     def run_deferred(self) -> None:
-        while self._deferred:
-            try:
-                action = self._deferred.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            try:
-                action()
-            except Exception:
-                raise
-            except BaseException:  # Ctrl-C: it is done again
-                self.later(action)
-                raise
+        run_deferred(self._deferred, self.later)
+
+    def holds_calls(self) -> bool:
+        """Whether calls wait here behind one whose arguments are not there."""
+        return False
 
     def may_wait(self) -> bool:
         """Whether this thread can wait: it is not a signal handler or finalizer in the middle of our own work."""

@@ -45,6 +45,7 @@ class Dependents:
     def clear(self) -> None:
         """They are somebody else's to end."""
         self._waiting.clear()
+        self._dependencies = Dependencies()  # what they waited for may end yet, and is of no interest
 
     def add(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
         """A task, or a chunk (see `runtime.Pool.submit`), with futures among its arguments."""
@@ -61,7 +62,7 @@ class Dependents:
     def cancelled(self, number: int) -> None:
         """One that waits was cancelled."""
         with self._pool.lock:
-            if self._waiting.pop(number, None) is not None:
+            if self._waiting.pop(number, None) is not None and self._dependencies.waits(number):
                 self._dependencies.handle(Cancelled(number))
 
     def _need_done(self, need: Any) -> None:

@@ -42,7 +42,7 @@ from weakref import ref
 import dpool.errors  # noqa: F401  at the exit, when a task may still fail, it could not be imported any more
 from dpool._core import config as configuration
 from dpool._core import ids, launch, storage, wire
-from dpool._core.context import here
+from dpool._core.context import WorkersEnv, here
 from dpool._core.executor_pool import ExecutorPool
 from dpool._core.frames import Page
 from dpool._core.future import DONE, Future
@@ -73,7 +73,7 @@ from dpool._core.messages import (
 from dpool._core.polling import Choice, Poller
 from dpool._core.replicate import make_setup
 from dpool._core.serialize import Exporter
-from dpool._core.shield import inside, shielded
+from dpool._core.shield import inside, run_deferred, shielded
 
 if TYPE_CHECKING:
     from dpool._core.actor_pool import ActorPool
@@ -106,10 +106,12 @@ class NativeRuntime:
         self.exporter = Exporter()
         self.job = here.worker.job if here.worker is not None else os.urandom(ids.ID_BYTES)
         self.pools: dict[int, ExecutorPool | ActorPool] = {}
-        self._tasks: ExecutorPool | None = None
+        self._tasks: dict[Any, ExecutorPool] = {}
         self.stays = False
-        """A detached actor was made: the node is not left before the program ends."""
+        """There is a detached actor, as far as we know: the node is not left before the program ends."""
         self.exiting = False
+        self._ended_on_purpose = False
+        """By `dpool.shutdown`, which says that it ends everything."""
         self.node_lost = False
         self.scarce = False
         """Others wait for resources: what is leased and not in use is given back at once."""
@@ -180,9 +182,8 @@ class NativeRuntime:
     def open_pool(self, **options: Any) -> ExecutorPool:
         """A new executor's pool; its workers start when the first task comes."""
         self._check_process()
+        self._check_exiting("create an executor")
         with self._start_lock:
-            if self.exiting:
-                raise RuntimeError("cannot create an executor at interpreter shutdown")
             self.start()
             pool = ExecutorPool(self, next(self._numbers), **options)
             self.pools[pool.number] = pool
@@ -190,20 +191,23 @@ class NativeRuntime:
             self._start_io()
         return pool
 
-    def task_pool(self) -> ExecutorPool:
-        """The pool of `@remote` tasks, which this process has one of."""
+    def task_pool(self, env: tuple[tuple[str, str], ...] = (), max_calls: int = 0) -> ExecutorPool:
+        """The pool of `@remote` tasks, which this process has one of; but for those whose workers have other variables,
+        or run so many tasks at most.
+        """
+        self._check_exiting("submit a task")
         with self._start_lock:
-            pool = self._tasks
+            pool = self._tasks.get((env, max_calls))
             if pool is None or pool.state != "open":
-                pool = self._tasks = self.open_pool(
+                pool = self._tasks[env, max_calls] = self.open_pool(
                     max_workers=MOST_TASK_WORKERS,
                     initializer=None,
                     initargs=(),
-                    max_tasks_per_child=None,
+                    max_tasks_per_child=max_calls or None,
                     strict=False,
                     all_at_once=False,
                     idle_timeout_s=TASK_WORKER_IDLE_S,
-                    env=None,
+                    env=dict(env) or None,
                     label="Task pool",
                     daemon=True,
                 )
@@ -214,19 +218,23 @@ class NativeRuntime:
         from dpool._core.actor_pool import ActorPool
 
         self._check_process()
+        self._check_exiting("call an actor")
         with self._start_lock:
+            if held._pool is not None and held._pool.state == "open":  # of another thread, just now
+                return held._pool
             self.start()
             meta = held.meta
             pool = ActorPool(self, next(self._numbers), held.actor, meta.label, meta.many, meta.max_task_retries)
             self.pools[pool.number] = pool
+            held.linked(pool)
             pool.announce()
             self._start_io()
         return pool
 
     def cancel_children(self, task: int) -> None:
         """Cancel the `@remote` tasks that this worker's task of that number has submitted."""
-        if self._tasks is not None:
-            self._tasks.cancel_children(task)
+        for pool in list(self._tasks.values()):
+            pool.cancel_children(task)
 
     def start_now(self) -> None:
         """Start the node before there is anything for it to do."""
@@ -244,6 +252,11 @@ class NativeRuntime:
 
     def setup_for(self, pool: ExecutorPool) -> bytes:
         return make_setup(self.job, pool.max_workers_hint(), pool.env)
+
+    def _check_exiting(self, what: str) -> None:
+        """Before any lock: a thread that the end of the interpreter has stopped may hold it."""
+        if self.exiting:
+            raise RuntimeError(f"cannot {what} at interpreter shutdown")
 
     def _check_process(self) -> None:
         if os.getpid() != self.pid:
@@ -305,7 +318,7 @@ class NativeRuntime:
                 )
             )
         if here.worker is None:
-            self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self.session))
+            self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self._node))
 
     def _join(self, address: str) -> None:
         """Find the node of this machine that belongs to the cluster."""
@@ -323,9 +336,9 @@ class NativeRuntime:
             )
         self.session = found[0].session
 
-    def _start_timeout(self, session: str) -> None:
-        if self.session == session and self.welcome is None and self._node is not None and self.pools:
-            self._node_closed(f"did not answer within {self.config.start_timeout_s} s")
+    def _start_timeout(self, node: wire.ControlChannel) -> None:
+        if self._node is node and self.welcome is None and self.pools:
+            self._node_closed(node, f"did not answer within {self.config.start_timeout_s} s")
 
     def _node_gone(self) -> bool:
         """Whether the node left while nobody read (it leaves when it has lingered long enough)."""
@@ -408,13 +421,13 @@ class NativeRuntime:
         except (BlockingIOError, InterruptedError):
             return
         except wire.Closed:
-            self._node_closed(CLOSED)
+            self._node_closed(node, CLOSED)
             return
         except wire.DescriptorsLost:
             self.descriptors_lost()
             return
         except wire.ProtocolError as error:
-            self._node_closed(f"sent a malformed message ({error})")
+            self._node_closed(node, f"sent a malformed message ({error})")
             return
         self._handle(message, fds)
 
@@ -454,10 +467,12 @@ class NativeRuntime:
         elif kind is Infeasible:
             pool = self.pools.get(message.pool)
             if pool is not None:
-                pool.infeasible(message.shape, message.text)
+                pool.infeasible(message.shape, message.text, message.strict)
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()
+        elif kind is Notice and message.category == "stays":
+            self.stays = bool(message.text)
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:
@@ -465,7 +480,7 @@ class NativeRuntime:
             self._had_node = True
             self._reap()
         elif kind is Refused:
-            self._node_closed(f"refused us: {message.reason}")
+            self._node_closed(self._node, f"refused us: {message.reason}")
 
     def catch_up_output(self) -> None:
         """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
@@ -483,7 +498,7 @@ class NativeRuntime:
 
     def _notice(self, message: Notice) -> None:
         """One warning for one cause."""
-        if message.text in self._warned:
+        if message.text in self._warned or (message.category == "detached" and self._ended_on_purpose):
             return
         self._warned.add(message.text)
         import warnings
@@ -507,22 +522,22 @@ class NativeRuntime:
             else:
                 self._notice(Notice("descriptors", str(error)))
 
-    def _node_closed(self, what: str) -> None:
+    def _node_closed(self, node: wire.ControlChannel | None, what: str) -> None:
         """The node died, or never came up: its workers died with it."""
-        if self.node_lost:
-            return
-        if here.worker is not None:
-            launch.end_with_node(here.worker.node_pid)
-        self.node_lost = True
-        if here.worker is None:
-            self.replacing = True
-            storage.node_died()
-        log_file = os.path.join(self.session, launch.NODE_LOG)
-        started = self.welcome is not None
-        self._barren += 1
-        worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
-        tail = "" if worth_it else launch.log_tail(log_file)
-        with self._start_lock:  # a thread that starts the next one meanwhile has another session
+        with self._start_lock:  # a thread that has found it gone as well may have started the next one
+            if node is not self._node or self.node_lost:
+                return
+            if here.worker is not None:
+                launch.end_with_node(here.worker.node_pid)
+            self.node_lost = True
+            if here.worker is None:
+                self.replacing = True
+                storage.node_died()
+            log_file = os.path.join(self.session, launch.NODE_LOG)
+            started = self.welcome is not None
+            self._barren += 1
+            worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
+            tail = "" if worth_it else launch.log_tail(log_file)
             self._drop_node()
             pools = list(self.pools.values())  # those made from now on are the next node's
         if worth_it and not self.exiting:
@@ -716,18 +731,7 @@ class NativeRuntime:
             self._poke()  # the reader may be in a long wait
 
     def run_deferred(self) -> None:
-        while self._deferred:
-            try:
-                action = self._deferred.pop(0)
-            except IndexError:  # another thread was faster
-                return
-            try:
-                action()
-            except Exception:
-                raise
-            except BaseException:  # Ctrl-C: it is done again
-                self.defer(action)
-                raise
+        run_deferred(self._deferred, self.defer)
 
     def pump(self) -> None:
         """Handle what is readable now, if nobody else does."""
@@ -948,7 +952,7 @@ class NativeRuntime:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
             if self._io_left:
                 self._reap()
-                if self.config.linger_s == 0 and not storage.in_use() and not self.stays:
+                if self.config.linger_s == 0 and not self.stays and storage.leave():
                     self.close()  # nothing is to stay until the next executor: no node, no socket to it
         return self._io_left
 
@@ -1057,9 +1061,9 @@ class NativeRuntime:
     def leave_if_idle(self) -> bool:
         """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
         with self._start_lock:
-            if self.config.linger_s or self.pools or self.exiting:
+            if self.config.linger_s or self.pools or self.exiting or self.stays:
                 return True
-            if storage.in_use():
+            if not storage.leave():
                 return False
             self.close()
             return True
@@ -1096,7 +1100,10 @@ class NativeRuntime:
         self.join_io()
         storage.let_everything_go()
         self.stays = False
+        self._ended_on_purpose = True
+        self._warned.clear()
         self.close()
+        self._ended_on_purpose = False
 
     def close(self) -> None:
         """Leave the node, which ends when it was only ours."""
@@ -1157,7 +1164,7 @@ def _no_thread() -> None:
 def _write_output(message: Output) -> None:
     """What a worker wrote, to where this process writes."""
     stream = sys.stdout if message.stream == 1 else sys.stderr
-    if stream is None:
+    if stream is None or _Current.quiet:
         return
     try:
         stream.write(message.data.decode(errors="replace"))
@@ -1174,6 +1181,10 @@ class _Current:
     """Settings that go before the environment's."""
     lock = threading.Lock()
     hooked = False
+    initialized = False
+    """`configure` was called since the last `shut_down`."""
+    quiet = False
+    """What workers write is not shown."""
 
 
 def runtime() -> NativeRuntime:
@@ -1193,13 +1204,16 @@ def runtime() -> NativeRuntime:
         return current
 
 
-def configure(**changes: Any) -> None:
-    """Settings for the runtime of this process; RuntimeError if it runs already, with others."""
+def configure(env: WorkersEnv | None = None, quiet: bool | None = None, **changes: Any) -> None:
+    """Settings for the runtime of this process; RuntimeError if it runs already, with others.
+
+    `env`: what workers get beside what this process has. `quiet`: what they write is not shown.
+    """
     current = _Current.runtime
     if current is not None and current.pid == os.getpid():
-        if current.pools or storage.in_use():
+        if current.pools or storage.in_use() or current.stays:
             now = {name: getattr(current.config, name) for name in changes}
-            if now != changes:
+            if now != changes or (env is not None and env != here.workers_env):
                 raise RuntimeError(
                     f"dpool runs already, with {now}: call dpool.init before the first Executor or put, or when the "
                     "last executor is closed and nothing is held in the object store"
@@ -1208,12 +1222,17 @@ def configure(**changes: Any) -> None:
         current.config = current.config._replace(**changes).validate()
         current.close()  # the next node is started with these
     _Current.changes = {**_Current.changes, **changes}
+    _Current.initialized = True
+    if quiet is not None:
+        _Current.quiet = quiet
+    if env is not None:
+        here.workers_env = env
 
 
 def in_use() -> bool:
-    """Whether this process has a runtime with a node."""
+    """Whether this process has a runtime with a node, or settings for one."""
     current = _Current.runtime
-    return current is not None and current.pid == os.getpid() and current.connected()
+    return _Current.initialized or (current is not None and current.pid == os.getpid() and current.connected())
 
 
 def shut_down() -> None:
@@ -1223,6 +1242,8 @@ def shut_down() -> None:
         current.shut_down()
         current.config = configuration.from_environment().validate()
     _Current.changes = {}
+    _Current.initialized = _Current.quiet = False
+    here.workers_env = None
 
 
 def _at_exit() -> None:

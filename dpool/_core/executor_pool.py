@@ -114,6 +114,7 @@ class ExecutorPool(Deferring):
         self._all_at_once = all_at_once
         self._idle_timeout_s = idle_timeout_s
         self.env = env or {}
+        self._at_end: list[Callable[[], Any]] = []
         self._opened = False
         self._failed_starts = 0
         self._lanes: dict[tuple[Shape, bool], Lane] = {}
@@ -205,15 +206,19 @@ class ExecutorPool(Deferring):
 
     # -- submitting
 
-    def submit(self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any) -> Future[Any]:
-        """One task: a call, or a chunk of calls (see `runtime.Pool.submit`). Errors of pickling land on the future."""
+    def submit(self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, flow: Any = None) -> Future[Any]:
+        """One task: a call, or a chunk of calls (see `runtime.Pool.submit`). Errors of pickling land on the future.
+        `flow`: where to what it yields goes.
+        """
         if self.state is not OPEN:
             self._refuse()
         try:
             export, call = self._prepare(fn, args, kwargs)
         except BaseException as error:
-            return self._unprepared(route, fn, args, kwargs, error)
+            return self._unprepared(route, fn, args, kwargs, error, flow)
         future: Future[Any] = Future(route, export, call)
+        if flow is not None:
+            future._more().stream = flow
         lane = route.lane
         try:
             lane.queue.append(future)
@@ -259,10 +264,12 @@ class ExecutorPool(Deferring):
             self._refuse()
 
     def _unprepared(
-        self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException
+        self, route: Route, fn: Callable[..., Any], args: Any, kwargs: Any, error: BaseException, flow: Any
     ) -> Future[Any]:
         """A future is among the arguments, or they do not pickle."""
         future: Future[Any] = Future(route)
+        if flow is not None:
+            future._more().stream = flow
         if isinstance(error, FutureInside):
             self.dependents.add(future, fn, args, kwargs)
         elif not isinstance(error, Exception):
@@ -362,10 +369,10 @@ class ExecutorPool(Deferring):
                         if not slot.frames and not slot.held and not slot.retiring:
                             self._give_back(lane, slot)
 
-    def infeasible(self, shape: Shape, text: str) -> None:
+    def infeasible(self, shape: Shape, text: str, strict: bool) -> None:
         """This machine cannot run the tasks of a lane: they wait, with a warning, or fail if that was asked for."""
-        self.runtime.notice(text)
-        if not self.runtime.config.strict_resources:
+        if not strict:
+            self.runtime.notice(text)
             return
         with self.lock:
             self._infeasible[shape] = text
@@ -473,7 +480,7 @@ class ExecutorPool(Deferring):
         names = [name for name, _ in message.shape]
         env = {"\0cpus": "1" if "num_cpus" in names else "0"}
         if "num_gpus" in names:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(message.gpus)
         return env
 
     def _readable(self, slot: Slot) -> None:
@@ -683,6 +690,7 @@ class ExecutorPool(Deferring):
             blameless or (initializing and self.standing)
         ):
             self._failed_starts += 1
+        initializing = initializing and slot.held and not slot.retiring  # it had not answered, though it was not read
         if initializing and self.state in (OPEN, CLOSING) and why is None and (self.standing or self.state is OPEN):
             self._initializer_failed(slot, None)
         for future in lost:
@@ -775,7 +783,9 @@ class ExecutorPool(Deferring):
         finish(future, None, crash(message, self.main.label(future), extra.attempts, self._strict))
         self.task_ended()
 
-    def kill_for(self, lane: Lane, slot: Slot, why: Callable[[Future[Any]], BaseException | None]) -> None:
+    def kill_for(
+        self, lane: Lane, slot: Slot, why: Callable[[Future[Any]], BaseException | None], said: str = ""
+    ) -> None:
         """Have a worker killed on purpose; `why` gives what its task shall raise."""
         slot.link.why = why
         slot.retiring = True
@@ -897,8 +907,21 @@ class ExecutorPool(Deferring):
             self._forget_process(pid, 0)
         self.initializer.close()
         self.gone.set()
+        for action in self._at_end:
+            self.runtime.in_io_thread(action)
         self.runtime.forget(self)
         self.runtime.poke_reader()
+
+    def when_gone(self, action: Callable[[], Any]) -> None:
+        """Run `action` when the last worker is gone, in whatever thread."""
+        self._at_end.append(action)
+        if self.gone.is_set():
+            self.runtime.in_io_thread(action)
+
+    def check_open(self) -> None:
+        """Raise what `submit` would."""
+        if self.state is not OPEN:
+            self._refuse()
 
     def break_all(self, error: BaseException) -> None:
         """The pool cannot go on: everything pending fails with `error`."""
@@ -1009,6 +1032,7 @@ class ExecutorPool(Deferring):
             for slot, _ in list(self._slots.values()):
                 if slot.frames:  # by the time the signal is there, the worker may run what is submitted next
                     slot.link.page.slots[frames.INTERRUPT] = slot.frames[-1].end - 1
+                    slot.link.page.slots[frames.ASKED] += 1
                     self.runtime.tell(KillWorker(self.number, slot.worker, int(signal.SIGINT)))
 
     def cancel_children(self, parent: int) -> None:
@@ -1019,9 +1043,9 @@ class ExecutorPool(Deferring):
                 known += lane.queue
                 known += [task for slot in lane.dispatcher.slots.values() for f in slot.frames for task in f.tasks]
         for future in known:
-            if future._extra is not None and future._extra.parent == parent and not future.cancel():
+            if future._extra is not None and future._extra.parent == parent:
                 assert future._route is not None
-                future._route.lane.interrupt(future)
+                future._route.lane.stop(future)
 
     def signal_workers(self, number: int) -> None:
         """Send a signal to every worker; for good."""

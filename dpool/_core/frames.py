@@ -6,14 +6,15 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
 - `flags`: POLL (poll before sleeping), EXIT (leave after this frame), INIT (the one call is the initializer), SHOW
   (an error of pickling a result shall show the result), CAREFUL (a task runs again that took its worker along: it must
   not run others in its own process), ACTOR (the one call constructs the object of an actor), LINK (to an actor, from
-  its node: the descriptors that come along are a caller's socket and page, and `ship` is its process id);
+  its node: the descriptors that come along are a caller's socket and page, and `ship` is its process id), STOP (to an
+  actor that runs many calls at a time: the call `base` is cancelled);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
   object store that lies (a list, see `storage.Place`).
 
 A call that yields (STREAM) is answered by a frame for each item before its own result, which is their number:
-`(-task, False, index, [value])`.
+`(-task, False, index, [value])`; before the first one, with index -1, comes a pipe: see `stream.py`.
 
 A pickled call is `(args, kwargs)`; or a chunk, `(items, MAP)` or `(items, STARMAP)`: the function is called with each
 item, or with the arguments that each item is, and the list of what it returned is the task's one value.
@@ -33,9 +34,11 @@ The page (memory file, mapped by both) lets the submitter see what a worker that
 | GENERATION | worker | changes before the journal is written over |
 | PID | worker | its process id, before it reads its first frame |
 | WRITTEN | worker | how often its tasks wrote to standard output or error, where that is counted |
-| CANCEL | submitter | the task that the next SIGINT is for; 0: whichever runs |
+| INTERRUPT | submitter | a SIGINT was sent for tasks up to this one |
+| ASKED | submitter | how many SIGINTs it has had sent; others are for whatever runs |
+| HANDLED | worker | how many of these have come |
+| CANCELS | submitter | the tasks that the last of these SIGINTs are for |
 | LIMIT_SEEN | worker's stand-in | the LIMIT that the page takes into account; AT_ONCE: the worker looks for itself |
-| INTERRUPT | submitter | the SIGINT on its way is for tasks up to this one; 0, which the worker stores: for any |
 
 Behind the slots lies the journal: one pickle per finished task. A worker stores STARTED before it looks at LIMIT, and
 a submitter looks at STARTED a tick after it stored LIMIT, so they cannot both think that a task is theirs.
@@ -55,12 +58,18 @@ SHOW = 8
 CAREFUL = 16
 ACTOR = 32
 LINK = 64
+STOP = 128
 
 METHOD, ATTRIBUTE = 2, 3
 """In the place of how a function was pickled (see serialize.py): the name of an actor's method, or attribute."""
 
+LEFT = 1
+"""Number of the answer by which an actor tells its node that it ends by itself; that of its construction is 0."""
+
 MAP, STARMAP, STREAM = 1, 2, 3
-"""What stands in the place of the keyword arguments: of a chunk; of a call `((args, kwargs), STREAM)` that yields."""
+"""What stands in the place of the keyword arguments: of a chunk; of a call that yields, with the limits of its window,
+`((args, kwargs, items, bytes), STREAM)`.
+"""
 
 RESULT = 1
 """kind: a pickled result"""
@@ -76,8 +85,9 @@ WITH_REFS = 5
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
 
-STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, CANCEL, LIMIT_SEEN = range(10)
-SLOTS = 16
+STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, ASKED, HANDLED, LIMIT_SEEN = range(11)
+CANCELS, MOST_CANCELS = 16, 16
+SLOTS = CANCELS + MOST_CANCELS
 JOURNAL_AT = SLOTS * 8
 PAGE_BYTES = 4096 + JOURNAL_BYTES
 NO_LIMIT = 2**63
@@ -85,7 +95,7 @@ AT_ONCE = 0
 FAR = 1
 """In LIMIT_SEEN: the worker is on another machine, and has been asked about no LIMIT yet."""
 RECURSIVE = 2**62
-"""With a task's number in CANCEL: what it has submitted is to be cancelled too."""
+"""With a task's number in CANCELS: what it has submitted is to be cancelled too."""
 
 
 def make_page() -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import _base
@@ -70,7 +71,7 @@ class _Extra:
         self.parent = 0
         """The task of this worker that submitted it; 0: not known."""
         self.stream: Any = None
-        """A weak reference to who takes what the task yields."""
+        """What the task yields goes there: see `stream.Flow`."""
         self.whole: Any = None
         """The future of the task of which this is one of several results."""
         self.group: Any = None
@@ -120,10 +121,13 @@ class Future(_base.Future[_T]):
     # -- what the standard functions touch
 
     def _more(self) -> _Extra:
-        """The extra part; call it under `_mutex`."""
+        """The extra part: one, however many threads ask for it at a time."""
         extra = self._extra
         if extra is None:
-            extra = self._extra = _Extra()
+            with _mutex:
+                extra = self._extra
+                if extra is None:
+                    extra = self._extra = _Extra()
         return extra
 
     def _make_condition(self) -> threading.Condition:
@@ -240,6 +244,10 @@ class Future(_base.Future[_T]):
                 self._result = value
         del failure
 
+    def _failed(self) -> bool:
+        """Of one that is done: whether `result` raises, as far as that is known without fetching a value."""
+        return self._state is not FINISHED or self._exception is not None
+
     def _await_end(self, timeout: float | None) -> None:
         if self._state not in DONE:
             if self._route is not None:
@@ -251,13 +259,17 @@ class Future(_base.Future[_T]):
         if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
             raise _base.CancelledError
         if self._state != FINISHED:
-            raise _base.TimeoutError
+            raise _timed_out()
 
     def __await__(self) -> Generator[Any, None, _T]:
         """`await future` in a coroutine: waits without blocking the event loop."""
         import asyncio
 
         return asyncio.wrap_future(self).__await__()
+
+    def future(self) -> Future[_T]:
+        """Itself, for programs that have an ObjectRef of Ray's and want a `concurrent.futures.Future`."""
+        return self
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(future)` when the task has ended, or now if it has; what it raises is logged, not propagated."""
@@ -409,6 +421,15 @@ class Future(_base.Future[_T]):
 
     def __reduce__(self) -> Any:
         raise TypeError("a dpool.Future can be pickled only by dpool itself: pass it to a task, or return it from one")
+
+
+def _timed_out() -> BaseException:
+    """Both of Python 3.10's two exceptions of this name."""
+    if sys.version_info >= (3, 11):
+        return TimeoutError()
+    from dpool.errors import _TimeoutBase
+
+    return _TimeoutBase()
 
 
 def finish(future: Future[Any], result: Any = None, exception: BaseException | None = None) -> bool:

@@ -16,6 +16,7 @@ it false may leave its task in the queue, and the reader will take it.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -46,7 +47,7 @@ from dpool._core.future import (
 from dpool._core.future import _mutex as futures_mutex
 from dpool._core.logic.dispatch import Answer, Dispatcher, Frame, Slot
 from dpool._core.messages import KillWorker, ProtocolError, Shape
-from dpool._core.serialize import Shipped, load_exception, load_result
+from dpool._core.serialize import Shipped, dump_exception, load_exception, load_result
 from dpool._core.storage import Place, Stored
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
 
 
+STOP_AGAIN_S = 0.01
+"""After so long an actor that does not read is told once more that a call is cancelled."""
 LIMIT_S = 0.001
 """Between storing a LIMIT and trusting it: longer by far than a store takes to be seen by another core."""
 
@@ -66,11 +69,28 @@ def _parse(data: Any) -> tuple[int, bool, int, list[Any]]:
     return first, end, elapsed_ns, values
 
 
+def _lost_answer(lost: wire.DescriptorsLost) -> bytes:
+    """In the place of results that came in a memory file, which this process may not open: each task gets an error."""
+    first, end, elapsed_ns, count = pickle.loads(lost.summary)
+    failure = (frames.FAILED, dump_exception(_too_many_files("the result of the task has come, and is lost"), ""))
+    return dumps((first, end, elapsed_ns, [failure] * count), 5)
+
+
+def _too_many_files(what: str) -> OSError:
+    text = "this process has no file descriptors left for it (see `ulimit -n`); close files, or raise the limit"
+    return OSError(errno.EMFILE, f"{what}: {text}")
+
+
 def store_lost(error: BaseException, label: str) -> BaseException:
     """What a task raises whose result was in a store that is gone."""
     from dpool.errors import ObjectLost
 
     return ObjectLost(f"the result of {label} is lost: it was in the object store of a node that has ended ({error})")
+
+
+def _is_cancelling(error: BaseException) -> bool:
+    """Whether this is how a cancelled call ends: a coroutine's error is asyncio's, which need not be imported here."""
+    return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError"
 
 
 def _let_go(value: Any) -> None:
@@ -90,6 +110,8 @@ class Route:
     """How a submitted task wants to be run: one for each `Executor.options(...)`, shared by its tasks."""
 
     __slots__ = ("inline", "lane", "max_retries", "name", "pool", "retry_on", "timeout_s")
+    to_itself = False
+    """Who submits is an actor, and these are calls of its own."""
 
     def __init__(
         self,
@@ -115,6 +137,13 @@ class Route:
         """Somebody waits without reading: let the io thread read."""
         self.pool.runtime.attend()
 
+    def blocks(self, future: Future[Any]) -> bool:
+        """Whether it cannot begin before the call ends that this thread runs."""
+        return False
+
+    def check_wait(self, future: Future[Any]) -> None:
+        """RuntimeError if this thread is about to wait for a call that `blocks`."""
+
     def wait(self, future: Future[Any], timeout: float | None) -> None:
         if self.pool.lock._is_owned():  # type: ignore[attr-defined]
             raise RuntimeError(
@@ -126,7 +155,7 @@ class Route:
 
     def run_here(self, future: Future[Any]) -> bool:
         """Run a task that no worker has begun in this very thread, if that can be."""
-        if not here.holds_cpus or here.careful or self.retry_on:
+        if not here.holds_cpus or here.careful or self.retry_on or here.gpus:
             return False
         from dpool._core.inline import run_here
 
@@ -298,7 +327,8 @@ class Lane:
             data = self._build_frame(slot, frame)
             if not frame[0]:
                 return False
-            record = self.dispatcher.prepared(slot, frame[0], monotonic(), frame[1])
+            ships = frame[1] or slot.link.gpus is not None  # what a frame behind it must not be read without
+            record = self.dispatcher.prepared(slot, frame[0], monotonic(), ships)
             wire.send(slot.link.sock, data, (), sent)
             self._sent(slot, record)
         except OSError as error:
@@ -392,11 +422,15 @@ class Lane:
         """
         try:
             self.queue.extendleft(reversed(tasks))
-            return to_pending(tasks)
+            back = to_pending(tasks)
         except BaseException:
             self.queue.extendleft(reversed(tasks))
             to_pending(tasks)
             raise
+        for future in back:
+            if future._extra is not None and future._extra.interrupted:  # the signal was for where it was
+                self.pool.later(partial(self.stop, future))
+        return back
 
     def _unsent(self, slot: Slot, frame: list[Any], error: OSError) -> bool:
         """The socket is full (try again after the next answer), or there is no memory for a large frame."""
@@ -418,7 +452,7 @@ class Lane:
         route, export = future._route, future._export
         if route is not None and route.name:
             return route.name
-        return export.label if export is not None else "a task"
+        return (export.label if export is not None else "") or "a task"
 
     # -- receiving
 
@@ -470,9 +504,8 @@ class Lane:
         except OSError:
             self.pool.runtime.unwatch(link)
             return False
-        except wire.DescriptorsLost:
-            self.pool.runtime.descriptors_lost()
-            return False
+        except wire.DescriptorsLost as lost:
+            data = _lost_answer(lost)
         except (wire.Closed, ProtocolError) as error:  # no end of file, since we hold its end too: an empty packet
             link.handled()
             self._malformed(slot, error)
@@ -494,6 +527,7 @@ class Lane:
         if answer[0] < 0:
             known = self._ended_out_of_turn if answer[1] else self._yielded
             if not known(slot, -answer[0], answer[2], answer[3][0]):
+                link.receiver.close_fds()
                 self._malformed(slot, ProtocolError(f"something about task {-answer[0]} that it was not asked for"))
             link.handled()
             return False
@@ -504,9 +538,9 @@ class Lane:
         """A call has ended of an actor that runs many at a time; False if it is not such a one. Cut short anywhere, it
         can be called again.
         """
-        if not self.dispatcher.loose or number >= slot.next_seq:
-            return False
-        with self.lock:
+        with self.lock:  # which whoever sends has until it is noted that the call was sent
+            if not self.dispatcher.loose or number >= slot.next_seq:
+                return False
             task = self.dispatcher.alone(slot, number)
         if task is None:
             _let_go(value)
@@ -514,7 +548,11 @@ class Lane:
         self.settle([task], [value])
         with self.lock:
             self.dispatcher.ended(slot, number)
+            slot.link.handled()  # what follows may be cut short, and nothing of this is to be done twice
+            slot.held = False
             self._push()
+            if not self.queue and not slot.frames:
+                self.pool.worker_idle(self, slot)
         return True
 
     def _yielded(self, slot: Slot, number: int, index: int, value: Any) -> bool:
@@ -523,21 +561,29 @@ class Lane:
             task = next((f.tasks[number - f.base] for f in slot.frames if f.base <= number < f.end), None)
         if task is None or task._extra is None or task._extra.stream is None:
             return False
-        there = task._extra.stream()
-        if there is None or task._state is not RUNNING:
+        flow = task._extra.stream
+        if index < 0:
+            fds = slot.link.receiver.take_fds()
+            for fd in fds:
+                flow.opened(fd)
+            if not fds:  # its generator ends, as nobody can tell it anything
+                finish(task, None, _too_many_files(f"the stream of {self.label(task)} needs a pipe"))
+            return True
+        if flow.closed or task._state is not RUNNING:
             _let_go(value)
             return True
         item: Future[Any] = Future(task._route)
         item._state = RUNNING
         self.settle([item], [value])
-        there.put(index, item)
+        flow.put(index, item)
         self.pool.runtime.poke_reader()
         return True
 
     def _frame_ended(self, slot: Slot, back: list[Future[Any]]) -> None:
         if back:
             self._wait_again(back)
-        if slot.link.page.slots[frames.LIMIT] != frames.NO_LIMIT:
+        limit = slot.link.page.slots[frames.LIMIT]
+        if limit != frames.NO_LIMIT and not (slot.frames and limit > slot.frames[0].base):  # else it is the next one's
             slot.link.page.slots[frames.LIMIT] = frames.NO_LIMIT
         slot.held = False
         if slot.retiring and not slot.frames and not slot.returned:
@@ -552,7 +598,8 @@ class Lane:
     def _malformed(self, slot: Slot, error: BaseException) -> None:
         """Not an answer of ours: that worker is not to be trusted any more, the others are."""
         text = f"{type(error).__name__}: {error}"
-        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text))
+        said = f"it sent a malformed frame ({text})"
+        self.pool.kill_for(self, slot, lambda future: self._bad_frame(future, text), said)
 
     def _bad_frame(self, future: Future[Any], text: str) -> BaseException:
         from dpool.errors import WorkerCrashed
@@ -588,7 +635,7 @@ class Lane:
     def _settle_failed(self, future: Future[Any], kind: int, error: BaseException) -> None:
         """The task has raised, or what it takes or returns could not be carried."""
         route, extra = future._route, future._extra
-        if kind == frames.RAISED and extra is not None and extra.interrupted and isinstance(error, KeyboardInterrupt):
+        if kind == frames.RAISED and extra is not None and extra.interrupted and _is_cancelling(error):
             if future._settle(CANCELLED_AND_NOTIFIED, elsewhere=True):
                 self.pool.task_cancelled(future)
             return
@@ -692,6 +739,26 @@ class Lane:
         receiver.consumed()
         return True
 
+    def _take_all_unread(self, slot: Slot) -> None:
+        """Queue the tasks of all unread frames first, in the order in which they were."""
+        taken: list[Future[Any]] = []
+        several = -1
+        while True:
+            before = list(slot.frames)
+            if not self._take_unread(slot):
+                break
+            several += 1
+            for frame in before:
+                if frame not in slot.frames:
+                    taken += frame.tasks
+        if several > 0:  # each frame went before the one that was taken earlier; cut short anywhere, no task is missing
+            queue = self.queue
+            queue.extendleft(reversed(taken))
+            queue.rotate(-len(taken))
+            for _ in taken:
+                queue.popleft()
+            queue.rotate(len(taken))
+
     def rescue(self, now_s: float, stall_s: float) -> bool:
         """Take apart frames whose tasks take longer than expected; True if some frame still wants watching."""
         watching = False
@@ -711,15 +778,21 @@ class Lane:
     def _rescue_slot(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
         if self.in_order:
             done.append(self._harvest(slot))
-            return
+        else:
+            self._shorten(slot, now_s, done)
+
+    def _shorten(self, slot: Slot, now_s: float, done: list[tuple[list[Future[Any]], list[Any]]]) -> None:
+        """In two steps, `LIMIT_S` apart: take back what the worker has not begun of the frame that it runs."""
         frame = slot.frames[0]
         page = slot.link.page.slots
         if frame.limit == 0:
-            if len(slot.frames) > 1:
-                self._take_unread(slot)
-            started = page[frames.STARTED]
-            if started < frame.base:
+            if page[frames.STARTED] < frame.base:
                 return  # not even read; nothing runs
+            if len(slot.frames) > 1 and not self._take_unread(slot):
+                return  # it has been read, so the worker is done with this one: a limit would cut the next
+            if self.in_order:
+                slot.held = True  # until this frame is answered: what is taken back goes first
+            started = page[frames.STARTED]
             if page[frames.LIMIT_SEEN] != frames.AT_ONCE:
                 started = frame.base  # what is on its way to another machine counts as begun until that is asked
             page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
@@ -764,41 +837,114 @@ class Lane:
 
     def cancel_sent(self, future: Future[Any], force: bool) -> bool:
         """Cancel a task that was sent: take it back if it is unread, kill its worker if `force`."""
-        self._cut(future)
+        while True:
+            self._cut(future)
+            with self.lock:
+                found = self._slot_of(future)
+                if found is None:
+                    pass
+                elif found[1] is not found[0].frames[0] or found[0].link.page.slots[frames.STARTED] < found[1].base:
+                    self._take_all_unread(found[0])
+                taken = future._state is PENDING
+            if taken:
+                cancelled = future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
+                self.push()
+                if cancelled:
+                    self.pool.task_cancelled(future)
+                return cancelled
+            if not force or found is None:
+                return future.cancelled()
+            if self._cancel_read(future):
+                return future.cancelled()
+
+    def _cancel_read(self, future: Future[Any]) -> bool:
+        """Cancel a task whose frame a worker has read, and kill that if it has begun with it; False: look again.
+
+        The task may end before the signal is there, and then its worker must not begin with another one. So what is
+        behind it is taken back, nothing more is sent, and its frame ends with it.
+        """
+
+        def cancelled(one: Future[Any]) -> None:
+            if one is future and future._settle(CANCELLED_AND_NOTIFIED):
+                self.pool.task_cancelled(future)
+
         with self.lock:
             found = self._slot_of(future)
             if found is None:
-                pass
-            elif found[1] is not found[0].frames[0] or found[0].link.page.slots[frames.STARTED] < found[1].base:
-                self._take_unread(found[0])
-            taken = future._state is PENDING
-        if taken:
-            cancelled = future._settle(CANCELLED_AND_NOTIFIED, only_from=PENDING)
-            self.push()
-            if cancelled:
-                self.pool.task_cancelled(future)
-            return cancelled
-        if not force or found is None:
-            return future.cancelled()
-        if not future._settle(CANCELLED_AND_NOTIFIED):
-            return future.cancelled()
-        self.pool.kill_for(self, found[0], lambda _: None)
-        self.pool.task_cancelled(future)
+                return False
+            slot, frame, number = found
+            page = slot.link.page.slots
+            if not self.dispatcher.loose:  # else what runs beside it dies with it
+                self._take_all_unread(slot)
+                if frame not in slot.frames:
+                    return False
+                if slot.frames[-1] is not frame:
+                    return True  # one behind it has been read: it has ended
+                slot.held = True  # until this frame is answered
+                page[frames.LIMIT] = number + (page[frames.STARTED] >= number)
+            limit = page[frames.LIMIT]
+        sleep(LIMIT_S)
+        with self.lock:
+            if self._slot_of(future) != found or page[frames.LIMIT] != limit:
+                return False
+            started = number if self.dispatcher.loose else page[frames.STARTED]
+            if started > number:
+                return True  # it has ended
+            if started == number == limit:
+                return False  # it has just begun
+            if started == number:
+                self.pool.kill_for(self, slot, cancelled)
+        cancelled(future)
         return True
 
-    def interrupt(self, future: Future[Any], recursive: bool = True) -> None:
-        """Raise KeyboardInterrupt in a task that runs; nothing happens if it does not run any more. `recursive`: it
-        then cancels those that it has submitted.
+    def stop(self, future: Future[Any], recursive: bool = True) -> None:
+        """Cancel a task, or interrupt it if it has begun."""
+        if futures_mutex._is_owned():  # type: ignore[attr-defined]  # garbage is collected in the middle of something
+            self.pool.later(partial(self.stop, future, recursive))
+        elif self.pool.runtime.pid == os.getpid():
+            while not future.cancel() and not self.interrupt(future, recursive):
+                pass  # it was taken back meanwhile
+
+    def interrupt(self, future: Future[Any], recursive: bool = True) -> bool:
+        """Raise KeyboardInterrupt in a task that runs; False if it waits again, having been taken back meanwhile.
+        `recursive`: it then cancels those that it has submitted.
         """
         with self.lock:
             found = self._slot_of(future)
-            if found is None or future._state is not RUNNING:
-                return
+            if future._state is not RUNNING:
+                return future._state is not PENDING
+            if found is None:
+                if here.interrupts is not None and future in here.interrupts.inline:
+                    from dpool._core.inline import interrupt
+
+                    interrupt(future)
+                return True
             slot, _, number = found
             with futures_mutex:
                 future._more().interrupted = True
-            slot.link.page.slots[frames.CANCEL] = number | (frames.RECURSIVE if recursive else 0)
+            if self.dispatcher.loose:
+                self._stop(slot, number)
+                return True
+            page = slot.link.page.slots
+            page[frames.CANCELS + page[frames.ASKED] % frames.MOST_CANCELS] = number | recursive * frames.RECURSIVE
+            page[frames.ASKED] += 1
             self.pool.runtime.tell(KillWorker(self.pool.number, slot.worker, int(signal.SIGINT)))
+            return True
+
+    def _stop(self, slot: Slot, number: int) -> None:
+        """Tell an actor that runs many calls at a time that one is cancelled. Under the lock."""
+        if slot.worker not in self.dispatcher.slots:
+            return
+        try:
+            wire.send(slot.link.sock, dumps((number, frames.STOP, None, 0, []), 5))
+        except BlockingIOError:
+            self.pool.runtime.at(monotonic() + STOP_AGAIN_S, partial(self._stop_again, slot, number))
+        except OSError:  # it is dead, which ends the call
+            return
+
+    def _stop_again(self, slot: Slot, number: int) -> None:
+        with self.lock:
+            self._stop(slot, number)
 
     def _cut(self, future: Future[Any]) -> None:
         """If the task waits in the frame that a worker runs, take the frame apart, so that no other task suffers."""
@@ -811,7 +957,7 @@ class Lane:
                 slot, _, number = found
                 if not slot.link.page.slots[frames.STARTED] < number or number == found[1].base:
                     break
-                self._rescue_slot(slot, monotonic(), done)
+                self._shorten(slot, monotonic(), done)
             sleep(LIMIT_S)
         for tasks, values in done:
             self.settle(tasks, values)

@@ -25,6 +25,8 @@ SOCKET_NAME = "node.sock"
 NODE_LOG = "node.log"
 SECRETS = frozenset(("DPOOL_REDIS_URL",))
 """Variables that stay in the driver: a process's environment can be read in /proc, and is inherited by workers."""
+SOCKET_PATH = 107
+"""Bytes that a Unix socket's path may have."""
 STALE_S = 60.0
 """Age in seconds from which a session without a node is taken for dead."""
 
@@ -43,6 +45,14 @@ def temporary_root(config: Config) -> str:
 def make_session(config: Config) -> str:
     """A new session directory, ours alone."""
     root = temporary_root(config)
+    most = SOCKET_PATH - len(f"/dpool-{os.getuid()}-123456789012/gcs/gcs.sock")
+    if len(os.fsencode(root)) > most:
+        from dpool.errors import StartupError
+
+        raise StartupError(
+            f"the temporary directory {root!r} has too long a name for the sockets in it. "
+            f"Set DPOOL_TMPDIR to one of at most {most} bytes."
+        )
     for _ in range(100):
         path = os.path.join(root, f"dpool-{os.getuid()}-{os.urandom(6).hex()}")
         try:

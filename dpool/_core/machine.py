@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from dpool._core.config import Config
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-def find_resources(config: Config) -> dict[str, float]:
+
+def find_resources(config: Config, gpus: int) -> dict[str, float]:
     """Totals by the names that tasks ask for: `num_cpus`, `num_gpus`, `memory` (bytes)."""
     return {
         "num_cpus": config.num_cpus or count_cpus(),
-        "num_gpus": count_gpus() if config.num_gpus < 0 else config.num_gpus,
+        "num_gpus": gpus,
         "memory": available_memory(),
         **dict(config.resources),
     }
@@ -22,24 +27,74 @@ def count_cpus() -> int:
     return int(cpu_count())
 
 
-def count_gpus() -> int:
-    """GPUs that NVML shows; 0 without a driver. `CUDA_VISIBLE_DEVICES` limits them."""
-    import os
+def find_gpus(config: Config) -> list[str]:
+    """What tasks can have, by the names that CUDA_VISIBLE_DEVICES takes: numbers, or ids (`GPU-…`, `MIG-…`).
 
-    import pynvml
+    Those that this process may see itself, if that variable is set here. If their number was configured, as many,
+    whether or not there are any: those that can be seen first, then others by numbers that are not taken.
+    """
+    if config.num_gpus < 0:
+        return visible_gpus(nvml_gpus(), os.environ.get(VISIBLE))
+    count = int(config.num_gpus)
+    text = os.environ.get(VISIBLE)
+    names = [] if text is None else visible_gpus([str(number) for number in range(1 << 10)], text)[:count]
+    numbers = (str(number) for number in range(count) if str(number) not in names)
+    return names + [next(numbers) for _ in range(count - len(names))]
 
+
+def visible_gpus(found: list[str], visible: str | None) -> list[str]:
+    """Which of the machine's devices a process with that CUDA_VISIBLE_DEVICES sees: up to the first that there is not,
+    as CUDA has it.
+    """
+    if visible is None or not found:
+        return found
+    names: list[str] = []
+    for entry in visible.split(","):
+        name = entry.strip()
+        known = int(name) < len(found) if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
+        if not known or name in names:
+            break
+        names.append(name)
+    return names
+
+
+def nvml_gpus() -> list[str]:
+    """The devices that NVML shows: the number of each, or the ids of its parts if it is divided (MIG). None without a
+    driver, or if that cannot say.
+    """
+    try:
+        import pynvml
+    except ImportError:
+        return []
     try:
         pynvml.nvmlInit()
+        try:
+            names: list[str] = []
+            for number in range(pynvml.nvmlDeviceGetCount()):
+                parts = _mig_parts(pynvml, pynvml.nvmlDeviceGetHandleByIndex(number))
+                names += [str(number)] if parts is None else parts
+            return names
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError:
-        return 0
+        return []
+
+
+def _mig_parts(nvml: Any, device: Any) -> list[str] | None:
+    """Ids of the parts of a device that is divided; None if it is not."""
     try:
-        found = int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return found
-    return min(found, len([one for one in visible.split(",") if one.strip() and one.strip() != "-1"]))
+        if nvml.nvmlDeviceGetMigMode(device)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
+            return None
+    except nvml.NVMLError:  # of a kind that cannot be
+        return None
+    parts = []
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(device)):
+        try:
+            uuid = nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, number))
+        except nvml.NVMLError:  # there are fewer
+            continue
+        parts.append(uuid if isinstance(uuid, str) else uuid.decode())
+    return parts
 
 
 def available_memory() -> int:

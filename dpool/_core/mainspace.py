@@ -123,6 +123,14 @@ class _Loader(pickle.Unpickler):
         return rebuild.main_dict()[name]
 
 
+def _of_actor(kind: int, name: str) -> Callable[..., Any]:
+    if kind == ATTRIBUTE:
+        return partial(getattr, here.actor, name)
+    from dpool._core.actor_methods import method
+
+    return method(name)
+
+
 class Importer:
     """What a worker has received from its submitter."""
 
@@ -232,7 +240,7 @@ class Importer:
         try:
             function: Callable[..., Any]
             if kind in (METHOD, ATTRIBUTE) and type(kind) is int:
-                function = getattr(here.actor, content) if kind == METHOD else partial(getattr, here.actor, content)
+                function = _of_actor(kind, content)
             else:
                 function = rebuild.resolve(*content) if kind else _Loader(self, content).load()
         except KeyboardInterrupt:

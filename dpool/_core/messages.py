@@ -87,6 +87,8 @@ class KillWorker(NamedTuple):
     pool: int
     worker: int
     signal: int
+    why: str = ""
+    """What is wrong with it, for the others who use it: an actor."""
 
 
 class Blocked(NamedTuple):
@@ -158,7 +160,7 @@ class Grant(NamedTuple):
     pool: int
     worker: int
     shape: Shape
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     fresh: bool
     log_file: str
 
@@ -201,7 +203,7 @@ class OutputTold(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """Something a person should read once; `category` picks the warning class."""
+    """Something a person should read once; but of category "stays": whether ("" or not) there are detached actors."""
 
     category: str
     text: str
@@ -215,11 +217,14 @@ class ActorGone(NamedTuple):
 
 
 class Infeasible(NamedTuple):
-    """This machine has not, in total, what the pool's tasks of this shape ask for; `text` says what is missing."""
+    """This machine has not, in total, what the pool's tasks of this shape ask for; `text` says what is missing;
+    `strict`: they fail, as the program wants it.
+    """
 
     pool: int
     shape: Shape
     text: str
+    strict: bool
 
 
 class Scarce(NamedTuple):
@@ -577,18 +582,20 @@ class ActorFind(NamedTuple):
 
 
 class ActorKill(NamedTuple):
-    """Its process ends now; `restart`: as if it had crashed."""
+    """Its process ends now; `restart`: as if it had crashed. `why`: what its callers are told."""
 
     actor: bytes
     restart: bool
+    why: str
 
 
 class ActorFound(NamedTuple):
-    """`actor` is empty if there is none."""
+    """`actor` is empty if there is none. `why`: the control store was needed, and did not help."""
 
     request: int
     actor: bytes
     meta: bytes
+    why: str
 
 
 class StoreLeased(NamedTuple):

@@ -101,6 +101,8 @@ class Node:
         self.node_id = os.urandom(ids.ID_BYTES)
         self.scheduler = s.LocalScheduler(Account(()))
         self._resources_known = False
+        self._gpus: list[str] = []
+        """The devices that can be leased, as CUDA_VISIBLE_DEVICES has them."""
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._clients: dict[int, Client] = {}
@@ -513,7 +515,7 @@ class Node:
     def _kill(self, client: Client, message: m.KillWorker) -> None:
         if self._abroad is not None and self._abroad.signal(message.worker, message.signal):
             return
-        if self._actors is not None and self._actors.signal(client, message.pool, message.signal):
+        if self._actors is not None and self._actors.signal(client, message):
             return
         proc = self._procs.get(message.worker)
         pool = client.pools.get(message.pool)
@@ -562,6 +564,8 @@ class Node:
     def _client_said_bye(self, client: Client) -> None:
         """Its connection stays open until the node has tidied up, so that it can wait for that."""
         if client.driver and not any(o.driver for o in self._clients.values() if o is not client):
+            if self._actors is not None and (text := self._actors.last_words()):
+                self._send(client, m.Notice("detached", text))
             self._end()
         else:
             self._client_left(client)
@@ -669,7 +673,8 @@ class Node:
                 return
             proc.granted = True
             fds = proc.lessee_fds()
-        message = m.Grant(pool.number, order.worker, order.shape, order.gpus, fresh, proc.log_file)
+        gpus = self.gpu_names(order.gpus)
+        message = m.Grant(pool.number, order.worker, order.shape, gpus, fresh, proc.log_file)
         self._send(pool.client, message, fds)
         if fresh:
             proc.close_lessee_side()
@@ -722,15 +727,17 @@ class Node:
         )
 
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
-        pool = self._pools[order.pool]
-        text = (
-            f"a task asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little; "
-            "it waits until a machine that has it joins"
-        )
-        if pool.actors is not None:
-            self._send(pool.client, m.Notice("infeasible", text.replace("a task", "an actor")))
+        pool, strict = self._pools[order.pool], self.config.strict_resources
+        who = "a task" if pool.actors is None else "it" if strict else "an actor"
+        text = f"{who} asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little"
+        if not strict:
+            text += "; it waits until a machine that has it joins"
+        if pool.actors is None:
+            self._send(pool.client, m.Infeasible(pool.number, order.shape, text, strict))
+        elif strict:
+            self._soon.append(partial(pool.actors.infeasible, order.pool, text))
         else:
-            self._send(pool.client, m.Infeasible(pool.number, order.shape, text))
+            self._send(pool.client, m.Notice("infeasible", text))
 
     def _scarce(self) -> None:
         """Whoever has idle leases gives them back while others wait for resources."""
@@ -938,10 +945,10 @@ class Node:
                 self._pause_output(pool.client)
 
     def _tell_output(self, client: Client, number: int) -> None:
-        """Read what the client's workers have written, and say that it has been read."""
+        """Read what the client's workers, and actors, have written, and say that it has been read."""
         for proc in list(self._procs.values()):
             pool = self._pools.get(proc.pool)
-            if pool is None or pool.client is not client:
+            if pool is None or (pool.client is not client and pool.actors is None):
                 continue
             for fd in proc.pipes:
                 if fd in self._handlers:  # else it is at its end, or the client does not read
@@ -979,10 +986,15 @@ class Node:
     def _find_resources(self) -> None:
         """What this machine offers; looked up when somebody first asks for something."""
         self._resources_known = True
-        from dpool._core.machine import find_resources
+        from dpool._core.machine import find_gpus, find_resources
 
-        total = make_shape(**find_resources(self.config))
+        self._gpus = find_gpus(self.config)
+        total = make_shape(**find_resources(self.config, len(self._gpus)))
         self.scheduler.account = Account(total)
+
+    def gpu_names(self, devices: tuple[int, ...]) -> tuple[str, ...]:
+        """As CUDA_VISIBLE_DEVICES has them."""
+        return tuple(self._gpus[device] for device in devices)
 
     def resources(self) -> dict[str, tuple[int, int]]:
         """Name → units that there are, units that are free."""
@@ -1000,7 +1012,15 @@ class Node:
             return
         self._records = Recorder(self)
         self._records.job_began(driver.hello)
+        if self._actors is not None:
+            self._actors.record_all()
         self._at(monotonic() + 0.25, self._records.start)
+
+    def records(self) -> Any:
+        """The recorder to the control store, there before the first worker; None without a store."""
+        if self._records is None and self.config.gcs == "on":
+            self._soon_record()
+        return self._records
 
     def start_program(self, argv: tuple[str, ...], stdin: bytes, log_file: str) -> int:
         """Start another program through the zygote; called by the recorder's thread, waits for the pid."""
@@ -1027,9 +1047,6 @@ class Node:
             if monotonic() > until:
                 self.call_soon(lambda: [self._programs.pop(number, None) for number in asked].clear())
                 raise OSError(f"the zygote did not start it within {START_PROGRAM_S} s")
-        exited = self._unknown_exits.get(pids[0])
-        if exited is not None and self._records is not None:
-            self.call_soon(lambda: self._records.server_exited(pids[0], -exited[0] if exited[0] else exited[1]))
         return pids[0]
 
     def _have_started(self, order: m.SpawnProgram) -> None:
@@ -1053,6 +1070,8 @@ class Node:
 
     def _lingered(self, turn: int) -> None:
         if turn != self._linger_armed or self._pools or (self._store is not None and not self._store.idle()):
+            return
+        if self._actors is not None and self._actors.somebody_waits():
             return
         if self._epoll.poll(0):  # perhaps a driver with another executor
             self._at(monotonic(), lambda: self._lingered(turn))

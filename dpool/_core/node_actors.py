@@ -5,7 +5,13 @@
                                         │ granted ─► first frame to the process: it constructs the object, and answers
  ConnectActor ─► Link ─► a socket pair and a page: one side to the process, one to the caller
  the process dies ─► WorkerDied ─► TellLost, Lease (again) or TellDead
+ whatever changes ─► ActorRow ─► the control store
 ```
+
+What an actor is constructed from is its ActorCreate message as bytes: the same that stand in its row of the control
+store, so that it comes back here as it would on another node. They, and the objects that they refer to, are kept as
+long as it may start once more. Where other nodes could claim a name (DPOOL_REDIS_URL), an actor with a name, or a
+detached one, is made when the store has its row and says that the name is ours; see `_Claim`.
 
 Runs in the node's loop. Made when the first actor is.
 """
@@ -23,14 +29,21 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core import messages as m
 from dpool._core import wire
-from dpool._core.frames import ACTOR, EXIT, LINK, make_page
+from dpool._core.frames import ACTOR, EXIT, LEFT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
+from dpool._core.pool_crash import FOR_CALLER
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
     from dpool._core.node_worker import Proc
+    from dpool._gcs.tables import ActorRow
 
+INFEASIBLE = b""
+"""As the exception of an actor's end: it was not made, as it asks for more than there is."""
+Reply = Callable[[Any], None]
+MOST_WHY = 500
+"""Characters of what a caller says, at most."""
 AGAIN_S = 0.01
 """After so long it is tried again to write to an actor that does not read."""
 
@@ -38,10 +51,15 @@ AGAIN_S = 0.01
 class _Actor:
     """What the node keeps of one."""
 
-    __slots__ = ("holder", "home", "message", "outbox", "pool", "proc", "receiver")
+    __slots__ = ("holder", "home", "job", "message", "outbox", "pool", "proc", "receiver", "record", "unheld", "why")
 
-    def __init__(self, message: m.ActorCreate, pool: int, holder: int) -> None:
-        self.message = message
+    def __init__(self, message: m.ActorCreate, pool: int, holder: int, job: bytes) -> None:
+        self.record = m.encode(message._replace(request=0))
+        """What it is made from, until it will not be made again."""
+        self.message = message._replace(frame=b"", setup=b"")
+        self.job = job
+        self.unheld = False
+        """A detached one that nobody holds."""
         self.pool = pool
         """Its pool in the scheduler."""
         self.holder = holder
@@ -51,6 +69,23 @@ class _Actor:
         """To its process."""
         self.receiver: wire.Receiver | None = None
         self.outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self.why = ""
+        """What a caller had its process killed for."""
+
+
+class _Claim:
+    """An actor that is made when the control store knows it, and, if it has a name, that this is ours."""
+
+    __slots__ = ("message", "number", "pid", "reply", "until")
+
+    def __init__(self, message: m.ActorCreate, pid: int, reply: Reply, until: float) -> None:
+        self.message = message
+        self.pid = pid
+        self.reply = reply
+        self.until = until
+        """When whoever asked is told that it was not made."""
+        self.number = 0
+        """The recorder's, of the question to the store; 0: not asked yet."""
 
 
 class NodeActors:
@@ -66,39 +101,70 @@ class NodeActors:
         """Our number of a link → client, its number, actor."""
         self._numbers: dict[tuple[int, int], int] = {}
         """(client, its number) → ours."""
+        self._claims: dict[str, deque[_Claim]] = {}
+        """The first of each name has been asked for; the others are looked at when that is answered."""
+        self._detached: dict[bytes, None] = {}
+        """Those that are not dead."""
         self._holders = -(1 << 40)
         node._do(s.ClientJoined(0))  # the node itself
 
     # -- what processes say
 
-    def create(self, message: m.ActorCreate, pid: int, reply: Callable[[Any], None]) -> bytes:
-        """Make an actor for a process, which then holds it; the id of what it got: another's, or none, if the name is
-        taken.
+    def create(self, message: m.ActorCreate, pid: int, reply: Reply) -> None:
+        """Make an actor for a process, which then holds it; the reply names what it got: another's, or none, if the
+        name is taken.
         """
+        self._create_or_wait(_Claim(message, pid, reply, monotonic() + self._node.config.gcs_timeout_s))
+
+    def _create_or_wait(self, claim: _Claim) -> None:
+        message = claim.message
         taken = self.machine.names.get(message.name) if message.name else None
+        config = self._node.config
         if taken is not None:
             found = self._actors[taken] if message.exists_ok else None
-            reply(m.ActorFound(message.request, taken if found else b"", found.message.meta if found else b""))
-            return taken if found else b""
+            if found is not None:
+                found.unheld = False
+            meta = found.message.meta if found is not None else b""
+            claim.reply(m.ActorFound(message.request, taken if found else b"", meta, ""))
+        elif message.name in self._claims:
+            self._claims[message.name].append(claim)
+        elif (message.name or message.detached) and config.gcs == "on" and config.redis_url:
+            self._claim(claim)
+        else:
+            self._create(claim)
+
+    def _create(self, claim: _Claim) -> None:
+        message = claim.message
         self._holders -= 1
-        pool = self._node.new_pool(message.setup, self, pid)
-        actor = self._actors[message.actor] = _Actor(message, pool, self._holders)
+        pool = self._node.new_pool(message.setup, self, claim.pid)
+        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim.pid))
         self._by_pool[pool] = message.actor
         self._node.store().hold(message.keep, actor.holder)
-        reply(m.ActorFound(message.request, message.actor, b""))
-        driver = self._node.driver_of(pid)
+        claim.reply(m.ActorFound(message.request, message.actor, b"", ""))
+        if message.detached:
+            self._detached[message.actor] = None
+            self._tell_stays()
+        driver = self._node.driver_of(claim.pid)
         owner = 0 if message.detached or driver is None else driver.number
         self._do(a.Create(message.actor, message.name, message.restarts, owner))
-        return message.actor
+
+    def _tell_stays(self) -> None:
+        """Programs with no other use for the node stay for detached actors."""
+        for client in list(self._node._clients.values()):
+            if client.driver and client.hello is not None:
+                self._node._send(client, m.Notice("stays", "yes" if self._detached else ""))
 
     def find(self, name: str) -> tuple[bytes, bytes]:
         """(id, meta) of the actor of that name; empty if there is none."""
         actor = self.machine.names.get(name)
-        return (b"", b"") if actor is None else (actor, self._actors[actor].message.meta)
+        if actor is None:
+            return b"", b""
+        self._actors[actor].unheld = False
+        return actor, self._actors[actor].message.meta
 
-    def kill(self, actor: bytes, restart: bool) -> None:
+    def kill(self, actor: bytes, restart: bool, why: str) -> None:
         if actor in self._actors:
-            self._do(a.Kill(actor, restart, _cause("it was killed (kill)")))
+            self._do(a.Kill(actor, restart, _cause(why)))
 
     def connect(self, client: Client, message: m.ConnectActor) -> None:
         self._node._numbers += 1
@@ -124,16 +190,19 @@ class NodeActors:
             self.disconnect(client, pool)
             del number
         if was_driver:
-            self._do(a.OwnerLeft(client.number))
+            self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
 
-    def signal(self, client: Client, pool: int, number: int) -> bool:
+    def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""
-        link = self._numbers.get((client.number, pool))
+        link = self._numbers.get((client.number, message.pool))
         if link is None:
             return False
         actor = self._actors.get(self._callers[link][2])
         if actor is not None and actor.proc is not None:
-            self._node._signal(actor.proc, number)
+            if message.why:
+                actor.why = message.why[:MOST_WHY]
+                self._log("actor.refused", actor=actor.message.actor.hex(), caller=client.number, why=actor.why)
+            self._node._signal(actor.proc, message.signal)
         return True
 
     def freed(self, obj: bytes) -> bool:
@@ -141,43 +210,63 @@ class NodeActors:
         actor = self._actors.get(obj)
         if actor is None:
             return False
-        if not actor.message.detached:
+        actor.unheld = True
+        if not actor.message.detached or self.machine.actors[obj].state == a.DEAD:
             self._do(a.Freed(obj))
         return True
+
+    def last_words(self) -> str:
+        """What the program should know whose node ends now; "" if there is nothing."""
+        living = [name for name in self._detached if self.machine.actors[name].state != a.LEAVING]
+        left = [repr(self._actors[name].message.name or name.hex()[:12]) for name in living]
+        if not left:
+            return ""
+        which = f"detached actor{'s' * (len(left) > 1)} {', '.join(left)}"
+        return f"{which}: ended with this program, and with the node, which this program had started"
 
     def living(self) -> int:
         """Actors that are not dead: the node stays for them."""
         return self.machine.living()
+
+    def somebody_waits(self) -> bool:
+        """For an actor that is made when the control store has answered: the node stays for that, too."""
+        return bool(self._claims)
 
     # -- what the scheduler says
 
     def granted(self, order: s.Grant, proc: Proc) -> None:
         """A process for an actor: it gets its first frame."""
         name = self._by_pool[order.pool]
-        actor = self._actors[name]
-        if proc.failed:
+        if proc.failed or not self._wanted(name):
             return
-        ours, peer, page = proc.lessee_fds()
+        actor = self._actors[name]
         actor.proc = proc
-        actor.home = socket.socket(fileno=os.dup(ours))
+        actor.home = proc.take_lessee_socket()
         proc.granted = True
-        proc.close_lessee_side()
-        del peer, page
         actor.receiver = wire.Receiver(actor.home)
         self._node._on(actor.home.fileno(), partial(self._answered, name))
         self._do(a.Granted(name, order.worker))
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, order.gpus))} if order.gpus else {}
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(self._node.gpu_names(order.gpus))} if order.gpus else {}
         if any(key == "num_cpus" for key, _ in order.shape):
             env["\0cpus"] = "1"
-        items, number, call = pickle.loads(actor.message.frame)
+        env["\0actor"] = name.hex()
+        items, number, call = pickle.loads(m.decode(actor.record).frame)
         self._say(actor, (0, ACTOR, (items, [], env), number, [call]))
+
+    def infeasible(self, pool: int, text: str) -> None:
+        """This machine cannot hold the actor, and nobody wants to wait for one that can."""
+        name = self._by_pool.get(pool)
+        if name is not None:
+            self._do(a.Kill(name, False, pickle.dumps((text, INFEASIBLE))))
 
     def died(self, pool: int, proc: Proc) -> None:
         """An actor's process is gone (or none could be started)."""
         name = self._by_pool.get(pool)
-        if name is None:
+        if name is None or not self._wanted(name):
             return
         actor = self._actors[name]
+        if actor.home is not None:
+            self._last_word(name, actor)
         if actor.home is None:  # it never got as far: count it as one that died while it started
             self._do(a.Granted(name, proc.worker))
         self._close_home(actor)
@@ -185,8 +274,14 @@ class NodeActors:
         how = proc.failed or how
         if proc.reason == "oom":
             how += " because memory ran out"
+        how += actor.why and f", {FOR_CALLER}{actor.why}"
         self._do(a.WorkerDied(name, _cause(f"its process (pid {proc.pid}) {how}; see {proc.log_file}")))
-        actor.proc = None
+        actor.proc, actor.why = None, ""
+
+    def _wanted(self, name: bytes) -> bool:
+        """Not if it was given up after its process had been asked for: that is killed with its pool."""
+        known = self.machine.actors.get(name)
+        return known is not None and known.state != a.DEAD
 
     def pool_gone(self, pool: int) -> None:
         """Its last process has been reaped."""
@@ -209,14 +304,23 @@ class NodeActors:
             return
         except Exception as error:
             self._log("actor.malformed", error=repr(error))
-            self.kill(name, restart=False)
+            self.kill(name, False, f"it sent a malformed message ({error!r})")
             return
         failure = answer[3][0]
+        if answer[0] == LEFT:
+            self._do(a.Left(name, _cause("it ended itself (exit_actor)")))
+            return
         if failure is None:
             self._do(a.Constructed(name))
             return
         data = failure[1][0] if type(failure[1]) is tuple else failure[1]
         self._do(a.Failed(name, pickle.dumps(("its constructor raised", data))))
+
+    def _last_word(self, name: bytes, actor: _Actor) -> None:
+        """That it ended by itself may not have been read yet."""
+        known = self.machine.actors[name]
+        if known.state == a.ALIVE:
+            self._answered(name, 0)
 
     def _say(self, actor: _Actor, frame: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
         """Send, or send later; the descriptors are ours no longer."""
@@ -248,26 +352,132 @@ class NodeActors:
         actor.outbox.clear()
         actor.home = actor.receiver = None
 
+    # -- the control store
+
+    def _job_of(self, pid: int) -> bytes:
+        driver = self._node.driver_of(pid)
+        return driver.hello.job if driver is not None and driver.hello is not None else b""
+
+    def record_all(self) -> None:
+        """There is somebody now who writes it down."""
+        for name in self.machine.actors:
+            self._record(name)
+
+    def _record(self, name: bytes) -> None:
+        records, known = self._node._records, self.machine.actors.get(name)
+        if records is None:
+            return
+        if known is None:
+            records.forget_actor(name)
+            return
+        actor = self._actors[name]
+        again = known.restarts_done > 0 and known.state in (a.WAITING, a.STARTING)
+        row = _row(actor.message, self._node.node_id, actor.job)._replace(
+            state="restarting" if again else known.state,
+            restarts=known.restarts_done,
+            cause=pickle.loads(known.cause)[0] if known.cause else "",
+            creation=actor.record,
+        )
+        records.actor(row)
+        if known.state == a.DEAD:
+            records.actor_died(row)
+
+    def _claim(self, claim: _Claim) -> None:
+        """Have the store know the actor, and tell who has its name."""
+        message = claim.message
+        records = self._node.records()
+        key = message.name or message.actor.hex()
+        self._claims.setdefault(key, deque()).appendleft(claim)
+        creation = m.encode(message._replace(request=0))
+        records.actor(_row(message, self._node.node_id, self._job_of(claim.pid))._replace(creation=creation))
+        claim.number = records.confirm(message.name, partial(self._claimed, key, claim))
+        self._node._at(claim.until, partial(self._claim_failed, key, claim))
+
+    def _claimed(self, key: str, claim: _Claim, owner: bytes) -> None:
+        """The store has the row, and this node has the name, or another one."""
+        message = claim.message
+        claim.number = 0
+        self._claims[key].popleft()
+        if owner != self._node.node_id and message.name:
+            self._node.records().forget_actor(message.actor)
+            text = f"the actor of the name {message.name!r} is on another node, which cannot be reached from here"
+            claim.reply(m.ActorFound(message.request, b"", b"", text if message.exists_ok else ""))
+        elif self._node.lives(claim.pid) and self._node.driver_of(claim.pid) is not None:
+            self._create(claim)
+        else:
+            self._node.records().forget_actor(message.actor)
+        self._go_on(key)
+
+    def _claim_failed(self, key: str, claim: _Claim) -> None:
+        """Its time is over."""
+        if not claim.number:
+            return
+        message, records = claim.message, self._node.records()
+        records.give_up(claim.number)
+        records.forget_actor(message.actor)
+        self._claims[key].popleft()
+        what = f"the actor {message.name!r}" if message.name else "the detached actor"
+        claim.reply(
+            m.ActorFound(
+                message.request,
+                b"",
+                b"",
+                f"{what} was not made: the control store (DPOOL_REDIS_URL) has not answered within "
+                f"{self._node.config.gcs_timeout_s:g} s, and only it knows what other nodes have"
+                f"{': ' * bool(records.trouble)}{records.trouble}. Try again when it is there; actors without a name "
+                "can be made meanwhile. DPOOL_GCS_TIMEOUT_S changes the time",
+            )
+        )
+        self._go_on(key)
+
+    def _go_on(self, key: str) -> None:
+        """Those who wanted the same name."""
+        for claim in self._claims.pop(key):
+            self._create_or_wait(claim)
+        self._node.store_idle()
+
     # -- what the machine decides
 
     def _do(self, event: Any) -> None:
         for instruction in self.machine.handle(event):
             self._INSTRUCTIONS[type(instruction)](self, instruction)
+        moved, self.machine.moved = self.machine.moved, {}
+        for name in moved:
+            self._settle(name)
+            self._record(name)
+
+    def _settle(self, name: bytes) -> None:
+        """What will not be constructed again needs nothing for it."""
+        known = self.machine.actors.get(name)
+        actor = self._actors.get(name)
+        if known is not None and actor is not None and actor.record and not known.may_start():
+            actor.record = b""
+            self._node.store().let_go_all(actor.holder)
 
     def _lease(self, order: a.Lease) -> None:
         actor = self._actors[order.actor]
         self._node.ask_for(s.RequestLeases(actor.pool, actor.message.shape, 1))
 
     def _give_up(self, order: a.GiveUp) -> None:
-        self._node.ask_for(s.ClosePool(self._actors[order.actor].pool, True))
+        actor = self._actors[order.actor]
+        self._node.ask_for(s.ClosePool(actor.pool, True))
+        if self._detached.pop(order.actor, False) is None:
+            self._tell_stays()
+        if actor.unheld and actor.message.detached:
+            self._node._soon.append(partial(self._forget_unheld, order.actor))
+
+    def _forget_unheld(self, name: bytes) -> None:
+        """A dead detached actor, unless somebody has got hold of it."""
+        actor = self._actors.get(name)
+        if actor is not None and actor.unheld and self.machine.actors[name].state == a.DEAD:
+            self._do(a.Freed(name))
 
     def _link(self, order: a.Link) -> None:
         actor = self._actors[order.actor]
         client, pool, _ = self._callers[order.caller]
         assert actor.proc is not None
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            page = make_page()
+            ours, theirs, page, copy = _link_fds()
         except OSError as error:
             self._log("actor.link_failed", error=error)
             self._node._at(monotonic() + 1.0, partial(self._link_again, order))
@@ -280,7 +490,7 @@ class NodeActors:
             )
             self._node._send(client, m.WorkerUp(pool, actor.proc.worker, actor.proc.pid, 0))
             pid = client.hello.pid if client.hello is not None else 0
-            self._say(actor, (0, LINK, pid, 0, []), (os.dup(theirs.fileno()), page))
+            self._say(actor, (0, LINK, pid, 0, []), (copy, page))
 
     def _link_again(self, order: a.Link) -> None:
         known = self.machine.actors.get(order.actor)
@@ -289,9 +499,10 @@ class NodeActors:
 
     def _tell_lost(self, order: a.TellLost) -> None:
         client, pool, _ = self._callers[order.caller]
-        proc = self._actors[order.actor].proc
+        actor = self._actors[order.actor]
+        proc = actor.proc
         assert proc is not None
-        reason = "again" if order.again else proc.reason
+        reason = "again" if order.again else proc.reason or (actor.why and FOR_CALLER + actor.why)
         self._node._send(
             client,
             m.WorkerDied(pool, proc.worker, proc.pid, proc.end_signal, proc.end_code, reason, proc.log_file, False),
@@ -315,7 +526,6 @@ class NodeActors:
     def _forget(self, order: a.Forget) -> None:
         actor = self._actors.pop(order.actor)
         self._close_home(actor)
-        self._node.store().let_go_all(actor.holder)
 
     _INSTRUCTIONS: dict[type[Any], Callable[[Any, Any], None]] = {  # noqa: RUF012
         a.Lease: _lease,
@@ -327,6 +537,38 @@ class NodeActors:
         a.Leave: _leave,
         a.Forget: _forget,
     }
+
+
+def _link_fds() -> tuple[socket.socket, socket.socket, int, int]:
+    """A socket pair, a page, and the second socket once more. OSError if there are not enough descriptors."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        page = make_page()
+        try:
+            return ours, theirs, page, os.dup(theirs.fileno())
+        except OSError:
+            os.close(page)
+            raise
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+
+
+def _row(message: m.ActorCreate, node_id: bytes, job: bytes) -> ActorRow:
+    """An actor that has just been asked for, without what it is made from."""
+    from dpool._gcs.tables import ActorRow  # not before the first worker is on its way
+
+    return ActorRow(
+        message.actor,
+        job,
+        node_id,
+        message.name,
+        message.detached,
+        tuple((str(name), int(amount)) for name, amount in message.shape),
+        message.restarts,
+        keep=tuple(message.keep),
+    )
 
 
 def _cause(text: str) -> bytes:

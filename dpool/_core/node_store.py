@@ -246,6 +246,7 @@ class NodeStore:
         if handler is None:
             raise m.ProtocolError(f"{type(message).__name__} is not for a store")
         named = [getattr(message, "obj", None), *getattr(message, "contains", ())]
+        named += [getattr(message, "actor", None), *getattr(message, "keep", ())]
         if any(obj is not None and (type(obj) is not bytes or len(obj) != OBJECT_BYTES) for obj in named):
             raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
         if isinstance(message, m.StoreAdopt):
@@ -335,15 +336,16 @@ class NodeStore:
     # -- actors, who are held as objects are
 
     def _create_actor(self, side: Side, message: m.ActorCreate) -> None:
-        found = self._node.actors().create(message, side.pid, lambda reply: self._send(side.number, reply))
-        if found:
-            self._follow(r.Acquire(found, side.pid))
+        self._node.actors().create(message, side.pid, partial(self._actor_found, side))
 
     def _find_actor(self, side: Side, message: m.ActorFind) -> None:
         actor, meta = self._node.actors().find(message.name)
-        if actor:
-            self._follow(r.Acquire(actor, side.pid))
-        self._send(side.number, m.ActorFound(message.request, actor, meta))
+        self._actor_found(side, m.ActorFound(message.request, actor, meta, ""))
+
+    def _actor_found(self, side: Side, found: m.ActorFound) -> None:
+        if found.actor:
+            self._follow(r.Acquire(found.actor, side.pid))
+        self._send(side.number, found)
 
     def _question(self, side: Side, message: Any) -> None:
         """What is answered when all that has been said is known: memory may just have come free."""
@@ -441,7 +443,7 @@ class NodeStore:
         m.StoreAsk: _question,
         m.ActorCreate: lambda self, side, message: self._create_actor(side, message),
         m.ActorFind: lambda self, side, message: self._find_actor(side, message),
-        m.ActorKill: lambda self, side, message: self._node.actors().kill(message.actor, message.restart),
+        m.ActorKill: lambda self, side, message: self._node.actors().kill(message.actor, message.restart, message.why),
         m.StorePromise: _promise,
         m.StoreFulfil: _fulfil,
         m.StoreWatch: _question,

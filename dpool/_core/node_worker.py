@@ -108,6 +108,12 @@ class Proc:
         """The submitter's end, the worker's end, the page."""
         return tuple(self._lessee)
 
+    def take_lessee_socket(self) -> socket.socket:
+        """The submitter's end, for the node itself, which then is the submitter."""
+        ours = self._lessee.pop(0)
+        self.close_lessee_side()
+        return socket.socket(fileno=ours)
+
     def close_lessee_side(self) -> None:
         """The submitter has it now."""
         while self._lessee:

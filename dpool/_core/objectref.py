@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from dpool._core import storage
+from dpool._core.future import Future
 from dpool._core.serialize_reducers import BY_TYPE
 from dpool._core.storage import Place
 
@@ -43,8 +45,15 @@ class _Names:
 _names = _Names()
 
 
-class ObjectRef:
-    """A reference to a stored value: immutable, shared by all who have it.
+class _Kind(type):
+    """So that programs can ask `isinstance(x, ObjectRef)` of whatever `get` takes."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return type.__instancecheck__(cls, instance) or isinstance(instance, Future)
+
+
+class ObjectRef(metaclass=_Kind):
+    """A reference to a stored value: immutable, shared by all who have it. Futures count as instances.
 
     As an argument of a task (itself, not inside a container) it arrives as its value; inside a container it arrives as
     a reference, for `dpool.get`. The value lives as long as anybody has a reference to it. Source: Ray's object ids.
@@ -76,8 +85,25 @@ class ObjectRef:
         assert self._data is not None
         return len(self._data)
 
+    def hex(self) -> str:
+        """What tells it from others, in hexadecimal digits."""
+        return self._name.hex()
+
+    def future(self) -> Future[Any]:
+        """A Future that has ended, with the value."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(self._load())
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """`await ref` in a coroutine: the value."""
+        return self.future().__await__()
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ObjectRef) and self._name == other._name
+        return type(other) is ObjectRef and self._name == other._name
 
     def __hash__(self) -> int:
         return hash(self._name)
@@ -165,3 +191,10 @@ def _reduce_by_value(pickler: Pickler, one: ByValue) -> Any:
 
 BY_TYPE[ObjectRef] = _reduce_ref
 BY_TYPE[ByValue] = _reduce_by_value
+
+
+def handles_of(kept: Any) -> tuple[Any, ...]:
+    """The Handles that something keeps alive: a Handle itself, or an ObjectRef."""
+    if not isinstance(kept, ObjectRef):
+        return (kept,)
+    return kept._inner if kept._handle is None else (kept._handle, *kept._inner)

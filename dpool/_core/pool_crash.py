@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 NODE_DIED = "node"
 """`WorkerDied.reason` of the workers that a dead node took along."""
 
+FOR_CALLER = "at the request of a caller: "
+"""With these words it begins if one who calls an actor had it killed; what follows is why."""
+
 
 def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseException:
     """What the task of a dead worker raises; `task` is what it is called."""

@@ -6,8 +6,10 @@ flush never is.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ from dpool._gcs import writer as w
 
 if TYPE_CHECKING:
     from dpool._core.node import Node
+
+START_AGAIN_S = 1.0
 
 
 class Recorder:
@@ -32,7 +36,12 @@ class Recorder:
         self._tasks: dict[int, tuple[bytes, bytes]] = {}
         """Number in the stash → (task id, job)."""
         self._jobs: set[bytes] = set()
+        self._confirms: dict[int, Callable[[bytes], None]] = {}
+        self._confirm_numbers = itertools.count(1)
+        self.trouble = ""
+        """Why the store cannot be used, if that was so when it was last heard of."""
         self._closed = False
+        self._told_no_thread = False
         row = w.NodeRow(node.node_id, os.uname().nodename, os.getpid(), started_s=time.time())
         self._writer = w.GcsWriter(
             w.GcsConfig(
@@ -47,9 +56,16 @@ class Recorder:
         )
 
     def start(self) -> None:
-        """Start the writer's thread, and the embedded store with it."""
-        if not self._closed:
+        """Start the writer's thread, and the embedded store with it; later, if no thread is to be had now."""
+        if self._closed:
+            return
+        try:
             self._writer.start()
+        except (OSError, RuntimeError) as error:
+            if not self._told_no_thread:
+                self._told_no_thread = True
+                self._told(w.Unavailable(f"the thread that writes to it cannot be started: {error}", ""))
+            self._node._at(monotonic() + START_AGAIN_S, self.start)
 
     def _spawn(self, argv: list[str], stdin: bytes, log_file: str) -> int:
         return self._node.start_program(tuple(argv), stdin, log_file)
@@ -118,13 +134,47 @@ class Recorder:
             return
         self._writer.post(w.CommitLineage(order.batch, job, records))
 
+    # -- actors
+
+    def actor(self, row: w.ActorRow) -> None:
+        """How an actor is."""
+        self._writer.post(w.RecordActor(row))
+
+    def actor_died(self, row: w.ActorRow) -> None:
+        """For the history: what is left of it when nobody can ask for it any more."""
+        detail = f"actor={row.actor_id.hex()} name={row.name!r} restarts={row.restarts} cause={row.cause}"
+        self._writer.post(w.Event(time.time(), "actor.died", detail.encode(errors="backslashreplace").decode()))
+
+    def forget_actor(self, actor: bytes) -> None:
+        """Nobody can ask for it."""
+        self._writer.post(w.ForgetActor(actor))
+
+    def confirm(self, name: str, then: Callable[[bytes], None]) -> int:
+        """Call `then` with the node that has the name when all that was said before is in the store; for `give_up`."""
+        number = next(self._confirm_numbers)
+        self._confirms[number] = then
+        self.start()
+        self._writer.confirm(number, name)
+        return number
+
+    def give_up(self, number: int) -> None:
+        """Do not call any more."""
+        self._confirms.pop(number, None)
+
     def _told(self, event: Any) -> None:
-        if isinstance(event, w.Committed):
+        if isinstance(event, w.Confirmed):
+            then = self._confirms.pop(event.number, None)
+            if then is not None:
+                then(event.node_id)
+        elif isinstance(event, w.Connected):
+            self.trouble = ""
+        elif isinstance(event, w.Committed):
             self._do(lineage.Committed(event.batch_no))
         elif isinstance(event, w.Lost):
             if not self._closed:
                 self._do(lineage.Lost(event.batch_no))
         elif isinstance(event, w.Unavailable):
+            self.trouble = event.reason
             where = f"; see {event.log_file}" if event.log_file else ""
             self._node.warn_drivers(
                 "gcs",

@@ -72,6 +72,8 @@ class Outgoing:
         self._outbox: deque[bytes] = deque()
         self._asked = frames.NO_LIMIT
         self._ship: Any = None
+        self._aimed = 0
+        """As ASKED, when it was last looked at."""
         slots = page.slots
         slots[frames.LIMIT] = frames.NO_LIMIT
         slots[frames.LIMIT_SEEN] = frames.FAR
@@ -157,11 +159,15 @@ class Outgoing:
         self._page.slots[frames.LIMIT_SEEN] = limit
 
     def take_aim(self) -> list[tuple[int, int]]:
-        """Which task the next SIGINT is for, as the submitter has said it: slots and values, once."""
+        """Which tasks the next SIGINT is for, as the submitter has said since the last time: slots and values. CANCELS
+        stands for the next of those slots, and counts as ASKED.
+        """
         slots = self._page.slots
-        found = [(slot, slots[slot]) for slot in (frames.CANCEL, frames.INTERRUPT) if slots[slot]]
-        for slot, _ in found:
-            slots[slot] = 0
+        asked = slots[frames.ASKED]
+        found = [(frames.INTERRUPT, slots[frames.INTERRUPT])]
+        for number in range(max(self._aimed, asked - frames.MOST_CANCELS), asked):
+            found.append((frames.CANCELS, slots[frames.CANCELS + number % frames.MOST_CANCELS]))
+        self._aimed = asked
         return found
 
     def died(self, snapshot: Snapshot) -> None:
@@ -252,11 +258,18 @@ class Incoming:
         """Another submitter has the worker now: what the page says is not about its tasks."""
         slots = self._page.slots
         slots[frames.LIMIT] = frames.NO_LIMIT
-        slots[frames.STARTED] = slots[frames.COUNT] = slots[frames.CANCEL] = slots[frames.INTERRUPT] = 0
+        slots[frames.STARTED] = slots[frames.COUNT] = slots[frames.INTERRUPT] = 0
+        for slot in range(frames.CANCELS, frames.SLOTS):
+            slots[slot] = 0
 
     def aim(self, slot: int, value: int) -> None:
-        """Say which task the next signal is for (CANCEL or INTERRUPT)."""
-        self._page.slots[slot] = value
+        """Say which task the next signal is for: what `Outgoing.take_aim` found."""
+        slots = self._page.slots
+        if slot == frames.CANCELS:
+            slots[slot + slots[frames.ASKED] % frames.MOST_CANCELS] = value
+            slots[frames.ASKED] += 1
+        else:
+            slots[slot] = value
 
     def snapshot(self) -> Snapshot:
         """What the page says now; consistent, though the worker may be writing."""

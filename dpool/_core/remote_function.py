@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import ref
 
 from dpool._core.context import here
 from dpool._core.frames import STARTED, STREAM
 from dpool._core.future import CANCELLED_AND_NOTIFIED, FINISHED, RUNNING, Future
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.runtime import open_runtime
+from dpool._core.serialize import label_of
+from dpool._core.stream import WINDOW, WINDOW_BYTES, Flow, Stream
 
 if TYPE_CHECKING:
     from dpool._core.executor_pool import ExecutorPool
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dpool._core.messages import Shape
 
 STREAMING = ("streaming", "dynamic")
+RAYS_WINDOW = "_generator_backpressure_num_objects"
 
 
 class TaskOptions(NamedTuple):
@@ -41,6 +43,10 @@ class TaskOptions(NamedTuple):
     retry_exceptions: tuple[type[BaseException], ...] = ()
     timeout: float | None = None
     name: str = ""
+    env: tuple[tuple[str, str], ...] = ()
+    max_calls: int = 0
+    stream_window: int = WINDOW
+    stream_window_bytes: int = WINDOW_BYTES
 
     @property
     def shape(self) -> Shape:
@@ -53,7 +59,13 @@ class TaskOptions(NamedTuple):
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    options = with_window(options)
     unknown = options.keys() - TaskOptions._fields
+    if unknown or "env" in options:
+        from dpool._core import runtime_env
+
+        options = runtime_env.translated(options)
+        unknown = options.keys() - TaskOptions._fields
     if unknown:
         raise TypeError(
             f"unknown option{'s' if len(unknown) > 1 else ''} {', '.join(sorted(unknown))}; "
@@ -75,10 +87,29 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"max_retries must be a number, -1 for as often as it takes, not {retries!r}")
     if retries == -1:
         found["max_retries"] = 1 << 60
+    calls = found.get("max_calls", 0)
+    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 0:
+        raise ValueError(f"max_calls must be a number, 0 for as many as there are, not {calls!r}")
     timeout = found.get("timeout")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
     TaskOptions(**found).shape  # noqa: B018  raises for amounts that cannot be
+    return found
+
+
+def with_window(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of a stream checked, by the names that they have here: Ray's for the number of items is taken
+    as well. ValueError for what cannot be; None is the default, -1 stands for no limit.
+    """
+    found = dict(options)
+    if RAYS_WINDOW in found:
+        found.setdefault("stream_window", found.pop(RAYS_WINDOW))
+    for name, default in (("stream_window", WINDOW), ("stream_window_bytes", WINDOW_BYTES)):
+        if found.get(name, 1) is None:
+            found[name] = default
+        limit = found.get(name, 1)
+        if isinstance(limit, bool) or not isinstance(limit, int) or (limit < 1 and limit != -1):
+            raise ValueError(f"{name} must be at least 1, or -1 for no limit, not {limit!r}")
     return found
 
 
@@ -94,6 +125,9 @@ def _exceptions(given: Any) -> tuple[type[BaseException], ...]:
 
 class RemoteFunction:
     """A function whose calls are tasks: `f.remote(...)`. Source: Ray's remote functions."""
+
+    __wrapped__: Callable[..., Any]
+    """The function itself."""
 
     def __init__(self, function: Callable[..., Any], options: TaskOptions) -> None:
         self._function = function
@@ -119,27 +153,37 @@ class RemoteFunction:
         bound = self._bound
         if bound is None or bound[0] != os.getpid() or bound[1].state != "open":
             bound = self._bind()
-        returns = self._options.num_returns
+        options = self._options
+        returns = options.num_returns
+        flow = None
         if returns in STREAMING:
-            return Stream(bound[1].submit(bound[2], self._function, (args, kwargs), STREAM))
-        future = bound[1].submit(bound[2], self._function, args, kwargs)
+            flow = Flow()
+            call = args, kwargs, options.stream_window, options.stream_window_bytes
+            future = bound[1].submit(bound[2], self._function, call, STREAM, flow)
+        else:
+            future = bound[1].submit(bound[2], self._function, args, kwargs)
         if here.counters is not None:
             future._more().parent = here.counters[STARTED]
+        if flow is not None:
+            return Stream(future, flow)
         if returns == 1:
             return future
         return parts_of(future, int(returns))
 
     def _bind(self) -> tuple[int, ExecutorPool, Route]:
         runtime: Any = open_runtime(None)
-        pool = runtime.task_pool()
         options = self._options
+        pool = runtime.task_pool(options.env, options.max_calls)
         shape = options.shape
         route = pool.make_route(
             shape,
             options.max_retries,
             options.timeout,
-            options.name,
-            inline=shape == _ONE_CPU and options.num_returns not in STREAMING,
+            options.name or label_of(self._function),
+            inline=shape == _ONE_CPU
+            and options.num_returns not in STREAMING
+            and not options.env
+            and not options.max_calls,
             retry_on=options.retry_exceptions,
         )
         self._bound = os.getpid(), pool, route
@@ -190,55 +234,3 @@ def _split(parts: list[Future[Any]], whole: Future[Any]) -> None:
                 error = ValueError(f"the task returned {len(values)} values, not {len(parts)} (num_returns)")
     for at, part in enumerate(parts):
         part._settle(FINISHED, None if error is not None else values[at], error)
-
-
-class Stream:
-    """The futures of what a generator yields in its task, as it yields: an iterator. Source: Ray's ObjectRefGenerator.
-
-    The generator runs on whether or not anybody asks. If it raises, the last future raises that.
-    """
-
-    def __init__(self, whole: Future[Any]) -> None:
-        self._whole = whole
-        self._items: dict[int, Future[Any]] = {}
-        self._taken = 0
-        self._ended = False
-        whole._more().stream = ref(self)
-
-    def put(self, index: int, item: Future[Any]) -> None:
-        """The task has yielded once more. After a retry some come again."""
-        if index >= self._taken:
-            self._items.setdefault(index, item)
-
-    def __iter__(self) -> Iterator[Future[Any]]:
-        return self
-
-    def __next__(self) -> Future[Any]:
-        return self.next()
-
-    def next(self, timeout: float | None = None) -> Future[Any]:
-        """The next future; StopIteration at the end, TimeoutError after `timeout` seconds."""
-        whole = self._whole
-        if not self._ready():
-            assert whole._route is not None
-            whole._route.pool.wait_any(self._ready, timeout)
-            if not self._ready():
-                raise TimeoutError(f"the task has yielded nothing within {timeout} s")
-        item = self._items.pop(self._taken, None)
-        if item is not None:
-            self._taken += 1
-            return item
-        if not self._ended and (whole.cancelled() or whole.exception() is not None):
-            self._ended = True
-            return whole
-        raise StopIteration
-
-    def _ready(self) -> bool:
-        return self._taken in self._items or self._whole.done()
-
-    def completed(self) -> Future[Any]:
-        """A future that ends with the generator: its value is how many it has yielded."""
-        return self._whole
-
-    def __repr__(self) -> str:
-        return f"<dpool Stream of {self._whole!r}: {self._taken} taken>"

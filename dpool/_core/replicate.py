@@ -7,7 +7,7 @@ import pickle
 import sys
 
 from dpool._core import logs, tracker, warning_filters
-from dpool._core.context import here
+from dpool._core.context import WorkersEnv, here
 from dpool._core.launch import SECRETS
 from dpool._core.messages import Setup
 
@@ -17,12 +17,13 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
     main = sys.modules.get("__main__")
     cpus = len(os.sched_getaffinity(0))
     found = logs.collect()
+    more = here.workers_env or WorkersEnv({}, "", [])
     setup = Setup(
         driver_pid=os.getpid(),
         job=job,
-        cwd=_cwd(),
-        environ={name: value for name, value in {**os.environ, **env}.items() if name not in SECRETS},
-        path=_path(),
+        cwd=more.directory or _cwd(),
+        environ={name: value for name, value in {**os.environ, **more.variables, **env}.items() if name not in SECRETS},
+        path=[*more.path, *_path()],
         argv=list(sys.argv),
         main_file=getattr(main, "__file__", None),
         main_package=getattr(main, "__package__", None),

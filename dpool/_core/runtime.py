@@ -69,6 +69,12 @@ class Pool(Protocol):
     def close_later(self) -> None:
         """`close`, from a finalizer, which may run anywhere."""
 
+    def check_open(self) -> None:
+        """Raise what `submit` raises after `close`, or when it is broken."""
+
+    def when_gone(self, action: Callable[[], Any]) -> None:
+        """Run `action` when a closed pool's workers are gone, in whatever thread; it may run twice."""
+
     def wait_gone(self) -> None:
         """Wait until a closed pool's tasks are done and its workers gone."""
 

@@ -72,6 +72,22 @@ def shielded(action: Callable[[], Any], locks: Callable[[], list[Any]]) -> None:
         raise job.error
 
 
+def run_deferred(deferred: list[Callable[[], Any]], again: Callable[[Callable[[], Any]], None]) -> None:
+    """Run what was put off, until nothing is left. An action that is cut short is put off once more, by `again`."""
+    while deferred:
+        try:
+            action = deferred.pop(0)
+        except IndexError:  # another thread was faster
+            return
+        try:
+            action()
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C
+            again(action)
+            raise
+
+
 def _call_off(job: _Job, thread: threading.Thread) -> None:
     """The main thread was interrupted: the action is not begun any more, or it is waited for."""
     try:

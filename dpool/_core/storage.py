@@ -47,6 +47,10 @@ def gone(why: str) -> StoreGone:
     return StoreGone(why)
 
 
+class Leaving(StoreGone):
+    """This process may be about to leave the node, as nothing here seemed to need it."""
+
+
 class NoStore(StoreGone):
     """There is no node, and none can be started any more."""
 
@@ -71,6 +75,8 @@ class _State:
 
     def __init__(self) -> None:
         self.client: StoreClient | None = None
+        self.connecting = 0
+        """Threads that connect to the node's store."""
         self.lock = threading.RLock()
         self.hooked = False
 
@@ -99,13 +105,24 @@ def client() -> StoreClient:
     client = _Current.client
     if client is not None and client.pid == os.getpid() and not client.closed:
         return client
+    with _Current.lock:
+        _Current.connecting += 1
+    try:
+        sock = _connect()  # takes the runtime's lock, under which others wait for ours: never the other way round
+        return _connected(sock)
+    finally:
+        with _Current.lock:
+            _Current.connecting -= 1
+
+
+def _connected(sock: socket.socket) -> StoreClient:
+    """The client with that socket, unless another thread was faster."""
     from dpool._core.store_client import StoreClient  # not before something large passes: it brings ctypes along
 
-    sock = _connect()  # takes the runtime's lock, under which others wait for ours: never the other way round
     with _Current.lock:
         client = _Current.client
         if client is not None and client.pid == os.getpid() and not client.closed:
-            sock.close()  # another thread was faster
+            sock.close()
         else:
             earlier = client if client is not None and client.pid == os.getpid() else None
             client = StoreClient(sock)
@@ -152,7 +169,7 @@ def again(action: Callable[[StoreClient], Any]) -> Any:
                 raise  # else another thread has closed it: whatever followed from that
             if here.worker is not None or isinstance(error, NoStore) or monotonic() >= until:
                 raise
-            if current is not None:
+            if current is not None and not isinstance(error, Leaving):
                 current.closed = True
         sleep(pause_s)
         pause_s = min(2 * pause_s, 0.05)
@@ -191,9 +208,26 @@ def let_everything_go() -> None:
 
 
 def in_use() -> bool:
-    """Whether something that this process holds lies in the store."""
+    """Whether something that this process holds lies in the store, or it has asked for something that takes long."""
     current = connected()
-    return current is not None and not current.closed and len(current.handles) > 0
+    if current is None or current.closed:
+        return _Current.connecting > 0
+    return len(current.handles) > 0 or current.patient > 0 or _Current.connecting > 0
+
+
+def leave() -> bool:
+    """Whether this process may leave the node, as it neither holds nor asks for anything: then whoever asks from now
+    on asks the next node.
+    """
+    current = connected()
+    if current is None or here.worker is not None:  # a worker's node goes on without it
+        return not in_use()
+    current.leaving = True  # before looking: who asks looks at this after it is counted
+    if in_use():
+        current.leaving = False
+        return False
+    current.closed = True
+    return True
 
 
 def pack(parts: Parts, keep: list[Any], holder: int = 0) -> bytes | Stored:
@@ -267,6 +301,7 @@ def _before_fork() -> None:
 
 def _in_child() -> None:
     _Current.lock = threading.RLock()
+    _Current.connecting = 0
     current = _Current.client
     if current is not None:
         current.in_child()

@@ -34,7 +34,7 @@ from weakref import WeakValueDictionary
 from dpool._core import ids, wire
 from dpool._core import messages as m
 from dpool._core.config import PROTOCOL
-from dpool._core.storage import Place, StoreGone, gone
+from dpool._core.storage import Leaving, Place, StoreGone, gone
 from dpool._store import memory, serde
 from dpool._store.pins import PinPage, key_of, make_page
 
@@ -169,6 +169,12 @@ class StoreClient:
         self._lease_numbers = itertools.count()
         self._asking = 0
         """Questions that wait for their answers: more than one only in a signal handler."""
+        self.leaving = False
+        """Nothing more is to be asked: see `storage.leave`."""
+        self.patient = 0
+        """Questions whose answers may take seconds, …"""
+        self._patient_lock = threading.Lock()
+        """… counted under this."""
         self._chunk = _Lease(0, 0, 0)
         """Segment, offset and length of what is left of the chunk."""
         self.handles: WeakValueDictionary[bytes, Handle] = WeakValueDictionary()
@@ -302,6 +308,27 @@ class StoreClient:
             finally:
                 self._asking -= 1
 
+    def _ask_patiently(self, make: Callable[[int], Any]) -> Any:
+        """The same for what may take seconds: other threads can ask meanwhile."""
+        request = next(self._requests)
+        try:
+            self._send(make(request))
+            while True:
+                with self._ask_lock:
+                    while request not in self._replies and self._take():
+                        pass
+                    if request in self._replies:
+                        reply = self._replies.pop(request)
+                        break
+                _wait(self._sock, select.POLLIN, LOOK_AGAIN_MS // 10)
+        except BaseException:
+            self._abandoned.add(request)
+            self._replies.pop(request, None)
+            raise
+        if self._resolved:
+            self._tell_resolved()
+        return reply
+
     def poll(self) -> None:
         """Take what the node has said of itself."""
         if self._ask_lock.acquire(blocking=False):
@@ -354,6 +381,9 @@ class StoreClient:
         request = message.request
         if request in self._abandoned:
             self._replies.pop(request, None)
+            if type(message) is m.ActorFound and message.actor:
+                self._abandoned.discard(request)  # let go of it once
+                self._dead.append((message.actor, 1))
         elif missed:
             self._replies[request] = OSError(
                 errno.EMFILE,
@@ -541,8 +571,16 @@ class StoreClient:
 
     def ask_for_actor(self, make: Callable[[int], Any]) -> tuple[Handle | None, m.ActorFound]:
         """Make an actor, or find one: this process holds it then."""
-        found: m.ActorFound = self._ask(make)
-        return self._handle([found.actor, 0, 0, 0, 0], 1) if found.actor else None, found
+        with self._patient_lock:
+            self.patient += 1
+        try:
+            if self.leaving:
+                raise Leaving("this process leaves the node")
+            found: m.ActorFound = self._ask_patiently(make)
+            return self._handle([found.actor, 0, 0, 0, 0], 1) if found.actor else None, found
+        finally:
+            with self._patient_lock:
+                self.patient -= 1
 
     def say(self, message: Any) -> None:
         """Send what is not answered."""

@@ -18,8 +18,10 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left, insort
 from collections import deque
+from concurrent.futures import _base
 from functools import partial
 from itertools import islice
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -28,8 +30,11 @@ from dpool._core.future import DONE, PENDING, Future
 from dpool._core.objectref import ObjectRef
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+FIRST_LOOK_S = 0.05
+LAST_LOOK_S = 0.5
+"""How long to wait for one of many before it is looked whether another has failed: at first, and later."""
 LOOK_AT = 8
 """Futures at the front of a list that are looked at before anything is registered: often the first one is done."""
 
@@ -57,18 +62,31 @@ class Unready(list[Any]):
 class Tracker:
     """Futures that are waited for in a loop: which of them have ended."""
 
-    __slots__ = ("__weakref__", "_callback", "_index", "_left", "_pending", "done", "event", "needed", "runtime")
+    __slots__ = (
+        "__weakref__",
+        "_callback",
+        "_index",
+        "_left",
+        "_pending",
+        "_stuck",
+        "done",
+        "event",
+        "needed",
+        "runtime",
+    )
 
     def __init__(self, refs: list[Any]) -> None:
         self._index = {id(one): at for at, one in enumerate(refs)}
         self._left: list[int] = []
         """Places, of the list at the beginning, whose futures have been returned; sorted."""
-        self.done: deque[Any] = deque(one for one in refs if type(one) is ObjectRef or one._state in DONE)
         self.needed = 0
         self.event = threading.Event()
         self._callback = partial(_ended, ref(self))
         self._pending = {id(one): one for one in refs if isinstance(one, Future) and one._state not in DONE}
         """Those that have our callback and have not been returned."""
+        self._stuck = self._own_calls() if here.actor_id else []
+        # not asked again: what has ended meanwhile calls us back
+        self.done: deque[Any] = deque(one for one in refs if id(one) not in self._pending)
         routes = (future._route for future in self._pending.values())
         self.runtime = next((route.pool.runtime for route in routes if route is not None), None)
         for future in list(self._pending.values()):
@@ -78,6 +96,18 @@ class Tracker:
     def taken(self) -> int:
         """How many have been returned."""
         return len(self._left)
+
+    def _own_calls(self) -> list[Any]:
+        """Those that cannot end while this actor waits."""
+        routes = ((one, one._route) for one in self._pending.values())
+        return [one for one, route in routes if route is not None and route.to_itself and route.blocks(one)]
+
+    def check_wait(self, refs: list[Any], needed: int) -> None:
+        """RuntimeError if too few of them can end."""
+        if len(refs) - len(self._stuck) < needed:
+            self._stuck = self._own_calls()  # some may have ended since
+            if len(refs) - len(self._stuck) < needed:
+                self._stuck[0]._route.check_wait(self._stuck[0])
 
     def ended(self, future: Any) -> None:
         """In whatever thread ended it."""
@@ -141,6 +171,8 @@ def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[
         tracker = refs.tracker
     else:
         check(refs)
+    if not refs:
+        return [], []
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns must be from 1 to {len(refs)}, the number of references, not {num_returns}")
     if tracker is None:
@@ -151,6 +183,7 @@ def wait_for(refs: list[Any], num_returns: int, timeout: float | None) -> tuple[
         tracker = Tracker(refs)
     if len(tracker.done) < num_returns:
         if timeout is None:
+            tracker.check_wait(refs, num_returns)
             _help(tracker, refs, num_returns)
         tracker.wait(num_returns, timeout)
     return tracker.take(refs, num_returns)
@@ -181,3 +214,25 @@ def _help(tracker: Tracker, refs: list[Any], needed: int) -> None:
             return
         if isinstance(one, Future) and one._state is PENDING and one._route is not None and one._route.inline:
             one._route.run_here(one)
+
+
+def wait_unless_one_fails(refs: Sequence[Any], at: int, until: float | None) -> None:
+    """Wait until `refs[at]`, a future, is done or it is `until`; raises what one of those behind it has raised, if it
+    is not done soon. What is behind it is looked at now and then only, so many that are done soon cost nothing.
+    """
+    future = refs[at]
+    route = future._route
+    if until is None and route is not None and route.inline:
+        route.run_here(future)
+    look_s = FIRST_LOOK_S
+    while future._state not in DONE:
+        left_s = look_s if until is None else min(look_s, until - monotonic())
+        if left_s <= 0:
+            return
+        try:
+            future._await_end(left_s)
+        except (_base.TimeoutError, _base.CancelledError):
+            for other in islice(refs, at + 1, None):
+                if isinstance(other, Future) and other._state in DONE and other._failed():
+                    other.result()
+        look_s = min(2 * look_s, LAST_LOOK_S)

@@ -1,8 +1,9 @@
 """Messages over Unix SOCK_SEQPACKET sockets: whole or not at all, with descriptors.
 
 A message of up to `INLINE_LIMIT` bytes is one packet. A larger one is written to a memory file (memfd) whose descriptor
-travels in a packet `M<length>`; so a frame is never cut, and an unread frame can be taken back out of the kernel's
-buffer as one piece, whatever its size. The first byte tells: 0x80 pickle (frames), 1…n control, `M` memory file.
+travels in a packet `M<length><summary>`; so a frame is never cut, and an unread frame can be taken back out of the
+kernel's buffer as one piece, whatever its size. The first byte tells: 0x80 pickle (frames), 1…n control, `M` memory
+file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,14 @@ class Closed(Exception):
 
 
 class DescriptorsLost(Exception):
-    """A message came without its descriptors: this process may not open any more (see `ulimit -n`)."""
+    """A message came without its descriptors: this process may not open any more (see `ulimit -n`).
+
+    `summary`: what its sender has said for this case.
+    """
+
+    def __init__(self, summary: bytes) -> None:
+        super().__init__()
+        self.summary = summary
 
 
 def memory_file(data: bytes | memoryview, name: str = "dpool-frame") -> int:
@@ -55,10 +63,13 @@ def memory_file(data: bytes | memoryview, name: str = "dpool-frame") -> int:
     return fd
 
 
-def send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = (), sent: list[int] | None = None) -> None:
+def send(
+    sock: socket.socket, data: bytes, fds: tuple[int, ...] = (), sent: list[int] | None = None, summary: bytes = b""
+) -> None:
     """Send one message at once; BlockingIOError if the peer's buffer is full, OSError if it is gone.
 
-    `sent` is not empty exactly when the message has gone, whatever a signal handler may raise meanwhile.
+    `sent` is not empty exactly when the message has gone, whatever a signal handler may raise meanwhile. `summary`: all
+    that a peer gets of a large message that may open no more descriptors.
     """
     if sent is None:
         sent = []
@@ -66,7 +77,7 @@ def send(sock: socket.socket, data: bytes, fds: tuple[int, ...] = (), sent: list
         fd = memory_file(data)
         try:
             rights = [_rights((fd, *fds))]
-            sent.extend(map(sock.sendmsg, ([_LENGTH.pack(_MEMFD, len(data))],), (rights,), (_SEND,)))
+            sent.extend(map(sock.sendmsg, ([_LENGTH.pack(_MEMFD, len(data)) + summary],), (rights,), (_SEND,)))
         finally:
             os.close(fd)
     elif fds:
@@ -117,14 +128,14 @@ class Receiver:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
         self.fds = list(fds)
-        large = len(data) == _LENGTH.size and data[:1] == _MEMFD
+        large = len(data) >= _LENGTH.size and data[:1] == _MEMFD
         if flags & _CUT:
             self.close_fds()
             self.inbox.clear()
             if flags & socket.MSG_TRUNC:
                 raise ProtocolError("a packet longer than the limit")
             if large:
-                raise DescriptorsLost
+                raise DescriptorsLost(data[_LENGTH.size :])
             return data  # a control message; its reader sees that the descriptors are missing
         if large:
             try:
@@ -142,12 +153,17 @@ class Receiver:
             raise ProtocolError("a memory file without its descriptor")
         fd = self.fds.pop(0)
         try:
-            length = _LENGTH.unpack(data)[1]
+            length = _LENGTH.unpack_from(data)[1]
             if os.fstat(fd).st_size != length or length == 0:
                 raise ProtocolError("a memory file of another length than announced")
             return mmap.mmap(fd, length, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
+
+    def take_fds(self) -> list[int]:
+        """The descriptors that came with the last message; the caller's from now on."""
+        fds, self.fds = self.fds, []
+        return fds
 
     def close_fds(self) -> None:
         """Close the descriptors that came with the last message."""

@@ -16,6 +16,7 @@ before COUNT says so; a frame is answered exactly once with `end`.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -26,23 +27,27 @@ from pickle import dumps
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
 from typing import Any
+from weakref import WeakSet
 
 from dpool._core import storage, wire
-from dpool._core.context import here
+from dpool._core.context import ActorExit, here
 from dpool._core.frames import (
     ACTOR,
-    CANCEL,
+    ASKED,
+    CANCELS,
     CAREFUL,
     COUNT,
     EXIT,
     FAILED,
     FIRST,
     GENERATION,
+    HANDLED,
     INIT,
     INTERRUPT,
     JOURNAL_AT,
     LIMIT,
     MAP,
+    MOST_CANCELS,
     NO_LIMIT,
     PAGE_BYTES,
     PID,
@@ -66,26 +71,79 @@ _SIZED = (str, bytes)
 
 class Interrupts:
     """SIGINT becomes KeyboardInterrupt in the task that runs, and nothing between tasks, or in a task that it is not
-    for: the submitter has said which one is (CANCEL), or up to which one (INTERRUPT).
+    for: the submitter has said which ones are (CANCELS), or up to which one (INTERRUPT).
+
+    It has counted its signals, too (ASKED): one of them may come when its task has ended, and is not for the next one.
     """
 
-    __slots__ = ("_page", "armed", "recursive")
+    __slots__ = ("_page", "_strict", "ahead", "armed", "count", "inline", "inner", "recursive")
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: Any, strict: bool) -> None:
         self.armed = False
         self.recursive = False
         """What the interrupted task has submitted is to be cancelled."""
+        self.count = 0
+        """How often a KeyboardInterrupt was raised."""
+        self.inline: list[Any] = []
+        """Futures of the tasks that the task runs itself, one inside the other."""
+        self.inner: Any = None
+        """That one of them is to be interrupted, not the task."""
         self._page = page
+        self.ahead = False
+        """A signal has come too early for its task: that had not begun, or could not be interrupted at that moment."""
+        self._strict = strict
+        """Signals that no submitter has counted are not for our tasks: others, with other submitters, run here too."""
 
     def handle(self, signum: int, frame: Any) -> None:
+        if self.inner is not None:
+            inner = self.inner
+            if not self.armed or inner not in self.inline:  # it has ended
+                self.inner = None
+                return
+            self._raise()
         page = self._page
-        target, last, now = page[CANCEL], page[INTERRUPT], page[STARTED]
-        page[CANCEL] = page[INTERRUPT] = 0
-        meant = (not target and not last) or target & ~RECURSIVE == now or now <= last
-        if self.armed and meant:
-            self.recursive = bool(target & RECURSIVE)
-            self.armed = False
-            raise KeyboardInterrupt
+        now = page[STARTED]
+        counted = page[HANDLED] < page[ASKED]
+        page[HANDLED] += counted
+        named = page[CANCELS : CANCELS + MOST_CANCELS].tolist()
+        self.ahead |= any(one & ~RECURSIVE > now for one in named)
+        found = [one for one in named if one & ~RECURSIVE == now]
+        if not (found or now <= page[INTERRUPT] or not (counted or self._strict)):
+            return
+        if self.armed:
+            self.recursive = any(one & RECURSIVE for one in found)
+            self._raise()
+        if found:
+            self.ahead = True
+
+    def _raise(self) -> None:
+        self.armed = False
+        self.count += 1
+        raise KeyboardInterrupt
+
+    def begin(self) -> None:
+        """Calls of one of several submitters are run now: until now its signals went elsewhere."""
+        if self._page[HANDLED] != self._page[ASKED]:
+            self._page[HANDLED] = self._page[ASKED]
+            self.ahead = True
+
+    def arm_again(self, task: int) -> None:
+        """The task begins, or goes on with its own code; it hears now of what came before."""
+        self.armed = True
+        if self.ahead:
+            named = self._page[CANCELS : CANCELS + MOST_CANCELS].tolist()
+            self.ahead = any(one & ~RECURSIVE > task for one in named)
+            if task in named or task | RECURSIVE in named:
+                self.recursive = task not in named
+                self._raise()
+
+
+class SubmitterGone(Exception):
+    """Whoever waits for this answer has ended."""
+
+
+_GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
+"""EBADF: the link was closed while the call ran, in another thread."""
 
 
 class Worker:
@@ -103,17 +161,15 @@ class Worker:
         ready = self._poller_fd = epoll(1)
         ready.register(sock.fileno(), EPOLLIN)
         self._poller = Poller(ready.poll, poll_s)
-        self._interrupts = Interrupts(page.slots)
+        self._interrupts = Interrupts(page.slots, strict=submitter is not None)
         here.counters = page.slots
         self._show = False
         """An error of pickling a result shall show the result."""
+        self._streamed = False
+        """The call has sent items: its result must not be noted where it would be read before they are."""
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
-        os.register_at_fork(after_in_child=self._forked)
-
-    def _forked(self) -> None:
-        self._child = True
-        here.holds_cpus = False
+        _workers.add(self)
 
     def run(self) -> None:
         """Serve until told to leave."""
@@ -121,6 +177,7 @@ class Worker:
         page[LIMIT] = NO_LIMIT
         page[PID] = os.getpid()
         signal.signal(signal.SIGINT, self._interrupts.handle)
+        here.interrupts = self._interrupts
         flags = 0
         while True:
             base, flags, ship, numbers, calls = self._next_frame(flags & POLL)
@@ -162,6 +219,13 @@ class Worker:
         """The counters of its page."""
         return self._page.slots
 
+    def count_written(self) -> None:
+        """The process writes to standard output or error."""
+        try:
+            self._page.count_written()
+        except ValueError:  # the caller has just gone, and its page with it
+            return
+
     def fileno(self) -> int:
         return self._sock.fileno()
 
@@ -185,16 +249,22 @@ class Worker:
 
     def run_actor_frame(self, frame: Any) -> None:
         """Run the calls of one frame and answer it."""
-        base, _, ship, numbers, calls = frame
+        base, flags, ship, numbers, calls = frame
         if ship is not None:
             self._install(ship)
         if not self._page.slots[PID]:
             self._page.slots[LIMIT] = NO_LIMIT
             self._page.slots[PID] = os.getpid()
         if calls:
-            signal.signal(signal.SIGINT, self._interrupts.handle)
+            here.careful = bool(flags & CAREFUL)
+            here.interrupts = self._interrupts
+            self._interrupts.begin()
             self._run_frame(base, numbers, calls)
             _flush_streams()
+
+    def interrupted(self, signum: int, frame: Any) -> None:
+        """SIGINT has come while a frame of ours was run."""
+        self._interrupts.handle(signum, frame)
 
     def load(self, number: int, args: Any) -> tuple[Any, Any, Any]:
         """(function, args, kwargs) of a call."""
@@ -205,13 +275,26 @@ class Worker:
             return function, args, {}
         return (function, *self._importer.load_call(args, function))
 
-    def call(self, number: int, args: Any) -> Any:
-        """One call: its value, plain or as (kind, data)."""
-        return self._call(number, args)
+    def call(self, number: int, args: Any, seq: int) -> Any:
+        """One call, of several that run at a time: its value, plain or as (kind, data)."""
+        return self._call(number, args, seq)
 
     def answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         """Send results."""
         self._answer(first, end, elapsed_ns, values)
+
+    def send_item(self, seq: int, index: int, value: Any, fd: int) -> None:
+        """Send what a call has yielded; or, with index -1, the pipe to its generator, if `fd` is one."""
+        if fd < 0:
+            self._answer(-seq, False, index, [value])
+            return
+        data = dumps((-seq, False, index, [value]), 5)
+        while True:
+            try:
+                wire.send(self._sock, data, (fd,))
+                return
+            except BlockingIOError:
+                _wait_writable(self._sock)
 
     def _install(self, ship: tuple[list[tuple[int, str, bytes]], list[int], dict[str, str] | None]) -> None:
         items, forget, env = ship
@@ -221,6 +304,9 @@ class Worker:
             self._importer.install(items)
         if env is not None:
             here.holds_cpus = env.pop("\0cpus", "") == "1"
+            here.actor_id = bytes.fromhex(env.pop("\0actor", ""))
+            gpus = env.get("CUDA_VISIBLE_DEVICES", "")
+            here.gpus = gpus.split(",") if gpus else []
             os.environ.update(env)
 
     def _run_frame(self, base: int, numbers: int | list[int], calls: list[Any]) -> None:
@@ -244,14 +330,18 @@ class Worker:
             number: int = numbers if same else numbers[at]  # type: ignore[index,assignment]
             interrupts.armed = True
             try:
+                if interrupts.ahead:
+                    interrupts.arm_again(seq)
                 value = call(number, args)
             except KeyboardInterrupt as error:  # it may hit between the task's end and here
                 value = (RAISED, dump_exception(error, ""))
+                self._children_too(seq)
             interrupts.armed = False
             values.append(value)
             if many:
-                if self._journal(value):
+                if not self._streamed and self._journal(value):
                     continue
+                self._streamed = False
                 now = perf_counter_ns()
                 self._answer(first, False, now - begun, values)
                 values, first, begun = [], seq + 1, now
@@ -260,8 +350,8 @@ class Worker:
             seq += 1
         self._answer(first, True, perf_counter_ns() - begun, values)
 
-    def _call(self, number: int, args: Any) -> Any:
-        """One task: its value, plain or as (kind, data)."""
+    def _call(self, number: int, args: Any, seq: int = 0) -> Any:
+        """One task: its value, plain or as (kind, data). `seq`: which one, if several run at a time."""
         function: Any = None
         try:
             if number:
@@ -270,15 +360,15 @@ class Worker:
                     result = function(*args)
                 else:
                     args, kwargs = self._importer.load_call(args, function)
-                    result = self._apply(function, args, kwargs)
+                    result = self._apply(function, args, kwargs, seq)
             else:
                 function, args, kwargs = self._importer.load_inline(args)
-                result = self._apply(function, args, kwargs)
+                result = self._apply(function, args, kwargs, seq)
         except BaseException as error:
             self._interrupts.armed = False
-            if self._interrupts.recursive:
-                self._interrupts.recursive = False
-                _cancel_children(self._page.slots[STARTED])
+            if error.__class__ is ActorExit:
+                raise
+            self._children_too(self._page.slots[STARTED])
             return raised_value(error, _label(function), self.submitter)
         kind = type(result)
         if kind in ATOMIC and (kind not in _SIZED or len(result) <= RAW_LIMIT):
@@ -289,39 +379,56 @@ class Worker:
         except BaseException as error:
             return (FAILED, dump_exception(error, _label(function)))
 
-    def _apply(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int) -> Any:
+    def _children_too(self, task: int) -> None:
+        """The task was interrupted: what it has submitted is cancelled, if that was asked for."""
+        if self._interrupts.recursive:
+            self._interrupts.recursive = False
+            _cancel_children(task)
+
+    def _apply(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any] | int, seq: int) -> Any:
         if type(kwargs) is int:
             if kwargs == STREAM:
-                return self._stream(function, *args)
+                return self._stream(seq, function, *args)
             return list(map(function, args) if kwargs == MAP else starmap(function, args))
         return function(*args, **kwargs)  # type: ignore[arg-type]
 
-    def _stream(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> int:
+    def _stream(
+        self, seq: int, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], most: int, most_bytes: int
+    ) -> int:
         """Send on what the function yields; returns how many there were."""
-        seq = self._page.slots[STARTED]
-        index = -1
-        for index, item in enumerate(function(*args, **kwargs)):
-            self._interrupts.armed = False
-            value = item
-            if type(item) not in ATOMIC or (type(item) in _SIZED and len(item) > RAW_LIMIT):
-                value = _result(item, _label(function), self._show, self.submitter)
-            self._answer(-seq, False, index, [value])
-            self._interrupts.armed = True
-        return index + 1
+        from dpool._core.yielding import send_items
+
+        label = _label(function)
+        self._streamed = not seq
+        number = seq or self._page.slots[STARTED]
+        interrupts = self._interrupts
+
+        def send(index: int, item: Any, fd: int = -1) -> Any:
+            interrupts.armed = False
+            value = as_value(item, label, self.submitter)
+            self.send_item(number, index, value, fd)
+            if not seq:
+                interrupts.arm_again(number)
+            return value
+
+        return send_items(function(*args, **kwargs), (most, most_bytes), send)
 
     def _answer(self, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
         if self._child:
             _leave_child()
         data = dumps((first, end, elapsed_ns, values), 5)
+        summary = dumps((first, end, elapsed_ns, len(values)), 5) if len(data) > wire.INLINE_LIMIT else b""
         while True:
             try:
-                wire.send(self._sock, data)
+                wire.send(self._sock, data, summary=summary)
                 return
             except BlockingIOError:
                 _wait_writable(self._sock)
             except InterruptedError:
                 continue
             except OSError as error:
+                if error.errno in _GONE or self._sock.fileno() < 0:
+                    raise SubmitterGone(str(error)) from error
                 if not values or (len(values) == 1 and values[0].__class__ is tuple and values[0][0] == FAILED):
                     raise
                 # no memory or no descriptor for a large frame: each task gets that as its error
@@ -363,6 +470,19 @@ class Worker:
             _log_failed_initializer(value[1])
         self._answer(0, True, 0, [value if failed else None])
         return not failed
+
+
+_workers: WeakSet[Worker] = WeakSet()
+"""Of this process: one or, in an actor, one for each caller."""
+
+
+def _forked() -> None:
+    for worker in _workers:
+        worker._child = True
+    here.holds_cpus = False
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def as_value(result: Any, label: str, submitter: int) -> Any:

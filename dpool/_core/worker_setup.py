@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+from contextvars import copy_context
 from typing import Any
 
 from dpool._core import warning_filters
@@ -22,7 +23,7 @@ from dpool._core.frames import Page
 from dpool._core.messages import Setup, Spawn
 from dpool._core.preload import THREAD_VARIABLES, Preloaded, limit_loaded
 from dpool._core.serialize import Importer, install_main
-from dpool._core.worker import Worker
+from dpool._core.worker import SubmitterGone, Worker
 
 
 def run_worker(message: Spawn, fds: list[int]) -> None:
@@ -51,6 +52,8 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
     try:
         worker = Worker(socket.socket(fileno=sock_fd), page, importer, poll_s=WORKER_POLL_S)
         worker.run()
+    except SubmitterGone:  # the node is about to kill us
+        code = 1
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else 1
     except BaseException:
@@ -112,6 +115,7 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     if Preloaded.anything:
         limit_loaded()
     _call_at_start(setup)
+    here.context = copy_context()
 
 
 def _limit_threads(setup: Setup) -> None:

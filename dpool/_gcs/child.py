@@ -15,31 +15,38 @@ class Child:
     `exits` is what those who reap have told: pid → exit code, or minus the signal.
     """
 
-    __slots__ = ("_exits", "fd", "pid")
+    __slots__ = ("_exits", "fd", "killed", "pid")
 
     def __init__(self, pid: int, exits: dict[int, int]) -> None:
         self.pid = pid
+        self.killed = False
+        """By us: then its end explains nothing."""
         self._exits = exits
         try:
             self.fd = os.pidfd_open(pid)
         except OSError:  # gone already, or a kernel without pidfd: then the node's word counts
             self.fd = -1
 
-    def gone(self) -> bool:
-        """Whether the process has ended."""
+    def gone(self, within_s: float = 0.0) -> bool:
+        """Whether the process has ended, or (where there is a pidfd) ends `within_s`."""
         if self.pid in self._exits:
             return True
         if self.fd >= 0:
-            return readable(0.0, self.fd)
+            return readable(within_s, self.fd)
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         return False
 
+    def status(self) -> int | None:
+        """The ended process's exit code, or minus the signal; None while who reaped it has not told."""
+        peeked = self._peek()  # first: who reaps it now tells afterwards
+        return self._exits.get(self.pid, peeked)
+
     def end(self) -> str:
         """How the process ended, in words: "was killed by signal 9", "exited with status 1", "is gone"."""
-        status = self._exits.get(self.pid, self._peek())
+        status = self.status()
         if status is None:
             return "is gone"
         return f"exited with status {status}" if status >= 0 else f"was killed by signal {-status}"
@@ -58,6 +65,7 @@ class Child:
         """Kill it, with a child of its own that may be rewriting its file (if it has a process group of its own)."""
         if self.gone():
             return
+        self.killed = True
         try:
             if os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, signal.SIGKILL)

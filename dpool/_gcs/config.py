@@ -105,6 +105,15 @@ class Lost(NamedTuple):
     batch_no: int
 
 
+class Confirmed(NamedTuple):
+    """What was posted before Confirm `number` is in the store. `node_id`: whose the name is; empty if nobody's, or if
+    none was asked for.
+    """
+
+    number: int
+    node_id: bytes
+
+
 class Unavailable(NamedTuple):
     """The store cannot be used: once per outage. The writer goes on trying. `log_file` is "" if there is none."""
 
@@ -112,4 +121,4 @@ class Unavailable(NamedTuple):
     log_file: str
 
 
-GcsEvent = Connected | Committed | Lost | Unavailable
+GcsEvent = Connected | Committed | Lost | Confirmed | Unavailable

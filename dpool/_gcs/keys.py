@@ -14,6 +14,11 @@ key, or one Lua script touches one key. Ids stand in keys and field names as hex
 | `…:job_objects:{<job>}` | set | ids of the job's objects |
 | `…:function:{<function>}` | hash | `blob` → the pickled function; `job:<job>` → empty, one per job that uses it |
 | `…:object:{<object>}` | hash | `job`, `size`, `state`; `at:<node>` → empty, one per copy |
+| `…:job_actors:{<job>}` | set | ids of the actors that end with the job |
+| `…:node_actors:{<node>}` | set | ids of the actors that the node has |
+| `…:actor:{<actor>}` | hash | how it is: `node`, `epoch`, `state`, `restarts`, `cause`; how it is made: `job`, |
+| | | `name`, `detached`, `resources`, `max_restarts`, `keep`, `creation` |
+| `…:actor_name:{<name>}` | hash | `actor`, `node` → who has the name; the name stands in the key as hex |
 | `…:lineage:{<job>.<shard>}` | hash | batch b = `<node>.<number>`: `i:b` ids, `r:b` records, `d:b` dropped bits |
 | `…:events:{<node>}` | stream | `name`, `detail`; the newest ones only |
 """
@@ -69,6 +74,26 @@ def function(session: str, function_id: FunctionID) -> str:
 def object_(session: str, object_id: ObjectID) -> str:
     """Hash: an object's size, state, job and copies."""
     return f"{PREFIX}{session}:object:{{{object_id.hex()}}}"
+
+
+def job_actors(session: str, job_id: JobID) -> str:
+    """Set: the actors that end with the job."""
+    return f"{PREFIX}{session}:job_actors:{{{job_id.hex()}}}"
+
+
+def node_actors(session: str, node_id: NodeID) -> str:
+    """Set: the actors that the node has."""
+    return f"{PREFIX}{session}:node_actors:{{{node_id.hex()}}}"
+
+
+def actor(session: str, actor_id: ObjectID) -> str:
+    """Hash: how an actor is made, and how it is."""
+    return f"{PREFIX}{session}:actor:{{{actor_id.hex()}}}"
+
+
+def actor_name(session: str, name: str) -> str:
+    """Hash: which actor has the name, and on which node."""
+    return f"{PREFIX}{session}:actor_name:{{{name.encode(errors='surrogatepass').hex()}}}"
 
 
 def lineage(session: str, job_id: JobID, shard: int) -> str:

@@ -14,13 +14,16 @@ Removals go first, since a full store takes nothing else, and what failed goes l
 does not hold up the others.
 
 Invariants (`check`): a dirty key stands for a live row; a gone key for a removed one that the store may still have; a
-task is in at most one batch; a batch has at least one live task.
+task is in at most one batch; a batch has at least one live task; a name belongs to a live actor that is neither leaving
+nor dead.
+
+Detached actors outlive the job that made them: they stand under DETACHED, a job that never ends. Names stand there too.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from dpool._gcs.lineage import dropped_bits, pack
 from dpool._gcs.tables import (
@@ -29,10 +32,14 @@ from dpool._gcs.tables import (
     EndJob,
     JobRow,
     MarkDropped,
+    PutActor,
     PutBatch,
     PutFunction,
     PutJob,
+    PutName,
     PutObject,
+    ReleaseName,
+    RemoveActor,
     RemoveBatch,
     RemoveObject,
 )
@@ -41,11 +48,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dpool._core.ids import JobID, NodeID, ObjectID, TaskID
-    from dpool._gcs.tables import Write
+    from dpool._gcs.tables import ActorRow, Write
 
 COMPACT_FROM = 16
 """Smaller batches are not packed anew when half of them is dropped: the row's overhead would stay anyway."""
 REMEMBERED_ENDED_JOBS = 1000
+DETACHED = b""
+LEAVING = "leaving"
+DEAD = "dead"
 
 
 class CommitLineage(NamedTuple):
@@ -76,8 +86,32 @@ class Event(NamedTuple):
     detail: str = ""
 
 
-Op = CommitLineage | DropTasks | PutJob | EndJob | PutFunction | PutObject | RemoveObject | Heartbeat | Event
-OPS = frozenset((CommitLineage, DropTasks, PutJob, EndJob, PutFunction, PutObject, RemoveObject, Heartbeat, Event))
+class RecordActor(NamedTuple):
+    """The actor as it now is. It has its name until it leaves or is dead; `node_id` and `epoch` are this node's."""
+
+    row: ActorRow
+
+
+class ForgetActor(NamedTuple):
+    """Nobody can ask for it any more. Unknown ids are ignored."""
+
+    actor_id: ObjectID
+
+
+Op = (
+    CommitLineage
+    | DropTasks
+    | PutJob
+    | EndJob
+    | PutFunction
+    | PutObject
+    | RemoveObject
+    | RecordActor
+    | ForgetActor
+    | Heartbeat
+    | Event
+)
+OPS = frozenset(get_args(Op))
 """The same, to look a type up."""
 
 
@@ -93,10 +127,19 @@ class _Batch:
         self.acked = False
 
 
+class _Actor:
+    __slots__ = ("row", "whole")
+
+    def __init__(self, row: ActorRow) -> None:
+        self.row = row
+        self.whole = True  # the store does not have what never changes
+
+
 class _Job:
-    __slots__ = ("batches", "functions", "objects", "row")
+    __slots__ = ("actors", "batches", "functions", "objects", "row")
 
     def __init__(self) -> None:
+        self.actors: dict[ObjectID, _Actor] = {}
         self.row: JobRow | None = None
         self.functions: dict[bytes, bytes] = {}
         self.batches: dict[int, _Batch] = {}
@@ -112,12 +155,15 @@ class Ledger:
 
     def __init__(self, node_id: NodeID, max_events: int = 1000) -> None:
         self.node_id = node_id
+        self.epoch = 0  # known when the node is registered, before anything is written
         self.events_dropped = 0  # ever
         self._dropped_told = self._dropped_in_flight = 0
         self._max_events = max_events
         self._jobs: dict[JobID, _Job] = {}
         self._ended: deque[JobID] = deque(maxlen=REMEMBERED_ENDED_JOBS)
         self._task_batch: dict[TaskID, _Batch] = {}
+        self._actor_jobs: dict[ObjectID, JobID] = {}
+        self._names: dict[bytes, ObjectID] = {}
         self._load: bytes | None = None
         self._events: deque[AddEvent] = deque()
         self._event_id = (0, 0)
@@ -135,6 +181,8 @@ class Ledger:
             PutFunction: self._put_function,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            RecordActor: self._record_actor,
+            ForgetActor: self._forget_actor,
             Heartbeat: self._heartbeat,
             Event: self._event,
         }
@@ -147,7 +195,12 @@ class Ledger:
 
     def jobs(self) -> list[JobID]:
         """The jobs of this node's drivers that have not ended."""
-        return [job_id for job_id, job in self._jobs.items() if job.row is None or job.row.node_id == self.node_id]
+        jobs = ((job_id, job) for job_id, job in self._jobs.items() if job_id != DETACHED)
+        return [job_id for job_id, job in jobs if job.row is None or job.row.node_id == self.node_id]
+
+    def detached(self) -> list[ObjectID]:
+        """The actors of this node that end with no job."""
+        return [*self._jobs[DETACHED].actors] if DETACHED in self._jobs else []
 
     def _job(self, job_id: JobID) -> _Job | None:
         """The job's rows; None if it has ended: what comes late for it is ignored."""
@@ -171,6 +224,9 @@ class Ledger:
             for task in batch.records:
                 del self._task_batch[task]
             self._ack(batch)
+        for actor_id, actor in job.actors.items() if job else ():
+            del self._actor_jobs[actor_id]
+            self._unname(actor.row)
         self._dirty = {key: None for key in self._dirty if key[1] != op.job_id}
         self._gone = {key: None for key in self._gone if key[1] != op.job_id}
         self._sent = {key for key in self._sent if key[1] != op.job_id}
@@ -192,6 +248,41 @@ class Ledger:
         job = self._job(op.job_id)
         if job is not None and job.objects.pop(op.object_id, None) is not None:
             self._removed(("object", op.job_id, op.object_id))
+
+    def _record_actor(self, op: RecordActor) -> None:
+        row = op.row._replace(node_id=self.node_id)
+        job_id = DETACHED if row.detached else row.job_id
+        job = self._job(job_id)
+        if job is None:
+            return
+        actor = job.actors.get(row.actor_id)
+        if actor is None:
+            job.actors[row.actor_id] = _Actor(row)
+            self._actor_jobs[row.actor_id] = job_id
+        else:
+            actor.row = row
+        self._changed(("actor", job_id, row.actor_id))
+        if row.state in (LEAVING, DEAD):
+            self._unname(row)
+        elif row.name:
+            name = _encoded(row.name)
+            if self._names.get(name) != row.actor_id:
+                self._job(DETACHED)
+                self._names[name] = row.actor_id
+                self._changed(("name", DETACHED, name))
+
+    def _unname(self, row: ActorRow) -> None:
+        """The actor has its name no longer, if it had one."""
+        name = _encoded(row.name)
+        if self._names.get(name) == row.actor_id:
+            del self._names[name]
+            self._removed(("name", DETACHED, name))
+
+    def _forget_actor(self, op: ForgetActor) -> None:
+        job_id = self._actor_jobs.pop(op.actor_id, None)
+        if job_id is not None:
+            self._unname(self._jobs[job_id].actors.pop(op.actor_id).row)
+            self._removed(("actor", job_id, op.actor_id))
 
     def _heartbeat(self, op: Heartbeat) -> None:
         self._load = op.load
@@ -292,6 +383,7 @@ class Ledger:
                 writes.append(write)
                 size += len(write.packed) if isinstance(write, PutBatch) else 256
                 size += len(write.blob) if isinstance(write, PutFunction) else 0
+                size += len(write.row.creation) if isinstance(write, PutActor) and write.whole else 0
         self._events_in_flight = min(len(self._events), limit - len(writes))
         writes.extend(self._events[i] for i in range(self._events_in_flight))
         everything = self._events_in_flight == len(self._events)  # an id may only be followed by greater ones
@@ -315,7 +407,18 @@ class Ledger:
         assert isinstance(name, bytes)
         if kind == "function":
             return PutFunction(name, job_id, job.functions[name])
+        if kind == "name":
+            return self._name_write(name)
+        if kind == "actor":
+            actor = job.actors.get(name)
+            if actor is None:
+                return RemoveActor(name, job_id, self.node_id)
+            return PutActor(actor.row._replace(epoch=self.epoch), actor.whole)
         return job.objects.get(name) or RemoveObject(name, job_id)
+
+    def _name_write(self, name: bytes) -> Write:
+        text, actor_id = name.decode(errors="surrogatepass"), self._names.get(name)
+        return ReleaseName(text, self.node_id) if actor_id is None else PutName(text, actor_id, self.node_id)
 
     def _batch_write(self, job: _Job, job_id: JobID, batch_no: int) -> Write:
         batch = job.batches.get(batch_no)
@@ -332,7 +435,10 @@ class Ledger:
             kind, job_id, name = key
             if not self._live(key) and key not in self._gone:
                 self._sent.discard(key)
-            job = self._jobs.get(job_id) if kind == "batch" else None
+            job = self._jobs.get(job_id)
+            if kind == "actor" and job is not None and name in job.actors:
+                job.actors[name].whole = False
+            job = job if kind == "batch" else None
             batch = job.batches.get(name) if job is not None and isinstance(name, int) else None
             if batch is not None:
                 batch.rewrite = False
@@ -366,6 +472,8 @@ class Ledger:
             kind == "job"
             or (kind == "function" and name in job.functions)
             or (kind == "object" and name in job.objects)
+            or (kind == "actor" and name in job.actors)
+            or (kind == "name" and name in self._names)
             or (kind == "batch" and name in job.batches)
         )
 
@@ -380,9 +488,14 @@ class Ledger:
                 self._changed(("function", job_id, function_id))
             for object_id in job.objects:
                 self._changed(("object", job_id, object_id))
+            for actor_id, actor in job.actors.items():
+                actor.whole = True
+                self._changed(("actor", job_id, actor_id))
             for batch in job.batches.values():
                 batch.rewrite = True
                 self._changed(("batch", job_id, batch.batch_no))
+        for name in self._names:
+            self._changed(("name", DETACHED, name))
 
     # --- invariants -------------------------------------------------------------------------------------------------
 
@@ -398,6 +511,17 @@ class Ledger:
                 assert batch.acked or ("batch", job_id, batch.batch_no) in [*self._dirty, *self._in_flight]
                 tasks.update(dict.fromkeys(batch.records, batch))
         assert tasks == self._task_batch
+        actors = {actor_id: job_id for job_id, job in self._jobs.items() for actor_id in job.actors}
+        assert actors == self._actor_jobs
+        for name, actor_id in self._names.items():
+            row = self._jobs[actors[actor_id]].actors[actor_id].row
+            assert _encoded(row.name) == name
+            assert row.state not in (LEAVING, DEAD), "a name belongs to an actor that lives"
         assert all(map(self._live, self._dirty)), "a dirty key stands for a live row"
         assert not any(map(self._live, self._gone)), "a gone key does not"
         assert len(self._events) <= self._max_events
+
+
+def _encoded(name: str) -> bytes:
+    """A name as it stands in a key."""
+    return name.encode(errors="surrogatepass")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from dpool._gcs.lineage import live_positions, split_ids, unpack
 from dpool._gcs.tables import (
+    ActorRow,
     AddEvent,
     Beat,
     EndJob,
@@ -19,10 +20,14 @@ from dpool._gcs.tables import (
     MarkDropped,
     NodeRow,
     ObjectRow,
+    PutActor,
     PutBatch,
     PutFunction,
     PutJob,
+    PutName,
     PutObject,
+    ReleaseName,
+    RemoveActor,
     RemoveBatch,
     RemoveObject,
 )
@@ -52,6 +57,8 @@ class _Tables:
         self.batches: dict[JobID, dict[_BatchName, PutBatch]] = {}
         self.dropped: dict[JobID, dict[_BatchName, bytes]] = {}
         self.objects: dict[ObjectID, ObjectRow] = {}
+        self.actors: dict[ObjectID, ActorRow] = {}
+        self.names: dict[str, tuple[ObjectID, NodeID]] = {}
         self.events: dict[NodeID, list[EventRow]] = {}
 
 
@@ -111,6 +118,10 @@ class MemoryStore:
             RemoveBatch: self._remove_batch,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            PutActor: self._put_actor,
+            RemoveActor: self._remove_actor,
+            PutName: self._put_name,
+            ReleaseName: self._release_name,
             AddEvent: self._add_event,
         }
 
@@ -156,6 +167,10 @@ class MemoryStore:
         tables.dropped.pop(job_id, None)
         for object_id in [row.object_id for row in tables.objects.values() if row.job_id == job_id]:
             del tables.objects[object_id]
+        for actor in [row for row in tables.actors.values() if row.job_id == job_id and not row.detached]:
+            del tables.actors[actor.actor_id]
+            if tables.names.get(actor.name) == (actor.actor_id, actor.node_id):
+                del tables.names[actor.name]
         for row in [row for row in tables.functions.values() if job_id in row.jobs]:
             tables.functions[row.function_id] = row._replace(jobs=row.jobs - {job_id})
             if row.jobs == {job_id}:
@@ -189,6 +204,31 @@ class MemoryStore:
 
     def _remove_object(self, tables: _Tables, write: RemoveObject) -> None:
         tables.objects.pop(write.object_id, None)
+
+    def _put_actor(self, tables: _Tables, write: PutActor) -> None:
+        row = write.row
+        old = tables.actors.get(row.actor_id)
+        if old is not None and old.node_id != row.node_id:
+            return
+        if not write.whole:
+            if old is None:
+                return
+            creation = old.creation if row.creation else b""
+            row = old._replace(state=row.state, restarts=row.restarts, cause=row.cause, creation=creation)
+        tables.actors[row.actor_id] = row
+
+    def _remove_actor(self, tables: _Tables, write: RemoveActor) -> None:
+        old = tables.actors.get(write.actor_id)
+        if old is not None and old.node_id == write.node_id:
+            del tables.actors[write.actor_id]
+
+    def _put_name(self, tables: _Tables, write: PutName) -> None:
+        if tables.names.get(write.name, (b"", write.node_id))[1] == write.node_id:
+            tables.names[write.name] = (write.actor_id, write.node_id)
+
+    def _release_name(self, tables: _Tables, write: ReleaseName) -> None:
+        if tables.names.get(write.name, (b"", b""))[1] == write.node_id:
+            del tables.names[write.name]
 
     def _add_event(self, tables: _Tables, write: AddEvent) -> None:
         events = tables.events.setdefault(write.node_id, [])
@@ -229,6 +269,19 @@ class MemoryStore:
     def object(self, object_id: ObjectID) -> ObjectRow | None:
         """See `tables.Store`."""
         return self._server.begin(self._session).objects.get(object_id)
+
+    def actor(self, actor_id: ObjectID) -> ActorRow | None:
+        """See `tables.Store`."""
+        return self._server.begin(self._session).actors.get(actor_id)
+
+    def actors_of(self, node_id: NodeID) -> list[ObjectID]:
+        """See `tables.Store`."""
+        rows = self._server.begin(self._session).actors.values()
+        return [row.actor_id for row in rows if row.node_id == node_id]
+
+    def named_actor(self, name: str) -> tuple[ObjectID, NodeID] | None:
+        """See `tables.Store`."""
+        return self._server.begin(self._session).names.get(name)
 
     def events(self, node_id: NodeID) -> list[EventRow]:
         """See `tables.Store`."""

@@ -2,8 +2,9 @@
 
 One connection, used by one thread. Nothing is retried behind our back: redis-py's own retries are off, every call has
 a time-out, and each failure, of the network (ControlStoreError) or of the server (StoreRefused), has a text without
-secrets. A caller repeats the call as it was; see `tables` for why that is safe. Only two things need a script (one key
-each): giving an epoch, recognised by its token, and releasing a function, which goes with its last job.
+secrets. A caller repeats the call as it was; see `tables` for why that is safe. Scripts, of one key each, are what must
+look before it writes: giving an epoch, recognised by its token; releasing a function, which goes with its last job; and
+what belongs to one node at a time: actors and their names.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from redis.retry import Retry
 from dpool._gcs import keys
 from dpool._gcs.lineage import live_positions, split_ids, unpack
 from dpool._gcs.tables import (
+    ActorRow,
     AddEvent,
     Beat,
     EndJob,
@@ -29,10 +31,14 @@ from dpool._gcs.tables import (
     MarkDropped,
     NodeRow,
     ObjectRow,
+    PutActor,
     PutBatch,
     PutFunction,
     PutJob,
+    PutName,
     PutObject,
+    ReleaseName,
+    RemoveActor,
     RemoveBatch,
     RemoveObject,
     StoreRefused,
@@ -77,6 +83,25 @@ end
 return redis.call('DEL', KEYS[1])
 """
 
+WRITE_OWN = """
+local owner = redis.call('HGET', KEYS[1], 'node')
+if owner and owner ~= ARGV[1] then return 0 end
+if ARGV[2] == 'change' and not owner then return 0 end
+if ARGV[3] == 'drop' then redis.call('HDEL', KEYS[1], 'creation') end
+redis.call('HSET', KEYS[1], 'node', ARGV[1], unpack(ARGV, 4))
+return 1
+"""
+"""A row that belongs to one node: ARGV is the node, "put" or "change" (only if it is there), "drop" or "" (whether
+`creation` goes), fields and values.
+"""
+
+REMOVE_OWN = """
+if redis.call('HGET', KEYS[1], 'node') ~= ARGV[1] then return 0 end
+if ARGV[2] and redis.call('HGET', KEYS[1], 'actor') ~= ARGV[2] then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+"""ARGV is the node and, for a name that may have passed on, the actor."""
+
 
 def redact(url: str) -> str:
     """The URL without user, password and query, for people's eyes."""
@@ -113,6 +138,10 @@ class RedisStore:
             RemoveBatch: self._remove_batch,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            PutActor: self._put_actor,
+            RemoveActor: self._remove_actor,
+            PutName: self._put_name,
+            ReleaseName: self._release_name,
             AddEvent: self._add_event,
         }
 
@@ -207,14 +236,32 @@ class RedisStore:
         """Idempotent: the row that says the job exists goes last."""
         functions = keys.job_functions(self._session, job_id)
         objects = keys.job_objects(self._session, job_id)
-        used, owned = self._run([("SMEMBERS", functions), ("SMEMBERS", objects)])
+        actors = keys.job_actors(self._session, job_id)
+        used, owned, made = self._run([("SMEMBERS", functions), ("SMEMBERS", objects), ("SMEMBERS", actors)])
+        self._end_actors(made)
         commands: list[Command] = [
             ("EVAL", RELEASE_FUNCTION, 1, keys.function(self._session, name), job_id.hex()) for name in used
         ]
         commands += [("UNLINK", keys.object_(self._session, name)) for name in owned]
         commands += [("UNLINK", keys.lineage(self._session, job_id, shard)) for shard in range(keys.LINEAGE_SHARDS)]
-        commands += [("UNLINK", functions), ("UNLINK", objects), ("HDEL", keys.jobs(self._session), job_id.hex())]
+        commands += [("UNLINK", functions), ("UNLINK", objects), ("UNLINK", actors)]
+        commands.append(("HDEL", keys.jobs(self._session), job_id.hex()))
         self._run(commands)
+
+    def _end_actors(self, made: Iterable[ObjectID]) -> None:
+        """The rows go last: whatever happens in between, they say what else there is."""
+        names = list(made)
+        rows = self._run([("HMGET", keys.actor(self._session, name), "node", "name") for name in names])
+        commands: list[Command] = []
+        for actor_id, (node_id, name) in zip(names, rows, strict=True):
+            if node_id is None:
+                continue
+            if name:
+                key = keys.actor_name(self._session, _text(name))
+                commands.append(("EVAL", REMOVE_OWN, 1, key, node_id, actor_id))
+            commands.append(("SREM", keys.node_actors(self._session, node_id), actor_id))
+        self._run(commands)
+        self._run([("UNLINK", keys.actor(self._session, name)) for name in names])
 
     def function(self, function_id: FunctionID) -> FunctionRow | None:
         """See `tables.Store`."""
@@ -290,6 +337,70 @@ class RedisStore:
             return None
         copies = frozenset(bytes.fromhex(field[3:].decode()) for field in fields if field.startswith(b"at:"))
         return ObjectRow(object_id, fields[b"job"], int(fields[b"size"]), fields[b"state"].decode(), copies)
+
+    # --- actors -----------------------------------------------------------------------------------------------------
+
+    def _put_actor(self, write: PutActor) -> Iterator[Command]:
+        row = write.row
+        key = keys.actor(self._session, row.actor_id)
+        now = ("state", row.state, "restarts", row.restarts, "cause", _bytes(row.cause))
+        drop = "" if row.creation else "drop"
+        if not write.whole:
+            yield "EVAL", WRITE_OWN, 1, key, row.node_id, "change", drop, *now
+            return
+        # the indices first: whatever happens in between, the end of the job or of the node finds the actor
+        yield "SADD", keys.node_actors(self._session, row.node_id), row.actor_id
+        if not row.detached:
+            yield "SADD", keys.job_actors(self._session, row.job_id), row.actor_id
+        made: tuple[Any, ...] = ("job", row.job_id, "epoch", row.epoch, "name", _bytes(row.name))
+        made += ("detached", int(row.detached), "resources", json.dumps(row.resources))
+        made += ("max_restarts", row.max_restarts, "keep", json.dumps([one.hex() for one in row.keep]))
+        made += ("creation", row.creation) if row.creation else ()
+        yield "EVAL", WRITE_OWN, 1, key, row.node_id, "put", drop, *made, *now
+
+    def _remove_actor(self, write: RemoveActor) -> Iterator[Command]:
+        yield "EVAL", REMOVE_OWN, 1, keys.actor(self._session, write.actor_id), write.node_id
+        yield "SREM", keys.job_actors(self._session, write.job_id), write.actor_id
+        yield "SREM", keys.node_actors(self._session, write.node_id), write.actor_id
+
+    def _put_name(self, write: PutName) -> Iterator[Command]:
+        key = keys.actor_name(self._session, write.name)
+        yield "EVAL", WRITE_OWN, 1, key, write.node_id, "put", "", "actor", write.actor_id
+
+    def _release_name(self, write: ReleaseName) -> Iterator[Command]:
+        yield "EVAL", REMOVE_OWN, 1, keys.actor_name(self._session, write.name), write.node_id
+
+    def actor(self, actor_id: ObjectID) -> ActorRow | None:
+        """See `tables.Store`."""
+        fields = _pairs(self._one("HGETALL", keys.actor(self._session, actor_id)))
+        if b"job" not in fields:
+            return None
+        return ActorRow(
+            actor_id,
+            fields[b"job"],
+            fields[b"node"],
+            _text(fields[b"name"]),
+            fields[b"detached"] == b"1",
+            tuple((name, amount) for name, amount in json.loads(fields[b"resources"])),
+            int(fields[b"max_restarts"]),
+            fields[b"state"].decode(),
+            int(fields[b"restarts"]),
+            _text(fields[b"cause"]),
+            tuple(map(bytes.fromhex, json.loads(fields[b"keep"]))),
+            fields.get(b"creation", b""),
+            int(fields[b"epoch"]),
+        )
+
+    def actors_of(self, node_id: NodeID) -> list[ObjectID]:
+        """See `tables.Store`."""
+        names = list(self._one("SMEMBERS", keys.node_actors(self._session, node_id)))
+        owners = self._run([("HGET", keys.actor(self._session, name), "node") for name in names])
+        return [name for name, owner in zip(names, owners, strict=True) if owner == node_id]
+
+    def named_actor(self, name: str) -> tuple[ObjectID, NodeID] | None:
+        """See `tables.Store`."""
+        actor_id, node_id = self._one("HMGET", keys.actor_name(self._session, name), "actor", "node")
+        return (actor_id, node_id) if actor_id is not None else None
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -382,6 +493,16 @@ def connect_url(session: str, url: str, timeout_s: float) -> RedisStore:
     except (ValueError, TypeError, redis.RedisError):
         raise ControlStoreError(f"DPOOL_REDIS_URL is malformed: {redact(url)}") from None
     return RedisStore(session, client, redact(url))
+
+
+def _bytes(text: str) -> bytes:
+    """What Python takes for a string, as bytes; UTF-8, but for lone surrogates."""
+    return text.encode(errors="surrogatepass")
+
+
+def _text(data: bytes) -> str:
+    """The inverse of `_bytes`."""
+    return data.decode(errors="surrogatepass")
 
 
 def _pairs(answer: Any) -> dict[bytes, bytes]:

@@ -19,6 +19,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from hashlib import sha256
 from importlib.util import find_spec
 from time import monotonic
@@ -40,6 +41,13 @@ MAX_SOCKET_PATH_BYTES = 107
 """Linux' sun_path, less its closing zero."""
 PROBE_TIMEOUT_S = 0.5
 PROBE_EVERY_S = 0.01
+_DIE_WITH_STARTER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Asks the kernel for SIGKILL when the parent dies (PR_SET_PDEATHSIG), unless it has, and becomes the server."""
 
 
 def find_binary() -> str:
@@ -161,11 +169,13 @@ class EmbeddedServer:
         return True
 
     def start(self, log_path: str, timeout_s: float = 10.0) -> int:
-        """Start the server as a child of this process, wait until it answers, and return its pid.
+        """Start the server as a child of this process, wait until it answers, and return its pid. When the thread that
+        calls this ends, so does the server.
 
         Raises ControlStoreError, with the log's last line, if it does not.
         """
         argv, config = self.command()
+        argv = [sys.executable, "-I", "-S", "-c", _DIE_WITH_STARTER, str(os.getpid()), *argv]
         with open(log_path, "ab") as log:
             process = self._process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self.directory, env={}, start_new_session=True

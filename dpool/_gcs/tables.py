@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dpool._core.ids import FunctionID, JobID, NodeID, ObjectID, TaskID
 
 __all__ = [
+    "ActorRow",
     "AddEvent",
     "Beat",
     "EndJob",
@@ -29,10 +30,14 @@ __all__ = [
     "MarkDropped",
     "NodeRow",
     "ObjectRow",
+    "PutActor",
     "PutBatch",
     "PutFunction",
     "PutJob",
+    "PutName",
     "PutObject",
+    "ReleaseName",
+    "RemoveActor",
     "RemoveBatch",
     "RemoveObject",
     "Store",
@@ -84,6 +89,29 @@ class ObjectRow(NamedTuple):
     copies: frozenset[NodeID]
 
 
+class ActorRow(NamedTuple):
+    """An actor: how it is made, and how it is.
+
+    `node_id` is the only one that may change the row; it names one start of a node, whose number is `epoch`. `creation`
+    (opaque) is all that is needed to construct it anew, wherever; empty when it will not come back. `keep` are the
+    objects that `creation` refers to. `cause` says why a dead one is dead.
+    """
+
+    actor_id: ObjectID
+    job_id: JobID
+    node_id: NodeID
+    name: str = ""
+    detached: bool = False
+    resources: tuple[tuple[str, int], ...] = ()
+    max_restarts: int = 0
+    state: str = "waiting"
+    restarts: int = 0
+    cause: str = ""
+    keep: tuple[ObjectID, ...] = ()
+    creation: bytes = b""
+    epoch: int = 0
+
+
 class EventRow(NamedTuple):
     """One line of a node's history; `event_id` grows strictly within a node."""
 
@@ -107,7 +135,9 @@ class PutJob(NamedTuple):
 
 
 class EndJob(NamedTuple):
-    """Everything of the job goes: its row, lineage, objects, and its share in functions."""
+    """Everything of the job goes: its row, lineage, objects, actors with their names, and its share in functions.
+    Detached actors stay.
+    """
 
     job_id: JobID
 
@@ -162,6 +192,38 @@ class RemoveObject(NamedTuple):
     job_id: JobID
 
 
+class PutActor(NamedTuple):
+    """The actor as it now is. `whole`: also what never changes, else only state, restarts, cause and whether
+    `creation` is needed. Ignored if the row is another node's.
+    """
+
+    row: ActorRow
+    whole: bool = True
+
+
+class RemoveActor(NamedTuple):
+    """Nobody can ask for the actor any more. Ignored if the row is another node's."""
+
+    actor_id: ObjectID
+    job_id: JobID
+    node_id: NodeID
+
+
+class PutName(NamedTuple):
+    """The node's actor of that name. Ignored if the name is another node's: see `Store.named_actor`."""
+
+    name: str
+    actor_id: ObjectID
+    node_id: NodeID
+
+
+class ReleaseName(NamedTuple):
+    """The node has no actor of that name any more. Ignored if the name is another node's."""
+
+    name: str
+    node_id: NodeID
+
+
 class AddEvent(NamedTuple):
     """One more event of a node; the store keeps the newest ones only. An id it has already seen changes nothing."""
 
@@ -172,7 +234,20 @@ class AddEvent(NamedTuple):
 
 
 Write = (
-    Beat | PutJob | EndJob | PutFunction | PutBatch | MarkDropped | RemoveBatch | PutObject | RemoveObject | AddEvent
+    Beat
+    | PutJob
+    | EndJob
+    | PutFunction
+    | PutBatch
+    | MarkDropped
+    | RemoveBatch
+    | PutObject
+    | RemoveObject
+    | PutActor
+    | RemoveActor
+    | PutName
+    | ReleaseName
+    | AddEvent
 )
 
 
@@ -195,7 +270,9 @@ class Store(Protocol):
         """
 
     def remove_node(self, node_id: NodeID) -> None:
-        """The node is gone: its row, its load and its events go; epochs go on counting."""
+        """The node is gone: its row, its load and its events go; epochs go on counting. Its actors' rows stay for
+        whoever takes them over.
+        """
 
     def apply(self, writes: Sequence[Write]) -> None:
         """Apply the writes, in order, in as few round trips as possible."""
@@ -220,6 +297,15 @@ class Store(Protocol):
 
     def object(self, object_id: ObjectID) -> ObjectRow | None:
         """Where the object is, or None."""
+
+    def actor(self, actor_id: ObjectID) -> ActorRow | None:
+        """The actor, or None if there is none, or nobody can ask for it any more."""
+
+    def actors_of(self, node_id: NodeID) -> list[ObjectID]:
+        """The actors that the node has, dead ones included that somebody may ask for."""
+
+    def named_actor(self, name: str) -> tuple[ObjectID, NodeID] | None:
+        """Who has the name: the first that took it. A node that has put a name and reads itself here has claimed it."""
 
     def events(self, node_id: NodeID) -> list[EventRow]:
         """The node's newest events, oldest first."""

@@ -7,8 +7,12 @@
  post(op) ──queue, eventfd────► every 10 ms or 256 operations: ledger ─► pipeline ─► acknowledge
  server_exited(pid, status) ──► outage: tell once, back off, spawn again, connect, …
  close(timeout) ──────────────► flush, remove the session's rows or the server itself, end
-        ◄──notify(event)──────── Connected, Committed, Lost, Unavailable
+        ◄──notify(event)──────── Connected, Committed, Lost, Confirmed, Unavailable
 ```
+
+What must be in the store before somebody goes on is posted like everything else, with a Confirm after it: it is not
+gathered but written at once, the name that it asks for is read back, and the answer is Confirmed. While the store is
+away it waits; whoever has given up ignores the answer.
 
 Threads: `post`, `start`, `server_exited`, `close` may be called from any thread and, but for `close`, never block.
 `notify` and `spawn` are called on the writer's thread; `notify` must hand over and return. Nothing of redis is imported
@@ -24,12 +28,22 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
-from dpool._gcs.config import Committed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Ledger, Op
-from dpool._gcs.tables import EndJob, JobRow, NodeRow, PutFunction, PutJob, PutObject, RemoveObject, StoreRefused
+from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
+from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, Op, RecordActor
+from dpool._gcs.tables import (
+    ActorRow,
+    EndJob,
+    JobRow,
+    NodeRow,
+    PutFunction,
+    PutJob,
+    PutObject,
+    RemoveObject,
+    StoreRefused,
+)
 from dpool.errors import ControlStoreError
 
 if TYPE_CHECKING:
@@ -39,12 +53,16 @@ if TYPE_CHECKING:
     from dpool._gcs.server import EmbeddedServer
 
 __all__ = [
+    "ActorRow",
     "CommitLineage",
     "Committed",
+    "Confirm",
+    "Confirmed",
     "Connected",
     "DropTasks",
     "EndJob",
     "Event",
+    "ForgetActor",
     "GcsConfig",
     "GcsEvent",
     "GcsWriter",
@@ -56,12 +74,28 @@ __all__ = [
     "PutFunction",
     "PutJob",
     "PutObject",
+    "RecordActor",
     "RemoveObject",
     "Unavailable",
 ]
 
 KEEP_SESSION_EVERY_S = 60.0
 STARTS_BEFORE_SET_ASIDE = 2
+CLOSING_TIME_S = 0.2
+"""A process that is killed closes its sockets first; so long after that it has ended."""
+REAPING_TIME_S = 1.0
+"""How long we wait to hear how a process ended from who reaped it."""
+HURRIED_PAUSE_S = 0.5
+"""While somebody waits for a Confirm, an attempt to reach the store follows the last one after this time."""
+
+
+class Confirm(NamedTuple):
+    """Answer with Confirmed when all that was posted before is in the store. `name`: whose actor has it; "": none is
+    asked for.
+    """
+
+    number: int
+    name: str
 
 
 class GcsWriter:
@@ -90,22 +124,25 @@ class GcsWriter:
         self._notify = notify
         self._clock = clock
         self._ledger = Ledger(config.node.node_id, config.max_events)
-        self._queue: deque[Op] = deque()
+        self._queue: deque[Op | Confirm] = deque()
         self._exits: dict[int, int] = {}
         self._lock = threading.Lock()  # start and close
         self._wake_lock = threading.Lock()  # the eventfd's life
         self._thread: threading.Thread | None = None
         self._wake_fd = -1
         self._idle = False
+        self._urgent = False  # a Confirm is in the queue
         self._closing = False
         # the thread's own
         self._server: EmbeddedServer | None = None
         self._child: Child | None = None
+        self._starting = False  # a child whose pid we may not know yet
         self._store: RedisStore | None = None
         self._token = os.urandom(16).hex()
         self._epoch = 1
         self._registered = False  # with the present store
         self._failed_starts = 0
+        self._confirms: list[Confirm] = []  # drained, and not answered
         self._backoff_s = 0.0  # how long the next attempt waits
         self._told = False  # of the present outage
         self._connected_at: float | None = None
@@ -114,13 +151,22 @@ class GcsWriter:
     # --- any thread -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to write what was, and will be, posted. Only the first call counts."""
+        """Begin to write what was, and will be, posted. Only the first call that succeeds counts.
+
+        Raises OSError or RuntimeError if no descriptor or no thread is to be had.
+        """
         with self._lock:
             if self._thread is not None or self._closing or self._config.mode == "off":
                 return
+            thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._thread = threading.Thread(target=self._run, name="dpool-gcs", daemon=True)
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                self._close_wake_fd()
+                self._drain()  # what is posted must not pile up meanwhile
+                raise
+            self._thread = thread
 
     def post(self, op: Op) -> None:
         """Take one operation; never blocks. It waits for `start`; after `close`, or in mode "off", it is ignored."""
@@ -133,10 +179,18 @@ class GcsWriter:
         if self._idle or len(queue) == self._config.batch_ops:
             self._wake()
 
+    def confirm(self, number: int, name: str = "") -> None:
+        """Ask for Confirmed; never blocks. Without a store (mode "off", after `close`) there is no answer."""
+        if self._closing or self._config.mode == "off":
+            return
+        self._queue.append(Confirm(number, name))
+        self._urgent = True
+        self._wake()
+
     def server_exited(self, pid: int, status: int) -> None:
         """The node reaped the process `pid`. `status`: exit code, or minus the signal. Other pids are ignored."""
-        child = self._child
-        if child is not None and child.pid == pid:
+        starting, child = self._starting, self._child  # in this order: it ends when the child is there
+        if starting or (child is not None and child.pid == pid):
             self._exits[pid] = status
             self._wake()
 
@@ -188,7 +242,7 @@ class GcsWriter:
                 except StoreRefused as error:
                     self._outage(str(error), sound=True)
                 except ControlStoreError as error:
-                    self._outage(str(error))
+                    self._outage(self._reason(error))
                 except Exception as error:  # a defect of ours: told like any outage, not the thread's silent end
                     self._outage(f"internal error: {error!r}")
             self._last_writes()
@@ -200,7 +254,7 @@ class GcsWriter:
         while not self._closing:
             self._gather(None if self._keep_at is None else self._keep_at - self._clock())
             if self._child is not None and self._child.gone():
-                raise ControlStoreError(self._how_it_ended(self._child))
+                raise ControlStoreError("the server ended")
             self._keep_session()
             self._flush()
 
@@ -211,7 +265,7 @@ class GcsWriter:
             if not self._queue and not self._closing:
                 self._sleep(timeout_s)
             self._idle = False
-        if 0 < len(self._queue) < self._config.batch_ops and not self._closing:
+        if 0 < len(self._queue) < self._config.batch_ops and not self._closing and not self._urgent:
             self._sleep(self._config.flush_s)
         self._drain()
 
@@ -223,8 +277,13 @@ class GcsWriter:
 
     def _drain(self) -> None:
         queue, ledger = self._queue, self._ledger
+        self._urgent = False
         for _ in range(len(queue)):
-            ledger.apply(queue.popleft())
+            op = queue.popleft()
+            if type(op) is Confirm:
+                self._confirms.append(op)
+            else:
+                ledger.apply(op)  # type: ignore[arg-type]
         self._tell_acks()
 
     def _tell_acks(self) -> None:
@@ -244,6 +303,11 @@ class GcsWriter:
                 raise
             ledger.written()
             self._tell_acks()
+        while self._confirms:
+            number, name = self._confirms[0]
+            found = store.named_actor(name) if name else None
+            del self._confirms[0]
+            self._notify(Confirmed(number, found[1] if found else b""))
 
     def _keep_session(self) -> None:
         """On a shared server: say that we live; if it forgot us, write everything again."""
@@ -285,7 +349,7 @@ class GcsWriter:
 
     def _register(self, store: RedisStore) -> None:
         """Register the node; whatever the store had of it may be gone, so everything is to be written."""
-        self._epoch = store.register_node(self._config.node, self._token, self._epoch)
+        self._epoch = self._ledger.epoch = store.register_node(self._config.node, self._token, self._epoch)
         self._ledger.rewrite_all()
 
     def _running_server(self) -> EmbeddedServer:
@@ -295,9 +359,7 @@ class GcsWriter:
         if self._server is None:
             self._server = EmbeddedServer(self._config.directory, maxmemory_bytes=self._config.maxmemory_bytes)
         server = self._server
-        if self._child is None:
-            self._child = self._start(server)
-        child = self._child
+        child = self._child or self._start(server)
 
         def pause(seconds: float) -> bool:
             self._sleep(seconds)
@@ -309,7 +371,7 @@ class GcsWriter:
             if self._closing:
                 raise ControlStoreError("closed before the embedded server answered")
             if child.gone():
-                raise ControlStoreError(self._how_it_ended(child))
+                raise ControlStoreError("the server ended")
             child.kill()
             raise ControlStoreError(f"{server.binary} did not answer within {self._config.start_timeout_s:g} s")
         self._failed_starts = 0
@@ -319,14 +381,30 @@ class GcsWriter:
         if self._failed_starts >= STARTS_BEFORE_SET_ASIDE:
             server.set_data_aside()  # it may be what it stumbles over; what lives is written again
         argv, config = server.command()
+        self._exits.clear()
+        self._starting = True
         try:
-            return Child(self._spawn(argv, config, self._config.log_file), self._exits)
+            self._child = Child(self._spawn(argv, config, self._config.log_file), self._exits)
         except Exception as error:
             raise ControlStoreError(f"cannot start {server.binary}: {error}") from error
+        finally:
+            self._starting = False
+        return self._child
+
+    def _reason(self, error: ControlStoreError) -> str:
+        """Why the store failed: how the server ended, if it did by itself, else what the error says."""
+        child = self._child
+        if child is None or child.killed or self._closing or not child.gone(CLOSING_TIME_S):
+            return str(error)
+        return self._how_it_ended(child)
 
     def _how_it_ended(self, child: Child) -> str:
         from dpool._gcs.server import last_line
 
+        until = self._clock() + REAPING_TIME_S
+        while child.status() is None and self._clock() < until and not self._closing:
+            if readable(until - self._clock(), self._wake_fd):
+                os.eventfd_read(self._wake_fd)
         name = os.path.basename(self._server.binary) if self._server is not None else "the server"
         return f"{name} (pid {child.pid}) {child.end()}; its last words: {last_line(self._config.log_file)}"
 
@@ -350,9 +428,13 @@ class GcsWriter:
 
     def _pause(self) -> None:
         """After a failure: take operations in for a while before the next attempt."""
-        until = self._clock() + self._backoff_s
-        while not self._closing and self._clock() < until and not (self._child is not None and self._child.gone()):
-            self._gather(until - self._clock())
+        begun = self._clock()
+        while not self._closing and not (self._child is not None and self._child.gone()):
+            pause_s = min(self._backoff_s, HURRIED_PAUSE_S) if self._confirms else self._backoff_s
+            left = begun + pause_s - self._clock()
+            if left <= 0:
+                return
+            self._gather(left)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -371,8 +453,11 @@ class GcsWriter:
             self._notify(Lost(batch_no))
 
     def _leave(self, store: RedisStore) -> None:
-        """Remove this node and its jobs; the last node removes the session."""
+        """Remove this node, its jobs and its actors; the last node removes the session."""
         store.apply([EndJob(job_id) for job_id in self._ledger.jobs()])
+        for actor_id in self._ledger.detached():
+            self._ledger.apply(ForgetActor(actor_id))
+        self._flush()
         store.remove_node(self._config.node.node_id)
         if not store.nodes():
             store.close_session()
@@ -386,6 +471,9 @@ class GcsWriter:
             self._child = None
         if self._server is not None:
             self._server.remove_files()
+        self._close_wake_fd()
+
+    def _close_wake_fd(self) -> None:
         with self._wake_lock:
             os.close(self._wake_fd)
             self._wake_fd = -1

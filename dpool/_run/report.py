@@ -22,7 +22,7 @@ import sys
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from dpool._run import serving
 from dpool._run.hooks import when_imported
@@ -50,12 +50,17 @@ class Tally:
         self.lock = threading.Lock()
         self.in_chunk: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         """The number of calls in tasks that have more than one."""
+        self.ended_early: WeakSet[Any] = WeakSet()
+        """What was counted as one call: it may have ended before it was noted how many it has."""
 
     def submitted(self, future: Any, calls: int) -> None:
         self.first_s = self.first_s or monotonic()
         if calls != 1:
             with self.lock:
-                self.in_chunk[future] = calls
+                if future in self.ended_early:
+                    self.calls += calls - 1
+                else:
+                    self.in_chunk[future] = calls
 
     def answered(self, elapsed_ns: int) -> None:
         self.last_s = monotonic()
@@ -65,7 +70,11 @@ class Tally:
     def ended(self, futures: list[Any]) -> None:
         with self.lock:
             self.tasks += len(futures)
-            self.calls += sum(self.in_chunk.pop(future, 1) for future in futures) if self.in_chunk else len(futures)
+            for future in futures:
+                calls = self.in_chunk.pop(future, -1)
+                self.calls += calls if calls >= 0 else 1
+                if calls < 0:
+                    self.ended_early.add(future)
 
     def crashed(self) -> None:
         with self.lock:

@@ -412,10 +412,12 @@ class JobFailed(NamedTuple):
 
 
 class SpillThread:
-    """Jobs one after the other in a thread of its own, started at the first.
+    """Jobs one after the other in a thread of its own, started at the first. Where no thread can be started, the job is
+    done by who submits it, and the next one tries again.
 
     Args:
-        tell: called in that thread with what each job returned, or a `JobFailed`; it must hand over and not raise.
+        tell: called in the thread that did the job, with what it returned or a `JobFailed`; it must hand over and not
+            raise.
     """
 
     def __init__(self, tell: Callable[[Any], Any]) -> None:
@@ -433,7 +435,11 @@ class SpillThread:
             raise RuntimeError("the spill thread is closed")
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="dpool-spill", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads are allowed
+                self._do(job)
+                return
             self._thread = thread
         self._jobs.put(job)
 
@@ -453,12 +459,15 @@ class SpillThread:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None and not self._closed:
-            result: Any
-            try:
-                result = job()
-            except BaseException as error:
-                result = JobFailed(error)
-            with self._lock:
-                if not self._deaf:
-                    self._tell(result)
-            del job, result  # a waiting thread keeps no object's memory
+            self._do(job)
+            del job  # a waiting thread keeps no object's memory
+
+    def _do(self, job: Callable[[], Any]) -> None:
+        result: Any
+        try:
+            result = job()
+        except BaseException as error:
+            result = JobFailed(error)
+        with self._lock:
+            if not self._deaf:
+                self._tell(result)

@@ -7,12 +7,15 @@ import os
 import pickle
 import threading
 import time
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
 import pytest
 
 import dpool
+from dpool._core import wire
+from dpool._core.lane import Lane
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import is_running, run_script, wait_until
 
@@ -172,6 +175,22 @@ def test_in_tasks_pools_and_threads() -> None:
     assert counter.add(0) == 91
 
 
+def ask(actor: Any) -> int:
+    return int(actor.add(5))
+
+
+def ask_behind_a_call_that_waits(actor: Any) -> list[int]:
+    """The call waits for the task, which calls the same actor: that must not happen in this process."""
+    child = dpool.remote(ask).remote(actor)
+    call = actor.add.submit(child)
+    return [*dpool.get([child, call])]
+
+
+def test_a_call_that_waits_for_a_task_that_calls_the_same_actor() -> None:
+    counter = dpool.ActorProxy(Counter)
+    assert dpool.get(dpool.remote(ask_behind_a_call_that_waits).remote(counter), timeout=LONG_S) == [5, 10]
+
+
 class Parent:
     def __init__(self, children: int) -> None:
         self.children = [dpool.ActorProxy(Counter, n) for n in range(children)]
@@ -271,6 +290,38 @@ def test_awaiting_a_call() -> None:
         return sum(values)
 
     assert asyncio.run(main()) == 55
+
+
+def test_an_answer_that_is_read_before_the_sender_has_gone_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call is in the actor's socket, and the thread that put it there has not noted that yet."""
+    actor = dpool.ActorProxy(Async)
+    waiting = actor.wait.submit(1)
+    wait_until(lambda: actor.plain() == 1, LONG_S)  # it is there
+    reader = threading.Thread(target=waiting.result, daemon=True)  # whoever waits, reads
+    reader.start()
+    sent, looked_at, dealt_with = threading.Event(), threading.Event(), threading.Event()
+    sender, send, end = threading.current_thread(), wire.send, Lane._ended_out_of_turn
+
+    def slow_send(*args: Any) -> None:
+        send(*args)
+        if threading.current_thread() is sender and len(args) == 4 and not sent.is_set():  # a lane's frame
+            sent.set()
+            assert looked_at.wait(LONG_S)
+            dealt_with.wait(0.2)  # it must not be; in vain, therefore
+
+    def observed_end(*args: Any) -> bool:
+        looked_at.set()
+        known = end(*args)
+        dealt_with.set()
+        return known
+
+    monkeypatch.setattr(wire, "send", slow_send)
+    monkeypatch.setattr(Lane, "_ended_out_of_turn", observed_end)
+    call = actor.set.submit()
+    assert sent.is_set()
+    assert call.result(LONG_S) is None
+    reader.join(LONG_S)
+    assert waiting.result(LONG_S) == 1
 
 
 # -- names, limits
@@ -441,7 +492,7 @@ b = dpool.ActorProxy(A)
 print(a.pid(), b.pid())
 b.sleep.remote()
 """
-    result = run_script(script, timeout=40).check()
+    result = run_script(script).check()
     wait_until(lambda: not any(is_running(int(pid)) for pid in result.stdout.split()), LONG_S)
 
 
@@ -451,3 +502,24 @@ class Slow:
 
     def begun(self) -> float:
         return self.at
+
+
+def test_cancel_interrupts_the_call_that_runs_whoever_has_called_before(gate: Gate) -> None:
+    actor = dpool.ActorProxy(Counter)
+    pid = actor.pid()
+    with dpool.Executor(1) as ex:
+        ex.submit(actor.pid).result(LONG_S)
+        running, behind = actor.enter.submit(gate, "cancelled"), actor.enter.submit(gate, "open")
+        gate.open("open")
+        gate.entered("cancelled")
+        dpool.cancel(running)
+        with pytest.raises(CancelledError):
+            running.result(LONG_S)
+        assert behind.result(LONG_S) == "open"
+        assert ex.submit(actor.pid).result(LONG_S) == pid
+    theirs = actor.enter.submit(gate, "after")  # the other caller has gone
+    gate.entered("after")
+    dpool.cancel(theirs)
+    with pytest.raises(CancelledError):
+        theirs.result(LONG_S)
+    assert actor.pid() == pid

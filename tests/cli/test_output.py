@@ -118,17 +118,38 @@ def test_printing_anywhere_does_not_hang(tmp_path: Path) -> None:
     assert sum(line == "6" for line in lines) == 100
 
 
-def test_a_program_with_an_actor_prints(tmp_path: Path) -> None:
+def test_lines_of_an_actor_come_before_what_its_caller_prints(tmp_path: Path) -> None:
+    """The caller is the program, or a task, or a thread beside one; the actor runs one call at a time, or several."""
     text = """
+    import sys
+    import threading
     import dpool
     class Speaker:
-        def say(self, number):
-            print("actor", number)
+        def say(self, name, number):
+            print(name, "actor", number)
+            sys.stderr.write(f"{name} aside {number}\\n")
             return number
-    speaker = dpool.ActorProxy(Speaker)
-    for number in range(5):
-        print("result", speaker.say(number))
+    class Async(Speaker):
+        async def say(self, name, number):
+            return super().say(name, number)
+    def ask(name, speaker):
+        for number in range(10):
+            print(name, "result", speaker.say(name, number))
+            sys.stderr.write(f"{name} seen {number}\\n")
+    Threads = dpool.remote(Speaker).options(max_concurrency=2)
+    if __name__ == "__main__":
+        speakers = {"sync": dpool.ActorProxy(Speaker), "async": dpool.ActorProxy(Async), "threads": Threads.remote()}
+        for name, speaker in speakers.items():
+            ask(name + "-program", speaker)
+            dpool.get(dpool.remote(ask).remote(name + "-task", speaker))
+            thread = threading.Thread(target=ask, args=(name + "-thread", speaker))
+            thread.start()
+            thread.join()
     """
-    lines = served(write(tmp_path, text)).check().stdout.splitlines()
-    assert [line for line in lines if line.startswith("result")] == [f"result {number}" for number in range(5)]
-    assert sorted(line for line in lines if line.startswith("actor")) == [f"actor {number}" for number in range(5)]
+    found = served(write(tmp_path, text)).check()
+    lines, asides = found.stdout.splitlines(), found.stderr.splitlines()
+    for name in (f"{how}-{who}" for how in ("sync", "async", "threads") for who in ("program", "task", "thread")):
+        for number in range(10):
+            assert lines.index(f"{name} actor {number}") < lines.index(f"{name} result {number}")
+            assert asides.index(f"{name} aside {number}") < asides.index(f"{name} seen {number}")
+    assert len(lines) == 180

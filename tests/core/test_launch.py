@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,27 +15,40 @@ from dpool._core.config import Config
 from dpool.errors import StartupError
 
 
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    """A directory with a short name, for sockets; it goes with the test run's."""
+    return Path(tempfile.mkdtemp(prefix="s-"))
+
+
 def make_old(path: Path) -> None:
     old = time.time() - 2 * launch.STALE_S
     os.utime(path, (old, old))
 
 
-def test_a_session_is_private(tmp_path: Path) -> None:
-    path = launch.make_session(Config(tmpdir=str(tmp_path)))
+def test_a_session_is_private(short: Path) -> None:
+    path = launch.make_session(Config(tmpdir=str(short)))
     assert os.stat(path).st_mode & 0o777 == 0o700
     launch.check_session(path)
 
 
-def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_made_is_a_clear_error(short: Path) -> None:
     with pytest.raises(StartupError, match="DPOOL_TMPDIR"):
-        launch.make_session(Config(tmpdir=str(tmp_path / "missing")))
+        launch.make_session(Config(tmpdir=str(short / "missing")))
 
 
-def test_an_open_directory_or_a_link_is_refused(tmp_path: Path) -> None:
+def test_a_name_too_long_for_sockets_is_a_clear_error(short: Path) -> None:
+    long = short / ("x" * 100)
+    long.mkdir()
+    with pytest.raises(StartupError, match=r"too long.*DPOOL_TMPDIR.*at most \d+ bytes"):
+        launch.make_session(Config(tmpdir=str(long)))
+
+
+def test_an_open_directory_or_a_link_is_refused(tmp_path: Path, short: Path) -> None:
     open_to_all = tmp_path / "open"
     open_to_all.mkdir(mode=0o755)
     link = tmp_path / "link"
-    link.symlink_to(launch.make_session(Config(tmpdir=str(tmp_path))))
+    link.symlink_to(launch.make_session(Config(tmpdir=str(short))))
     for path in (open_to_all, link):
         with pytest.raises(PermissionError, match="only its owner"):
             launch.check_session(str(path))
@@ -48,10 +62,10 @@ def test_a_planted_log_link_is_refused(tmp_path: Path) -> None:
         launch.open_log(str(tmp_path), launch.NODE_LOG)
 
 
-def test_dead_sessions_are_swept_and_live_or_young_ones_kept(tmp_path: Path) -> None:
-    config = Config(tmpdir=str(tmp_path))
+def test_dead_sessions_are_swept_and_live_or_young_ones_kept(short: Path) -> None:
+    config = Config(tmpdir=str(short))
     dead, young, live = (Path(launch.make_session(config)) for _ in range(3))
-    foreign = tmp_path / "something-else"
+    foreign = short / "something-else"
     foreign.mkdir()
     (dead / "worker-1.log").write_text("last words")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as crashed:
@@ -61,7 +75,7 @@ def test_dead_sessions_are_swept_and_live_or_young_ones_kept(tmp_path: Path) -> 
         listener.listen()
         for path in (dead, live, foreign):
             make_old(path)
-        assert launch.sweep_stale(str(tmp_path), time.time()) == [str(dead)]
+        assert launch.sweep_stale(str(short), time.time()) == [str(dead)]
     assert not dead.exists()
     assert young.exists()
     assert live.exists()

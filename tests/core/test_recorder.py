@@ -23,6 +23,13 @@ class FakeWriter:
         self.posted: list[Any] = []
         self.notify = notify
         self.closed = False
+        self.started = 0
+        self.refuses: list[Exception] = []
+
+    def start(self) -> None:
+        if self.refuses:
+            raise self.refuses.pop()
+        self.started += 1
 
     def post(self, op: Any) -> None:
         self.posted.append(op)
@@ -123,3 +130,21 @@ def test_an_unavailable_store_is_told_with_its_cause_and_log(node: FakeNode) -> 
     (text,) = node.warnings
     assert "no such file" in text
     assert "/somewhere/gcs.log" in text
+
+
+def test_no_thread_to_be_had_is_one_warning_and_tried_again(node: FakeNode) -> None:
+    """The node goes on."""
+    one, writer = made(node)
+    writer.refuses = [OSError(24, "Too many open files"), RuntimeError("can't start new thread")]
+    one.start()
+    for _ in range(2):
+        assert not writer.started
+        node.timers.pop()()
+    assert writer.started == 1
+    assert not node.timers
+    (warning,) = node.warnings
+    assert "can't start new thread" in warning
+    writer.refuses = [RuntimeError("can't start new thread")]
+    one.close()
+    one.start()
+    assert not node.timers

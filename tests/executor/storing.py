@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dpool
+from tests.executor.support import LONG_S
 from tests.helpers import wait_until
 
 MB = 1 << 20
@@ -41,7 +42,7 @@ def becomes_empty() -> None:
         return None if (stats.objects, stats.pinned, stats.spilled_objects) == (0, 0, 0) else stats
 
     try:
-        wait_until(lambda: left() is None, 8.0)
+        wait_until(lambda: left() is None, LONG_S)
     except AssertionError:
         raise AssertionError(f"something is left in the store: {left()}") from None
 
@@ -55,7 +56,7 @@ def forget_plain_pickles() -> None:
 
 def holds(count: int) -> None:
     """Wait until the store holds so many objects."""
-    wait_until(lambda: objects() == count, 8.0, f"the store holds {count} objects")
+    wait_until(lambda: objects() == count, LONG_S, f"the store holds {count} objects")
 
 
 # --- Memory ---

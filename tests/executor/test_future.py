@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import pickle
+import sys
 import threading
 import weakref
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError, InvalidStateError, as_completed, wait
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import dpool
+from dpool._core import future as future_module
 from tests.executor.support import LONG_S, Gate, fail, noop, same, square
 from tests.helpers import is_running, wait_until
 
@@ -344,3 +346,30 @@ def test_ten_thousand_futures_are_let_go(one: dpool.Executor) -> None:
     del futures
     gc.collect()
     assert sum(ref() is not None for ref in refs) <= 1
+
+
+def test_what_one_thread_notes_of_a_future_is_not_lost_when_another_one_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    future: dpool.Future[int] = dpool.Future()
+    failure = ValueError("of the task")
+    ends = threading.Thread(target=future.set_exception, args=(failure,))
+
+    def waits_or_has_ended() -> bool:
+        frame = sys._current_frames().get(ends.ident or 0)
+        return not ends.is_alive() or (frame is not None and frame.f_code.co_name in ("_settle", "_end", "_more"))
+
+    class Slow(future_module._Extra):
+        __slots__ = ()
+
+        def __init__(self) -> None:
+            super().__init__()
+            if threading.current_thread() is threading.main_thread():
+                ends.start()  # while this thread is about to note something
+                wait_until(waits_or_has_ended, LONG_S)
+
+    monkeypatch.setattr(future_module, "_Extra", Slow)
+    extra = future._more()
+    ends.join(LONG_S)
+    assert future._extra is extra
+    assert future.exception(LONG_S) is failure

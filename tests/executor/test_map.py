@@ -110,7 +110,7 @@ def test_several_iterables_with_a_window(ex: dpool.Executor) -> None:
 def test_a_timeout_counts_from_the_call(one: dpool.Executor, gate: Gate) -> None:
     one.submit(square, 1).result(LONG_S)  # its worker is there
     gate.open("a")
-    results = one.map(gate.enter, ["a", "b"], ["x", "y"], timeout=1)
+    results = one.map(gate.enter, ["a", "b"], ["x", "y"], timeout=3)
     assert next(results) == "x"
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)

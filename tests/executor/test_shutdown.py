@@ -221,7 +221,7 @@ def test_an_executor_that_nobody_holds_ends_while_another_thread_waits(gate: Gat
         wait_until(lambda: runtime()._reader == reader.ident and runtime()._long, LONG_S)
         del other
         gc.collect()
-        wait_until(lambda: not is_running(worker), 10, "its worker leaves")
+        wait_until(lambda: not is_running(worker), LONG_S, "its worker leaves")
         gate.open()
         reader.join()
 

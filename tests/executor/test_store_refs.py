@@ -235,7 +235,7 @@ def test_a_closure(one: dpool.Executor) -> None:
             assert one.submit(closed).result(LONG_S) == (counted().sum(), 3)
         assert objects() == 1
         del closed
-        wait_until(lambda: one.submit(pid).result(LONG_S) and not objects(), 8.0, "the worker knows that it is gone")
+        wait_until(lambda: one.submit(pid).result(LONG_S) and not objects(), LONG_S, "the worker knows that it is gone")
         becomes_empty()
 
 

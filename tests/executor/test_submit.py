@@ -425,7 +425,7 @@ def test_both_workers_are_busy_until_one_is_free(ex: dpool.Executor, gate: Gate)
     rest = [ex.submit(square, i) for i in range(300)]
     assert gate.entered("a") != gate.entered("b")
     assert not any(future.done() for future in rest)
-    assert not any(future.running() for future in rest)
+    wait_until(lambda: not any(future.running() for future in rest), LONG_S, "what was sent to them is taken back")
     gate.open("b")
     assert [future.result(LONG_S) for future in rest] == [i * i for i in range(300)]
     assert second.done()

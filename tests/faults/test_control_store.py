@@ -48,8 +48,7 @@ def test_the_store_is_killed(tmp_path: Path) -> None:
     assert len(ours) == len(caught) == 1
     text = str(ours[0].message)
     assert ours[0].category is RuntimeWarning
-    # which of the two is seen first: its exit, or the end of the connection
-    assert re.search(r"signal 9|SIGKILL|gcs\.sock", text), text
+    assert "was killed by signal 9" in text, text
     assert re.search(r"/\S+\.log", text), text
 
 

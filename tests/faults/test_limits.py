@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,59 @@ def test_few_file_descriptors(limit: int) -> None:
         assert word == "right", result
 
 
+NONE_LEFT = """
+import os, resource
+import dpool
+
+def large_error():
+    raise ValueError("x" * 1_000_000)
+
+class Source:
+    def fail(self):
+        large_error()
+    @dpool.method(num_returns="streaming")
+    def count(self):
+        yield from range(3000)
+
+def outcome(future):
+    try:
+        return future.result(60)
+    except (OSError, ValueError) as error:
+        return type(error).__name__, str(error)[-90:]
+
+def everything():
+    yield outcome(executor.submit(large_error))
+    yield outcome(actor.fail.submit())
+    yield [outcome(one) for one in actor.count.submit()][-1]
+
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+with dpool.Executor(1) as executor:
+    actor = dpool.ActorProxy(Source)
+    assert [kind for kind, _ in list(everything())[:2]] == ["ValueError"] * 2
+    limit = max(map(int, os.listdir("/proc/self/fd"))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/", 0))
+    except OSError:
+        pass
+    for found in everything():
+        assert found[0] == "OSError" and "descriptors left" in found[1], found
+    for fd in taken:
+        os.close(fd)
+    *errors, last = everything()
+    assert [kind for kind, _ in errors] == ["ValueError"] * 2, errors
+    assert last == 2999
+"""
+
+
+def test_what_comes_when_no_file_descriptor_is_left() -> None:
+    """A large answer, and the pipe of a stream: an error each, and nothing else suffers."""
+    result = run_script(NONE_LEFT, timeout=120)
+    assert (result.rc, result.stderr) == (0, "")
+
+
 # --- Disk ---
 
 FULL_DISK = """
@@ -274,8 +328,7 @@ wait_until(lambda: not list(disk.glob("dpool-*")), 10, "the session directory is
 )
 def test_a_full_temporary_disk(tmp_path: Path, when: str, size: str, inodes: int) -> None:
     """The work needs no disk; if not even a session directory can be made, the error says so."""
-    disk, runs = tmp_path / "disk", tmp_path / "runs"
-    disk.mkdir()
+    disk, runs = Path(tempfile.mkdtemp(prefix="d-")), tmp_path / "runs"  # short: a Unix socket's path has 107 bytes
     runs.mkdir()
     result = run_script(FULL_DISK, str(disk), when, size, str(inodes), str(runs)).check()
     last = result.stdout.splitlines()[-1]

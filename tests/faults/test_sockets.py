@@ -43,9 +43,11 @@ from tests.faults.support import (
     by_role,
     one_of_role,
     resident_bytes,
+    servers,
     session_of,
     workers_of,
 )
+from tests.gcs.support import no_server
 from tests.helpers import wait_until
 
 NODE = "dpool-node"
@@ -242,6 +244,8 @@ def test_another_version_is_refused_and_both_are_named(
 
 def test_a_flood_of_peers_and_packets_leaves_the_node_its_size(session: tuple[dpool.Executor, Path]) -> None:
     node = one_of_role(NODE)
+    if not no_server():
+        wait_until(servers, DEADLINE_S, "the store has been started: its client takes memory, too")
     before = resident_bytes(node)
     packet = b"\xee" * 60_000
     for _ in range(300):
@@ -397,7 +401,8 @@ def test_a_worker_that_sends_a_malformed_frame_is_killed_alone(tmp_path: Path, p
         outcome = ledger.settle()
         assert isinstance(outcome.pop("mad"), WorkerCrashed)
         assert outcome == {x: 2 * x for x in range(100)}
-        assert all(ledger.runs()[str(x)] == 1 for x in range(100))
+        runs = ledger.runs()
+        assert all(runs[str(x)] == 1 for x in range(100))
 
 
 def test_an_answer_that_is_replayed_is_not_delivered_twice(tmp_path: Path) -> None:
@@ -426,5 +431,6 @@ def test_a_worker_that_is_sent_garbage_ends_and_is_replaced(tmp_path: Path, pack
         for x in range(50):
             ledger.submit(executor, x, tasks.double, x)
         assert ledger.settle() == {x: 2 * x for x in range(50)}
-        assert all(ledger.runs()[str(x)] == 1 for x in range(50))
+        runs = ledger.runs()
+        assert all(runs[str(x)] == 1 for x in range(50))
         assert first not in {pid for _, pid in ledger.lines()}

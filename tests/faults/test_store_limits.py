@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from pathlib import Path
 
@@ -77,13 +78,19 @@ def test_a_memory_cgroup(tmp_path: Path) -> None:
 def many_puts(n: int) -> None:
     with dpool.Executor(1):
         dpool.put(bytes(1 << 20))
-        before = resident_bytes()
-        refs = [dpool.put(seed.to_bytes(8, "big") * 128) for seed in range(n)]
-        assert resident_bytes() - before < n * 2500
-        assert all(dpool.get(ref) == seed.to_bytes(8, "big") * 128 for seed, ref in enumerate(refs))
-        assert figures()["objects"] == 0, "values this small travel in the reference"
-        del refs
-        assert resident_bytes() - before < 60 * MIB
+        before, blocks = resident_bytes(), sys.getallocatedblocks()
+        peaks = []
+        for _ in range(2):
+            refs = [dpool.put(seed.to_bytes(8, "big") * 128) for seed in range(n)]
+            peaks.append(resident_bytes() - before)
+            assert all(dpool.get(ref) == seed.to_bytes(8, "big") * 128 for seed, ref in enumerate(refs))
+            assert figures()["objects"] == 0, "values this small travel in the reference"
+            del refs
+            assert sys.getallocatedblocks() - blocks < n // 10, "somebody holds them"
+        assert peaks[0] < n * 2500
+        # When the C library gives memory back is its own affair (one small block above the rest keeps it), but what
+        # the first round took, the second one takes again.
+        assert peaks[1] < peaks[0] + 20 * MIB
         drained(64 * MIB)
 
 

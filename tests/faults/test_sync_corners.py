@@ -59,7 +59,7 @@ def test_a_signal_handler_takes_the_lock_that_it_interrupts(monkeypatch: pytest.
         if len(got) < 2:
             got.append(False)
             if recursive or lock._core._unlock == arg:  # else it waits for itself, as it should
-                got[-1] = lock.acquire(timeout=0.2)
+                got[-1] = lock.acquire(timeout=DEADLINE_S)
                 if got[-1]:
                     lock.release()
         return result

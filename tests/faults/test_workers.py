@@ -26,7 +26,8 @@ def others(ledger: Ledger, executor: dpool.Executor, n: int, start: int = 0) -> 
 
 def check_others(ledger: Ledger, keys: list[int], outcome: dict[object, object]) -> None:
     assert {key: outcome[key] for key in keys} == {key: 2 * key for key in keys}
-    assert {key: ledger.runs()[str(key)] for key in keys} == dict.fromkeys(keys, 1)
+    runs = ledger.runs()
+    assert {key: runs[str(key)] for key in keys} == dict.fromkeys(keys, 1)
 
 
 # --- SIGKILL ---

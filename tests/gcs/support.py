@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dpool._gcs.config import Committed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
+from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
 from dpool._gcs.redis_store import RedisStore, connect_socket
 from dpool._gcs.server import EmbeddedServer, find_binary
 from dpool._gcs.tables import JobRow, NodeRow
@@ -20,7 +20,7 @@ from dpool._gcs.writer import GcsWriter
 from dpool.errors import ControlStoreError
 from tests.helpers import wait_until
 
-E = TypeVar("E", Committed, Connected, Lost, Unavailable)
+E = TypeVar("E", Committed, Confirmed, Connected, Lost, Unavailable)
 
 ADMIN = "user admin on nopass allkeys allchannels +@all"
 """A line of configuration for a user of the tests' own, who may look at the server."""

@@ -6,20 +6,23 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpool._gcs import server as server_module
+from dpool._gcs.child import Child
 from dpool._gcs.config import Committed, Connected, Lost, Unavailable
 from dpool._gcs.ledger import CommitLineage, DropTasks, Event
-from dpool._gcs.redis_store import connect_socket
+from dpool._gcs.redis_store import RedisStore, connect_socket
 from dpool._gcs.tables import EndJob, PutFunction, PutJob
 from dpool.errors import ControlStoreError
-from tests.gcs.support import JOB, JOB_ROW, NODE, LossyProxy, Spawner, bench, ident, no_server
+from tests.gcs.support import JOB, JOB_ROW, NODE, Bench, LossyProxy, Spawner, bench, ident, no_server
 from tests.helpers import is_running, wait_until
 
 pytestmark = pytest.mark.skipif(bool(no_server()), reason=no_server() or "there is one")
@@ -124,8 +127,64 @@ def test_the_exit_that_the_node_reports_is_named(short_path, monkeypatch):
         one.recorder.wait(Connected, 2)
 
 
+def test_an_exit_that_is_reported_late_is_waited_for(short_path, monkeypatch):
+    """The node has reaped it, so nobody else can see how it ended, and has not told yet."""
+    asked = threading.Event()
+
+    def reaped(child: Child) -> None:
+        asked.set()
+
+    with bench(short_path) as one:
+        one.recorder.wait(Connected)
+        monkeypatch.setattr(Child, "_peek", reaped)
+        pid = kill_server(one)
+        assert asked.wait(20)
+        one.writer.server_exited(pid, -9)
+        (told,) = one.recorder.wait(Unavailable)
+        assert "was killed by signal 9" in told.reason
+        one.recorder.wait(Connected, 2)
+
+
+def test_an_exit_that_is_reported_before_the_pid_is_known(short_path):
+    class Quick(Spawner):
+        def __call__(self, argv: list[str], config: bytes, log_path: str) -> int:
+            if self.processes:
+                return super().__call__(argv, config, log_path)
+            process = subprocess.Popen(["/bin/sh", "-c", "exit 3"])
+            one.writer.server_exited(process.pid, process.wait(20))
+            self.processes.append(process)
+            return process.pid
+
+    one = Bench(short_path, Quick())
+    try:
+        one.writer.start()
+        (told,) = one.recorder.wait(Unavailable)
+        assert "exited with status 3" in told.reason
+        one.recorder.wait(Connected)
+    finally:
+        one.close()
+
+
+def test_an_end_explains_the_broken_connection(short_path, monkeypatch):
+    """Whichever of the two is seen first."""
+    apply = RedisStore.apply
+
+    def broken(store: RedisStore, writes: Any) -> None:
+        monkeypatch.setattr(RedisStore, "apply", apply)
+        kill_server(one)
+        raise ControlStoreError("the connection is broken")
+
+    with bench(short_path) as one:
+        one.recorder.wait(Connected)
+        monkeypatch.setattr(RedisStore, "apply", broken)
+        one.writer.post(PutJob(JOB_ROW))
+        (told,) = one.recorder.wait(Unavailable)
+        assert "was killed by signal 9" in told.reason
+        one.recorder.wait(Connected, 2)
+
+
 def test_a_stopped_server_is_replaced(short_path):
-    with bench(short_path, reply_timeout_s=0.1, start_timeout_s=0.3) as one:
+    with bench(short_path, reply_timeout_s=0.5, start_timeout_s=2.0) as one:
         one.recorder.wait(Connected)
         stopped = one.writer.server_pid
         assert stopped is not None
@@ -165,6 +224,27 @@ def cannot_start(one, reason: str) -> None:
     assert len(one.recorder.all(Unavailable)) == 1
     assert [event.batch_no for event in one.recorder.all(Lost)] == [2]
     assert one.recorder.all(Connected) == []
+
+
+def test_no_thread(short_path, monkeypatch):
+    """It can be started later, and has lost nothing."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    one = Bench(short_path)
+    try:
+        one.writer.post(CommitLineage(1, JOB, records(0, 10)))
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", start)
+            with pytest.raises(RuntimeError, match="new thread"):
+                one.writer.start()
+        one.writer.post(CommitLineage(2, JOB, records(10, 10)))
+        one.writer.start()
+        one.recorder.wait_batch(1)
+        one.recorder.wait_batch(2)
+    finally:
+        one.close()
 
 
 def test_no_binary(short_path, monkeypatch):

@@ -8,15 +8,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event, Heartbeat, Ledger
+from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, RecordActor
 from dpool._gcs.memory import MemoryServer, MemoryStore
 from dpool._gcs.tables import (
+    ActorRow,
     EndJob,
     MarkDropped,
+    PutActor,
     PutBatch,
     PutFunction,
     PutJob,
+    PutName,
     PutObject,
+    ReleaseName,
+    RemoveActor,
     RemoveBatch,
     RemoveObject,
 )
@@ -164,6 +169,65 @@ def test_writes_are_limited_in_number_and_size():
     assert len(flush(ledger)) == 4
 
 
+def actor(number: int, job: bytes = JOB, **fields: Any) -> ActorRow:
+    return ActorRow(ident(("actor", number)) + b"\0\0\0\0", job, N, **fields)
+
+
+def test_what_an_actor_is_made_from_is_written_once():
+    ledger = Ledger(N)
+    ledger.epoch = 4
+    ledger.apply(RecordActor(actor(1, state="waiting", creation=b"frame")))
+    ledger.apply(RecordActor(actor(1, state="starting", creation=b"frame")))
+    assert flush(ledger) == [PutActor(actor(1, state="starting", creation=b"frame", epoch=4))]
+    ledger.apply(RecordActor(actor(1, state="alive", creation=b"frame")))
+    assert flush(ledger) == [PutActor(actor(1, state="alive", creation=b"frame", epoch=4), whole=False)]
+    ledger.rewrite_all()
+    assert flush(ledger) == [PutActor(actor(1, state="alive", creation=b"frame", epoch=4))]
+    ledger.apply(ForgetActor(actor(1).actor_id))
+    ledger.apply(ForgetActor(actor(1).actor_id))
+    assert flush(ledger) == [RemoveActor(actor(1).actor_id, JOB, N)]
+
+
+def test_an_actor_that_came_and_went_is_never_written():
+    ledger = Ledger(N)
+    ledger.apply(RecordActor(actor(1, name="n")))
+    ledger.apply(ForgetActor(actor(1).actor_id))
+    assert not ledger.pending
+
+
+def test_a_name_is_free_when_its_actor_is_dead():
+    ledger = Ledger(N)
+    one, two = actor(1, name="n"), actor(2, name="n")
+    ledger.apply(RecordActor(one))
+    assert flush(ledger) == [PutActor(one), PutName("n", one.actor_id, N)]
+    ledger.apply(RecordActor(one._replace(state="dead")))
+    ledger.apply(RecordActor(two))
+    assert flush(ledger) == [
+        PutActor(one._replace(state="dead"), False),
+        PutActor(two),
+        PutName("n", two.actor_id, N),
+    ]
+    ledger.apply(ForgetActor(one.actor_id))  # the name is not its own any more
+    assert flush(ledger) == [RemoveActor(one.actor_id, JOB, N)]
+    ledger.apply(EndJob(JOB))
+    assert set(map(type, flush(ledger))) == {ReleaseName, EndJob}
+    assert ledger.jobs() == []
+
+
+def test_a_detached_actor_outlives_its_job():
+    ledger = Ledger(N)
+    ledger.apply(RecordActor(actor(1, detached=True, name="n")))
+    ledger.apply(RecordActor(actor(2)))
+    ledger.apply(EndJob(JOB))
+    ledger.apply(RecordActor(actor(2, state="dead")))  # too late
+    assert flush(ledger) == [
+        EndJob(JOB),
+        PutActor(actor(1, detached=True, name="n")),
+        PutName("n", actor(1).actor_id, N),
+    ]
+    assert (ledger.jobs(), ledger.detached()) == ([], [actor(1).actor_id])
+
+
 class Outages(RuleBasedStateMachine):
     """A ledger and a store that refuses, does and denies it, or forgets everything."""
 
@@ -177,6 +241,8 @@ class Outages(RuleBasedStateMachine):
         self.live: dict[bytes, dict[bytes, bytes]] = {ident(job): {} for job in range(3)}
         self.functions: dict[bytes, set[bytes]] = {job: set() for job in self.live}
         self.objects: dict[bytes, bytes] = {}
+        self.actors: dict[bytes, ActorRow] = {}
+        self.names: dict[str, bytes] = {}
         self.ended: set[bytes] = set()
         self.posted: list[int] = []
         self.acked: list[int] = []
@@ -226,6 +292,32 @@ class Outages(RuleBasedStateMachine):
         self.ledger.apply(RemoveObject(job + b"\0\0\0\0", job))
         self.objects.pop(job, None)
 
+    @rule(number=st.integers(0, 5), name=st.sampled_from(["", "a", "b"]), state=st.sampled_from(["alive", "dead"]))
+    def record_actor(self, number, name, state):
+        row = actor(number, ident(number % 3), detached=number > 3, name=name, state=state, creation=b"frame")
+        known = self.actors.get(row.actor_id)
+        if known is not None:  # a name is for life, and so is death
+            row = row._replace(name=known.name, state="dead" if known.state == "dead" else state)
+        if row.state == "alive" and self.names.get(row.name, row.actor_id) != row.actor_id:
+            return  # taken
+        self.ledger.apply(RecordActor(row))
+        if row.detached or row.job_id not in self.ended:
+            self.actors[row.actor_id] = row
+            if row.state == "alive" and row.name:
+                self.names[row.name] = row.actor_id
+            elif self.names.get(row.name) == row.actor_id:
+                del self.names[row.name]
+
+    @rule(number=st.integers(0, 5))
+    def forget_actor(self, number):
+        self.ledger.apply(ForgetActor(actor(number).actor_id))
+        self.lose_actor(actor(number).actor_id)
+
+    def lose_actor(self, actor_id):
+        row = self.actors.pop(actor_id, None)
+        if row is not None and self.names.get(row.name) == actor_id:
+            del self.names[row.name]
+
     @rule(job=jobs)
     def end(self, job):
         self.ledger.apply(EndJob(job))
@@ -233,6 +325,8 @@ class Outages(RuleBasedStateMachine):
         self.live[job].clear()
         self.functions[job].clear()
         self.objects.pop(job, None)
+        for row in [row for row in self.actors.values() if row.job_id == job and not row.detached]:
+            self.lose_actor(row.actor_id)
 
     @rule()
     def event(self):
@@ -268,6 +362,11 @@ class Outages(RuleBasedStateMachine):
             assert self.store.lineage_of(job, every) == tasks
             row = self.store.object(job + b"\0\0\0\0")
             assert (row and bytes([row.size_bytes, bool(row.copies)])) == self.objects.get(job)
+        for number in range(6):
+            assert self.store.actor(actor(number).actor_id) == self.actors.get(actor(number).actor_id)
+        assert sorted(self.store.actors_of(N)) == sorted(self.actors)
+        for name in ("a", "b"):
+            assert (self.store.named_actor(name) or [None])[0] == self.names.get(name)
         for number in range(4):
             users = {job for job, used in self.functions.items() if ident(("f", number)) in used}
             found = self.store.function(ident(("f", number)))

@@ -18,7 +18,7 @@ from dpool._gcs.redis_store import RedisStore, connect_socket, connect_url, reda
 from dpool._gcs.server import EmbeddedServer, find_binary
 from dpool.errors import ControlStoreError
 from tests.gcs.support import NODE, no_server
-from tests.helpers import descendants, process, wait_until
+from tests.helpers import descendants, is_running, process, wait_until
 
 needs_server = pytest.mark.skipif(bool(no_server()), reason=no_server() or "there is one")
 
@@ -239,6 +239,22 @@ def test_memory_is_bounded_and_nothing_is_evicted(short_path):
 def test_it_dies_alone(own):
     _, pid, _ = own
     assert descendants(pid) == []
+
+
+KILLED = """
+import os, sys
+from dpool._gcs.server import EmbeddedServer
+print(EmbeddedServer(sys.argv[1] + "/s").start(sys.argv[1] + "/log"), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@needs_server
+def test_it_ends_with_a_starter_that_is_killed(short_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(short_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == -9
+    pid = int(done.stdout)
+    wait_until(lambda: not is_running(pid), 60, "the server has ended")
 
 
 # --- somebody else's server ---

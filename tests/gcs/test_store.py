@@ -15,6 +15,7 @@ from dpool._gcs.lineage import dropped_bits, pack
 from dpool._gcs.memory import MemoryServer, MemoryStore
 from dpool._gcs.redis_store import connect_socket
 from dpool._gcs.tables import (
+    ActorRow,
     AddEvent,
     Beat,
     EndJob,
@@ -24,10 +25,14 @@ from dpool._gcs.tables import (
     MarkDropped,
     NodeRow,
     ObjectRow,
+    PutActor,
     PutBatch,
     PutFunction,
     PutJob,
+    PutName,
     PutObject,
+    ReleaseName,
+    RemoveActor,
     RemoveBatch,
     RemoveObject,
     Store,
@@ -299,6 +304,8 @@ def test_every_key_is_one_of_those_spelled_in_keys(shared_server):
             PutFunction(FUNCTION, JOB, b""),
             batch(1, {ident(1): b"r"}),
             PutObject(ident(2) + b"\0\0\0\0", JOB, 1, "sealed", N),
+            PutActor(ACTOR),
+            PutName("n", ACTOR.actor_id, N),
             AddEvent(N, (1, 1), "", ""),
         ]
     )
@@ -319,11 +326,89 @@ def test_every_key_is_one_of_those_spelled_in_keys(shared_server):
         "job_objects",
         "function",
         "object",
+        "job_actors",
+        "node_actors",
+        "actor",
+        "actor_name",
         "lineage",
         "events",
     }
     store.close_session()
     store.close()
+
+
+# --- actors ---
+
+ACTOR = ActorRow(
+    ident("actor") + b"\0\0\0\0",
+    JOB,
+    N,
+    "näme {x}\x00\ud800",
+    False,
+    (("num_cpus", 10_000), ("ünit", 1)),
+    -1,
+    "alive",
+    2,
+    'cause "ö\ud800',
+    (ident(1) + b"\0\0\0\1",),
+    bytes(range(256)),
+    7,
+)
+OTHER = ident("other node")
+
+
+def test_an_actor_is_read_as_it_was_written(store):
+    store.apply([PutActor(ACTOR), PutActor(ACTOR)])
+    assert store.actor(ACTOR.actor_id) == ACTOR
+    assert store.actors_of(N) == [ACTOR.actor_id]
+    changed = ACTOR._replace(state="restarting", restarts=3, cause="")
+    store.apply([PutActor(changed._replace(max_restarts=5), whole=False)])  # what never changes is not looked at
+    assert store.actor(ACTOR.actor_id) == changed
+    dead = changed._replace(state="dead", cause="killed", creation=b"")
+    store.apply([PutActor(dead, whole=False)])
+    assert store.actor(ACTOR.actor_id) == dead  # and what it was made from is gone
+    store.apply([RemoveActor(ACTOR.actor_id, JOB, N), RemoveActor(ACTOR.actor_id, JOB, N)])
+    assert (store.actor(ACTOR.actor_id), store.actors_of(N)) == (None, [])
+    store.apply([PutActor(dead, whole=False)])  # it comes late, and makes no half of a row
+    assert store.actor(ACTOR.actor_id) is None
+
+
+def test_an_actor_is_changed_by_its_node_alone(store):
+    store.apply([PutActor(ACTOR)])
+    stranger = ACTOR._replace(node_id=OTHER, state="dead")
+    store.apply([PutActor(stranger), PutActor(stranger, whole=False), RemoveActor(ACTOR.actor_id, JOB, OTHER)])
+    assert store.actor(ACTOR.actor_id) == ACTOR
+    assert (store.actors_of(N), store.actors_of(OTHER)) == ([ACTOR.actor_id], [])
+
+
+def test_a_name_belongs_to_the_node_that_took_it_first(store):
+    one, two = ident("a1") + b"\0\0\0\0", ident("a2") + b"\0\0\0\0"
+    store.apply([PutName("n", one, N), PutName("n", two, OTHER), ReleaseName("n", OTHER)])
+    assert store.named_actor("n") == (one, N)
+    store.apply([PutName("n", two, N)])  # which may give it to another actor of its own
+    assert store.named_actor("n") == (two, N)
+    store.apply([ReleaseName("n", N), PutName("n", one, OTHER), ReleaseName("n", N)])
+    assert store.named_actor("n") == (one, OTHER)
+    assert store.named_actor("m") is None
+
+
+def test_the_actors_of_a_job_end_with_it_but_for_detached_ones(store):
+    other = ident("other job")
+    stays = ACTOR._replace(actor_id=ident("d") + b"\0\0\0\0", detached=True, name="d")
+    elsewhere = ACTOR._replace(actor_id=ident("e") + b"\0\0\0\0", job_id=other, name="e")
+    passed_on = ACTOR._replace(actor_id=ident("p") + b"\0\0\0\0", name="passed on")
+    every = [ACTOR, stays, elsewhere, passed_on]
+    store.apply([PutJob(JOB_ROW), *map(PutActor, every), *(PutName(row.name, row.actor_id, N) for row in every)])
+    store.apply([PutName("passed on", elsewhere.actor_id, N)])
+    store.apply([EndJob(JOB), EndJob(JOB)])
+    assert [store.actor(row.actor_id) for row in every] == [None, stays, elsewhere, None]
+    assert sorted(store.actors_of(N)) == sorted([stays.actor_id, elsewhere.actor_id])
+    assert [store.named_actor(row.name) for row in every] == [
+        None,
+        (stays.actor_id, N),
+        (elsewhere.actor_id, N),
+        (elsewhere.actor_id, N),
+    ]
 
 
 # --- any sequence of writes ---
@@ -352,6 +437,21 @@ writes = st.one_of(
         st.booleans(),
     ),
     st.builds(RemoveObject, small.map(lambda i: i + b"\0\0\0\0"), st.just(ident(0))),
+    st.builds(
+        lambda number, state, blob, whole: PutActor(
+            ActorRow(
+                ident(number) + b"\0\0\0\0", ident(number), N, "ab"[number % 2], number == 2, state=state
+            )._replace(creation=blob),
+            whole,
+        ),
+        st.integers(0, 2),
+        st.sampled_from(["alive", "dead"]),
+        st.sampled_from([b"", b"frame"]),
+        st.booleans(),
+    ),
+    st.builds(lambda number: RemoveActor(ident(number) + b"\0\0\0\0", ident(number), N), st.integers(0, 2)),
+    st.builds(PutName, st.sampled_from("ab"), small.map(lambda i: i + b"\0\0\0\0"), st.sampled_from([N, ident(0)])),
+    st.builds(ReleaseName, st.sampled_from("ab"), st.sampled_from([N, ident(0)])),
 )
 
 
@@ -362,6 +462,9 @@ def snapshot(store: Store) -> Any:
         store.jobs(),
         [store.function(name) for name in names],
         [store.object(name + b"\0\0\0\0") for name in names],
+        [store.actor(name + b"\0\0\0\0") for name in names],
+        sorted(store.actors_of(N)),
+        [store.named_actor(name) for name in "ab"],
         [store.lineage_of(name, [ident(number) for number in range(10, 16)]).keys() for name in names],
     )
 

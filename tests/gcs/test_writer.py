@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from dpool._gcs import keys
-from dpool._gcs.config import Committed, Connected, GcsConfig, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Op
+from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, Lost, Unavailable
+from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Op, RecordActor
 from dpool._gcs.redis_store import connect_url
 from dpool._gcs.server import EmbeddedServer
-from dpool._gcs.tables import EndJob, NodeRow, PutFunction, PutJob, PutObject, RemoveObject
+from dpool._gcs.tables import ActorRow, EndJob, NodeRow, PutFunction, PutJob, PutName, PutObject, RemoveObject
 from dpool._gcs.writer import GcsWriter
 from tests.gcs.support import ADMIN, JOB, JOB_ROW, NODE, Bench, Recorder, Spawner, admin, bench, ident, no_server
 from tests.helpers import REPOSITORY, process, wait_until
@@ -302,3 +302,51 @@ def test_a_notify_that_raises_leaves_no_server(short_path, monkeypatch):
     assert told == ["notify is broken"]
     assert not os.path.exists(one.config.directory)
     assert isinstance(one.recorder, Recorder)
+
+
+ACTOR = ActorRow(OBJECT, JOB, N, "name", creation=b"frame")
+
+
+def test_a_confirmation_follows_what_was_posted_before(short_path):
+    with bench(short_path, flush_s=60.0) as one:  # nothing that somebody waits for is gathered
+        one.recorder.wait(Connected)
+        one.writer.post(RecordActor(ACTOR))
+        one.writer.confirm(1, "name")
+        one.writer.confirm(2)
+        assert one.recorder.wait(Confirmed, 2) == [Confirmed(1, N), Confirmed(2, b"")]
+        with closing(one.store()) as store:
+            assert store.actor(OBJECT) == ACTOR._replace(epoch=1)
+            assert store.named_actor("name") == (OBJECT, N)
+            store.apply([PutName("theirs", OBJECT, ident("other node"))])
+        one.writer.post(RecordActor(ACTOR._replace(actor_id=ident(1) + b"\0\0\0\0", name="theirs")))
+        one.writer.confirm(3, "theirs")
+        assert one.recorder.wait(Confirmed, 3)[-1] == Confirmed(3, ident("other node"))
+
+
+def test_a_confirmation_waits_for_the_store_and_hurries_it(short_path, shared_server):
+    """A server that is not there yet: what was asked meanwhile is answered soon after it has come."""
+    path = short_path / "redis.sock"
+    url = f"unix://{shared_server.user}:{shared_server.password}@{path}"
+    with bench(short_path, url=url, session="later", backoff_s=(60.0, 60.0)) as one:
+        one.recorder.wait(Unavailable)
+        one.writer.post(RecordActor(ACTOR))
+        one.writer.confirm(1, "name")
+        path.symlink_to(shared_server.socket_path)
+        assert one.recorder.wait(Confirmed) == [Confirmed(1, N)]
+
+
+def test_a_node_that_leaves_a_shared_server_takes_its_actors_along(short_path, shared_server):
+    url = f"unix://{shared_server.user}:{shared_server.password}@{shared_server.socket_path}"
+    store = connect_url("left", url, 5.0)
+    store.register_node(NODE._replace(node_id=ident("stays")), "token")  # so that the session does
+    with bench(short_path, url=url, session="left") as one:
+        one.writer.post(RecordActor(ACTOR))
+        detached = ACTOR._replace(actor_id=ident(1) + b"\0\0\0\0", detached=True, name="d")
+        one.writer.post(RecordActor(detached))
+        one.writer.confirm(1)
+        one.recorder.wait(Confirmed)
+        assert store.actor(detached.actor_id) is not None
+    assert (store.actor(OBJECT), store.actor(detached.actor_id), store.actors_of(N)) == (None, None, [])
+    assert (store.named_actor("name"), store.named_actor("d")) == (None, None)
+    store.close_session()
+    store.close()

@@ -68,6 +68,19 @@ def test_names_are_free_again_after_death():
     assert machine.handle(a.Create(B, "n", 0, 1)) == [a.Lease(B)]
 
 
+@pytest.mark.parametrize("event", [a.Kill(A, False, b"killed"), a.Freed(A)])
+def test_names_are_free_as_soon_as_their_actors_leave(event: a.Event):
+    machine = made(name="n")
+    machine.handle(a.Granted(A, 5))
+    machine.handle(a.Constructed(A))
+    machine.handle(event)
+    assert machine.actors[A].state == a.LEAVING
+    assert machine.handle(a.Create(B, "n", 0, 1)) == [a.Lease(B)]
+    machine.check()
+    machine.handle(a.WorkerDied(A, b""))
+    assert machine.names == {"n": B}
+
+
 def test_one_that_nobody_holds_leaves_and_does_not_come_back():
     machine = alive(restarts=-1)
     assert machine.handle(a.Freed(A)) == [a.Leave(A)]
@@ -168,6 +181,12 @@ class Machine(RuleBasedStateMachine):
         actor = self.some(data, list(self.machine.actors))
         if actor is not None:
             self.do(a.Kill(actor, restart, b"killed"))
+
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        actor = self.some(data, [one for one, done in self.running.items() if done])
+        if actor is not None:
+            self.do(a.Left(actor, b"left"))
 
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:

@@ -9,6 +9,9 @@ import pytest
 
 import dpool.multiprocessing as mp
 from dpool._core import sync_client
+from tests.conftest import ours
+from tests.gcs.support import no_server
+from tests.helpers import wait_until
 
 WAIT_S = 60.0
 _standing: list[Any] = []
@@ -16,7 +19,9 @@ _standing: list[Any] = []
 
 @pytest.fixture(scope="package", autouse=True)
 def the_node() -> Iterator[None]:
-    """One node, with two workers, for all these tests, and as many connections to it as will be kept."""
+    """One node, with two workers and its control store, for all these tests, and as many connections to it as will be
+    kept: what starts beside the first tests is not theirs.
+    """
     kept = mp.Lock(), mp.Queue(), mp.Value("i", 0)
     link = sync_client.home()
     taken = [link.take() for _ in range(sync_client.MOST_IDLE + 1)]
@@ -25,6 +30,8 @@ def the_node() -> Iterator[None]:
         pool.map(_look_at, [kept] * 8, 1)
         kept[1].put(bytearray(200_000))  # the memory for values of that size
         kept[1].get()
+        if not no_server():
+            wait_until(lambda: any("gcs.sock" in one.command for one in ours()), what="the node's control store")
         _standing.append(pool)
         yield
         _standing.clear()

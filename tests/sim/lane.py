@@ -97,12 +97,13 @@ class Lane:
             frame = slot.frames[0]
             worker: SimWorker = slot.link
             if frame.limit == 0:
-                if len(slot.frames) > 1:
-                    self._take_unread(slot)
+                if worker.started < frame.base:
+                    continue  # not even read; nothing runs
+                if len(slot.frames) > 1 and not self._take_unread(slot):
+                    continue  # the worker is done with this one
                 # This thread may sleep between reading what has been started and writing the limit.
                 started = worker.started_at(self.world.now_s - self.world.rng.choice((0.0, 0.0, 0.0003, 0.003)))
-                if started >= frame.base:
-                    worker.limit = self.dispatcher.limit(slot, started, self.world.now_s)
+                worker.limit = self.dispatcher.limit(slot, started, self.world.now_s)
             elif self.world.now_s - frame.limited_at > 0.001:
                 self._requeue(self.dispatcher.shortened(slot, worker.started))
                 settled += self._harvest(slot)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpool._core.logic import lineage, references, scheduler
 from dpool._core.logic.resources import Account, shape
+from tests.sim.actors import FROM_USER, Built, EndsItself, SimActorWorker
 from tests.sim.messages import Dispatched, DropOutput, Ended, Seal
+from tests.sim.node_actors import SimNodeActors
 from tests.sim.program import SimTask
 from tests.sim.store import SimStore
 from tests.sim.worker import SimWorker
@@ -47,6 +49,7 @@ class SimNode:
         self.references = references.References()
         self.stash = lineage.LineageStash(flush_s=0.01, batch_records=4, max_records=8)
         self.store = SimStore(world, self._store_answers)
+        self.actors = SimNodeActors(self)
         self.workers: dict[int, SimWorker] = {}
         self.processes: dict[int, SimWorker] = {}
         self.clients: dict[int, SimRuntime] = {}
@@ -86,6 +89,8 @@ class SimNode:
         elif isinstance(message, DropOutput):
             if client in self.references.holders(name_of(message.task)):
                 self._refer(references.Release(name_of(message.task), client))
+        elif isinstance(message, FROM_USER):
+            self.actors.hear(client, message)
         else:
             if isinstance(message, scheduler.OpenPool):
                 self._owner_of_pool[message.pool] = client
@@ -101,11 +106,15 @@ class SimNode:
         self._refer(references.ProcessDied(client))
         self._stash(lineage.Delivered(self.world.now_s, tuple(self._undelivered.pop(client))))
         self._schedule(scheduler.ClientLeft(client))
+        self.actors.client_left(client)
 
     # -- workers
 
     def hear_worker(self, worker: SimWorker, message: Any) -> None:
         if not self.alive:
+            return
+        if isinstance(message, (Built, EndsItself)):
+            self.actors.hear_worker(worker, message)
             return
         if not isinstance(message, Seal):
             self._schedule(message)
@@ -161,7 +170,10 @@ class SimNode:
         if isinstance(instruction, scheduler.StartWorker):
             self._start(instruction)
         elif isinstance(instruction, scheduler.Grant | scheduler.TellDied | scheduler.WarnInfeasible):
-            self.down[instruction.client].send(instruction)
+            if instruction.client:
+                self.down[instruction.client].send(instruction)
+            else:
+                self.actors.hear_scheduler(instruction)
         elif isinstance(instruction, scheduler.KillWorker):
             if instruction.worker in self.workers:
                 self.world.soon(self.workers[instruction.worker].die)
@@ -169,15 +181,18 @@ class SimNode:
             if instruction.worker in self.workers:
                 self.world.soon(self.workers[instruction.worker].retire)
         elif isinstance(instruction, scheduler.Scarce):
-            for client in self.scheduler.clients:
+            for client in (client for client in self.scheduler.clients if client):
                 self.down[client].send(instruction)
         elif isinstance(instruction, scheduler.WakeAt):
             self.world.at(instruction.at_s, self._wake)
+        elif instruction.pool in self.actors.pools:
+            self.world.after(0.0, self.actors.pool_gone, instruction.pool)  # after the deaths of the same batch
         else:
             del self._owner_of_pool[instruction.pool]
 
     def _start(self, instruction: scheduler.StartWorker) -> None:
-        worker = SimWorker(self.world, self, instruction.worker)
+        kind = SimActorWorker if instruction.pool in self.actors.pools else SimWorker
+        worker = kind(self.world, self, instruction.worker)
         self.workers[worker.number] = self.processes[worker.number] = worker
         self._pool_of[worker.number] = instruction.pool
         if self.world.chance(self.start_fails):
@@ -200,6 +215,9 @@ class SimNode:
         out = self.references.handle(event)
         self.references.check()
         for freed in out:
+            if freed.obj in self.actors.actors:
+                self.actors.freed(freed.obj)
+                continue
             task = int.from_bytes(freed.obj, "big")
             assert task in self.objects, f"the output of task {task} was freed twice"
             self.objects.remove(task)
@@ -239,12 +257,14 @@ class SimNode:
     def check_at_rest(self) -> None:
         """Nobody is left: nothing is held."""
         self.scheduler.check()
-        assert not self.scheduler.clients, f"clients are left: {self.scheduler.clients}"
+        left = set(self.scheduler.clients) - {0}  # 0: the node itself, for actors
+        assert not left, f"clients are left: {left}"
         assert not self.scheduler.pools, f"pools are left: {list(self.scheduler.pools)}"
         assert not self.scheduler.workers, f"the scheduler knows workers: {list(self.scheduler.workers)}"
         assert not self.scheduler.queue, "requests are left"
         assert self.scheduler.account.free == self.scheduler.account.total, f"{self.scheduler.account}"
         assert not self.workers, f"processes are left: {list(self.workers.values())}"
+        self.actors.check_at_rest()
         assert len(self.references) == 0, "references are left"
         assert not self.objects, f"outputs are left in the store: {self.objects}"
         assert len(self.stash) == 0, f"{len(self.stash)} lineage records are left in the stash"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sim.node import SimNode
 from tests.sim.program import draw_program
 from tests.sim.runtime import SimRuntime
+from tests.sim.users import SimUser, draw_users
 from tests.sim.world import World
 
 
@@ -18,6 +19,7 @@ class Simulation:
     Attributes:
         nodes: the node, and the one started in its place if it was killed.
         drivers: the users' programs.
+        users: processes that use actors; in every third run.
     """
 
     def __init__(self, seed: int, verbose: bool = False) -> None:
@@ -34,12 +36,17 @@ class Simulation:
         ]
         for driver in self.drivers:
             self.world.after(rng.choice((0.0, 0.01, 0.2)), self._join, driver)
+        self.users: list[SimUser] = draw_users(self.world) if seed % 3 == 2 else []
+        for n, user in enumerate(self.users):
+            self.world.after(n and rng.choice((0.0, 0.01, 0.2)), self._join, user)
         if not calm:
             self._draw_chaos()
 
     def run(self) -> None:
         """Run to the end and check everything. Raises SimulationFailed."""
         try:
+            self.world.run()
+            self.nodes[-1].actors.end_detached()
             self.world.run()
             self._check_at_rest()
         except Exception as error:
@@ -51,7 +58,7 @@ class Simulation:
     def _nothing(self) -> None:
         """A driver's end interests nobody."""
 
-    def _join(self, driver: SimRuntime) -> None:
+    def _join(self, driver: SimRuntime | SimUser) -> None:
         if driver.alive:
             driver.join(self.nodes[-1])
 
@@ -67,6 +74,11 @@ class Simulation:
             self.world.after(rng.uniform(0.0, 0.5), self._lose_the_store)
         if rng.random() < 0.15:
             self.world.after(rng.uniform(0.0, 0.5), rng.choice(self.drivers).crash)
+        for user in self.users:
+            if rng.random() < 0.15:
+                self.world.after(rng.uniform(0.0, 0.5), user.crash)
+        for _ in range(rng.choice((0, 1, 5)) if self.users else 0):
+            self.world.after(rng.uniform(0.0, 0.3), self._kill_a_worker)
         if rng.random() < 0.15:
             self.world.after(rng.uniform(0.0, 0.5), self._restart_the_node)
 
@@ -92,6 +104,8 @@ class Simulation:
     def _check_at_rest(self) -> None:
         for driver in self.drivers:
             driver.check_at_rest()
+        for user in self.users:
+            user.check_at_rest()
         self.nodes[-1].check_at_rest()
         for node in self.nodes:
             assert not any(worker.alive for worker in node.processes.values()), "a process outlives its node"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from dpool._core.logic import dependency, dispatch, lineage, references, resources, scheduler
+from dpool._core.logic import actors, dependency, dispatch, lineage, references, resources, scheduler
 from tests.sim.simulation import Simulation, SimulationFailed
 from tests.sim.world import Link, World
 
-SEEDS = 800
+SEEDS = 1200
+pytestmark = pytest.mark.timeout(600)  # it only computes, ten seconds at most: on a machine that is busy, long
 ROOT = Path(__file__).parents[2]
 
 SELDOM = {
@@ -43,8 +44,23 @@ def test_many_seeds_come_to_rest_with_every_task_ended_once_and_nothing_left(mon
         taken.add((state, cause))
         return look_up(moves, state, cause, subject)
 
+    moves_of_actors = set()
+
+    class Remembered(dict):
+        """The table of actors, and which of its moves were taken."""
+
+        def __getitem__(self, move):
+            moves_of_actors.add(move)
+            return super().__getitem__(move)
+
+        def get(self, move, default=None):
+            moves_of_actors.add(move)
+            return super().get(move, default)
+
     monkeypatch.setattr(scheduler, "_next", remember)
+    monkeypatch.setattr(actors, "MOVES", Remembered(actors.MOVES))
     run_all()
+    assert not actors.MOVES.keys() - moves_of_actors, "the chaos does not reach these moves of actors any more"
     never = {(state, cause.__name__) for state, cause in scheduler.MOVES.keys() - taken}
     assert never <= SELDOM, "the chaos does not reach these moves any more"
 
@@ -88,17 +104,31 @@ def begin_again_what_was_limited(self, slot, started):
     return dispatcher_died(self, slot, min([started, *(limit - 1 for limit in limits)]))
 
 
-def harvest_over_a_gap(self, slot, first, count):
-    return dispatcher_harvested(self, slot, slot.frames[0].base, first + count - slot.frames[0].base)
-
-
 def forget_what_was_given_back(self, slot, first, count, end, elapsed_s):
     return dispatcher_replied(self, slot, first, count, end, elapsed_s)[0], []
 
 
+def restart_without_counting(self, event, out):
+    actors_worker_died(self, event, out)
+    if event.actor in self.actors:
+        self.actors[event.actor].restarts_done = 0
+
+
+def restart_what_nobody_holds(self, event, out):
+    self.actors[event.actor].freed = False
+    if self.actors[event.actor].state == actors.LEAVING:
+        self.actors[event.actor].state = actors.ALIVE
+    actors_worker_died(self, event, out)
+
+
+def link_late_callers_only(self, event, out):
+    actor = self._moved(event.actor, actors.Constructed)
+    actor.linked.update(actor.callers)
+
+
+actors_worker_died = actors.Actors._worker_died
 scheduler_gone = scheduler.LocalScheduler._gone
 dispatcher_died = dispatch.Dispatcher.died
-dispatcher_harvested = dispatch.Dispatcher.harvested
 dispatcher_replied = dispatch.Dispatcher.replied
 
 MUTANTS = {
@@ -122,9 +152,21 @@ MUTANTS = {
     "lost batches are not written again": (lineage.LineageStash, "_batch_lost", lambda self, batch, out: None),
     "what was written is not dropped": drop_instructions(lineage.LineageStash, lineage.DropTasks),
     "a task is begun twice when its worker dies": (dispatch.Dispatcher, "died", begin_again_what_was_limited),
-    "results go to the wrong tasks": (dispatch.Dispatcher, "harvested", harvest_over_a_gap),
     "what a worker gives back is forgotten": (dispatch.Dispatcher, "replied", forget_what_was_given_back),
     "what is taken back is forgotten": (dispatch.Dispatcher, "taken_back", lambda self, slot, base: []),
+    "callers do not hear that their actor's process is gone": drop_instructions(actors.Actors, actors.TellLost),
+    "callers do not hear that their actor is dead": drop_instructions(actors.Actors, actors.TellDead),
+    "callers who came before the actor are not linked": (actors.Actors, "_constructed", link_late_callers_only),
+    "actors are not told to leave": drop_instructions(actors.Actors, actors.Leave),
+    "actors are not killed": drop_instructions(actors.Actors, actors.KillWorker),
+    "actors are not given up": drop_instructions(actors.Actors, actors.GiveUp),
+    "dead actors are not forgotten": drop_instructions(actors.Actors, actors.Forget),
+    "restarts are not counted": (actors.Actors, "_worker_died", restart_without_counting),
+    "actors come back that nobody holds": (actors.Actors, "_worker_died", restart_what_nobody_holds),
+    "actors come back that have ended themselves": (actors.Actors, "_left", lambda self, event, out: None),
+    "names of actors are not free again": (actors.Actors, "_release_name", lambda self, actor: None),
+    "callers that have gone are kept": (actors.Actors, "_disconnect", lambda self, event, out: None),
+    "actors outlive their programs": (actors.Actors, "_owner_left", lambda self, event, out: None),
     "the stash is never woken": drop_instructions(lineage.LineageStash, lineage.WakeAt),
 }
 

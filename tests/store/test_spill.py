@@ -574,6 +574,25 @@ def test_no_job_no_thread() -> None:
         thread.submit(lambda: None)
 
 
+def test_jobs_are_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: SimpleQueue[Any] = SimpleQueue()
+    thread = SpillThread(told.put)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    here = threading.current_thread().name
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        thread.submit(lambda: threading.current_thread().name)
+        thread.submit(lambda: 1 // 0)
+        assert told.get(timeout=10) == here
+        assert isinstance(told.get(timeout=10).error, ZeroDivisionError)
+    thread.submit(lambda: threading.current_thread().name)
+    assert told.get(timeout=10) == "dpool-spill"
+    assert thread.close()
+
+
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit(3)])
 def test_a_job_that_raises_is_told_and_the_next_runs(error: BaseException) -> None:
     told: SimpleQueue[Any] = SimpleQueue()

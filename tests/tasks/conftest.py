@@ -18,6 +18,7 @@ def the_runtime() -> None:
 @pytest.fixture(autouse=True)
 def cluster() -> Iterator[None]:
     """Two CPUs, whatever this machine has, one GPU and three licences."""
+    dpool.shutdown()  # what another file's tests still hold
     dpool.init(num_cpus=2, num_gpus=1, resources={"licence": 3})
     yield
     dpool.shutdown()

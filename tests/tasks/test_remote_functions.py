@@ -41,7 +41,7 @@ def test_calls() -> None:
     assert dpool.get(pid.remote()) != os.getpid()
     with pytest.raises(TypeError, match=r"add\.remote"):
         add(1)
-    assert add.__wrapped__(1) == 2  # type: ignore[attr-defined]
+    assert add.__wrapped__(1) == 2
     assert add.__name__ == "add"  # type: ignore[attr-defined]
 
 
@@ -379,7 +379,22 @@ def test_a_ray_script_in_main(tmp_path: Path) -> None:
     assert result.rc == 0, result.stderr
 
 
+def test_shutdown_while_tasks_wait_for_others_is_silent() -> None:
+    script = """
+import dpool, logging, time
+logging.basicConfig()
+first = dpool.remote(time.sleep).remote(1000)
+chain = [dpool.remote(repr).remote(first)]
+for _ in range(3):
+    chain.append(dpool.remote(repr).remote(chain[-1]))
+dpool.shutdown()
+print({type(one.exception()).__name__ for one in (first, *chain)})
+"""
+    result = run_script(script)
+    assert (result.stdout, result.stderr, result.rc) == ("{'ExecutorBroken'}\n", "", 0)
+
+
 def test_a_program_that_ends_does_not_wait_for_its_tasks() -> None:
-    result = run_script("import dpool, time\ndpool.remote(time.sleep).remote(1000)\nprint('end')", timeout=30)
+    result = run_script("import dpool, time\ndpool.remote(time.sleep).remote(1000)\nprint('end')")
     assert result.stdout == "end\n"
     assert result.rc == 0, result.stderr

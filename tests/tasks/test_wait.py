@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -75,6 +77,30 @@ def test_a_list_that_was_changed_or_used_before(gate: Gate) -> None:
     assert dpool.wait(earlier, num_returns=2) == ([first, second], [])
 
 
+class Fleeting(dpool.Future[int]):
+    """It ends between two looks at it, as one does that another thread ends."""
+
+    looks = 0
+
+    @property
+    def _state(self) -> str:
+        self.looks += 1
+        if self.looks == 2:
+            self.set_result(5)
+        return self._now
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._now = state
+
+
+def test_a_future_that_ends_while_wait_begins_is_not_overlooked() -> None:
+    for at_once in (0, 8):  # how many stand before it: then it is not among those that are looked at first
+        others: list[dpool.Future[int]] = [dpool.Future() for _ in range(at_once)]
+        one = Fleeting()
+        assert dpool.wait([*others, one], timeout=LONG_S) == ([one], others)
+
+
 def test_references_and_failures_are_ready() -> None:
     ref, failed = dpool.put(1), dpool.remote(lambda: 1 / 0).remote()
     ready, rest = dpool.wait([failed, ref], num_returns=2, timeout=LONG_S)
@@ -83,9 +109,49 @@ def test_references_and_failures_are_ready() -> None:
 
 def test_what_cannot_be_waited_for() -> None:
     ref = dpool.put(1)
-    for wrong, error in (([1], TypeError), ([ref, ref], ValueError), ([], ValueError)):
+    assert dpool.wait([]) == ([], [])
+    for wrong, error in (([1], TypeError), ([ref, ref], ValueError)):
         with pytest.raises(error):
             dpool.wait(wrong)  # type: ignore[arg-type]
     for count in (0, 2):
         with pytest.raises(ValueError, match="num_returns"):
             dpool.wait([ref], num_returns=count)
+
+
+@dpool.remote(num_cpus=0.1, max_retries=0)
+def fail() -> None:
+    raise KeyError("at once")
+
+
+def test_get_does_not_wait_for_others_when_one_has_failed(gate: Gate) -> None:
+    hanging = [enter.remote(gate, f"n{i}") for i in range(3)]
+    with pytest.raises(KeyError, match="at once"):
+        dpool.get([*hanging, fail.remote(), enter.remote(gate, "n3")], timeout=LONG_S)
+    assert not any(one.done() for one in hanging)
+    gate.open("n0", "n1", "n2", "n3")
+    assert dpool.get(hanging, timeout=LONG_S) == ["n0", "n1", "n2"]
+
+
+def test_get_of_actors_that_wait_for_one_that_dies(gate: Gate) -> None:
+    class Member:
+        def wait(self) -> None:
+            gate.enter("never")
+
+        def die(self) -> None:
+            os._exit(3)
+
+    members = [dpool.ActorProxy(Member) for _ in range(2)]
+    with pytest.raises(dpool.errors.ActorDied, match="code 3"):
+        dpool.get([members[0].wait.submit(), members[1].die.submit()], timeout=LONG_S)
+    gate.open("never")
+
+
+def test_get_times_out_and_hears_of_a_cancel(gate: Gate) -> None:
+    refs = [enter.remote(gate, "n0"), enter.remote(gate, "n1")]
+    with pytest.raises(TimeoutError):
+        dpool.get(refs, timeout=0.2)
+    dpool.cancel(refs[1])
+    with pytest.raises(CancelledError):
+        dpool.get(refs, timeout=LONG_S)
+    gate.open("n0")
+    assert dpool.get(refs[0], timeout=LONG_S) == "n0"

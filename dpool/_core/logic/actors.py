@@ -11,7 +11,7 @@ alive, hears when that process dies, and hears once that the actor is dead for g
 as somebody can still call it, so that the cause is known.
 
 One thread. Invariants (`check`): an actor has a worker exactly while it is STARTING, ALIVE or LEAVING; callers are
-linked only to a living one; a name belongs to one actor that is not dead.
+linked only to a living one; a name belongs to one actor that is neither leaving nor dead.
 
 Source: Ray (OSDI 2018) §3; restarts as Ray's `max_restarts`.
 """
@@ -86,6 +86,13 @@ class Kill(NamedTuple):
     cause: bytes
 
 
+class Left(NamedTuple):
+    """It ends by itself, and does not come back."""
+
+    actor: bytes
+    cause: bytes
+
+
 class Freed(NamedTuple):
     """Nobody can call it any more: it leaves when it has done what it was asked to."""
 
@@ -96,10 +103,11 @@ class OwnerLeft(NamedTuple):
     """The program has ended: its actors end, but for detached ones."""
 
     owner: int
+    cause: bytes = b"owner"
 
 
 Event = (
-    Create | Granted | Constructed | Failed | WorkerDied | Connect | Disconnect | Kill | Freed | OwnerLeft
+    Create | Granted | Constructed | Failed | WorkerDied | Connect | Disconnect | Kill | Left | Freed | OwnerLeft
 )  # fmt: skip
 
 
@@ -183,6 +191,8 @@ MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (ALIVE, Kill): LEAVING,
     (LEAVING, Kill): LEAVING,
     (DEAD, Kill): DEAD,
+    (ALIVE, Left): LEAVING,
+    (LEAVING, Left): LEAVING,
     (DEAD, Forget): ABSENT,
     # Messages that crossed.
     (LEAVING, Constructed): LEAVING,
@@ -212,18 +222,26 @@ class _Actor:
         self.cause = b""
         self.freed = False
 
+    def may_start(self) -> bool:
+        """Whether what it is constructed from is still needed."""
+        if self.state in (WAITING, STARTING):
+            return True
+        return self.state == ALIVE and not self.freed and (self.restarts < 0 or self.restarts_done < self.restarts)
+
 
 class Actors:
     """All actors of a node; see the module.
 
     Attributes:
         actors: those that are not forgotten.
-        names: of those that are not dead.
+        names: of those that are neither leaving nor dead.
+        moved: those whose state has changed, or that are gone, for whoever tells it to others and empties this.
     """
 
     def __init__(self) -> None:
         self.actors: dict[bytes, _Actor] = {}
         self.names: dict[str, bytes] = {}
+        self.moved: dict[bytes, None] = {}
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
             Create: self._create,
             Granted: self._granted,
@@ -233,6 +251,7 @@ class Actors:
             Connect: self._connect,
             Disconnect: self._disconnect,
             Kill: self._kill,
+            Left: self._left,
             Freed: self._freed,
             OwnerLeft: self._owner_left,
         }
@@ -259,6 +278,7 @@ class Actors:
         if event.name in self.names:
             raise IllegalMove(ALIVE, "Create", f"the name {event.name!r}")
         self.actors[event.actor] = _Actor(event)
+        self.moved[event.actor] = None
         if event.name:
             self.names[event.name] = event.actor
         out.append(Lease(event.actor))
@@ -328,6 +348,10 @@ class Actors:
             actor.cause = actor.cause or event.cause
             out.append(KillWorker(event.actor))
 
+    def _left(self, event: Left, out: list[Instruction]) -> None:
+        actor = self._moved(event.actor, Left)
+        actor.cause = actor.cause or event.cause
+
     def _freed(self, event: Freed, out: list[Instruction]) -> None:
         actor = self._known(event.actor)
         actor.freed = True
@@ -344,13 +368,19 @@ class Actors:
     def _owner_left(self, event: OwnerLeft, out: list[Instruction]) -> None:
         for name, actor in list(self.actors.items()):
             if actor.owner == event.owner and actor.state != DEAD:
-                self._kill(Kill(name, False, b"owner"), out)
+                self._kill(Kill(name, False, event.cause), out)
 
     # -- what follows
 
     def _link(self, name: bytes, actor: _Actor, caller: int, out: list[Instruction]) -> None:
         actor.linked.add(caller)
         out.append(Link(name, caller))
+
+    def _release_name(self, actor: _Actor) -> None:
+        """It cannot be found any more, and another actor may have its name."""
+        if actor.name:
+            del self.names[actor.name]
+            actor.name = ""
 
     def _give_up(self, name: bytes, actor: _Actor, out: list[Instruction]) -> None:
         self._moved(name, GiveUp)
@@ -363,8 +393,7 @@ class Actors:
 
     def _buried(self, name: bytes, actor: _Actor, out: list[Instruction]) -> None:
         out.append(GiveUp(name))
-        if actor.name:
-            del self.names[actor.name]
+        self._release_name(actor)
         for caller in actor.callers:
             out.append(TellDead(name, caller, actor.cause))
         actor.callers.clear()
@@ -389,7 +418,10 @@ class Actors:
         state = MOVES.get((actor.state, cause))
         if state is None:
             raise IllegalMove(actor.state, cause.__name__, f"actor {name.hex()}")
+        if state == LEAVING:
+            self._release_name(actor)
         actor.state = state
+        self.moved[name] = None
         return actor
 
     def check(self) -> None:
@@ -400,5 +432,6 @@ class Actors:
             assert not actor.linked or actor.state in (ALIVE, LEAVING), f"links to one that is {actor.state}"
             assert actor.state != DEAD or not actor.callers, "a dead actor has callers"
             assert actor.state != ALIVE or len(actor.linked) == len(actor.callers), "somebody waits for a living actor"
-            assert not actor.name or (self.names.get(actor.name) == name) == (actor.state != DEAD)
+            assert not actor.name or self.names.get(actor.name) == name, f"{name.hex()} {actor.name!r}"
+            assert not actor.name or actor.state not in (LEAVING, DEAD), f"{name.hex()} {actor.name!r}"
         assert set(self.names.values()) <= set(self.actors)

@@ -126,6 +126,8 @@ class Dispatcher:
             return 0
         if slot.frames and slot.frames[-1].ship and not self.loose:
             return 0  # a frame behind it would lack its definitions, were this one taken back
+        if slot.frames and slot.frames[0].limit:
+            return 0  # what is sent now would overtake the tail that comes back
         return self.depth - len(slot.frames)
 
     def next_slot(self) -> Slot | None:
