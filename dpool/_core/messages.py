@@ -290,7 +290,25 @@ class LoadReport(NamedTuple):
     draining: bool
 
 
+class StoreServer(NamedTuple):
+    """The node's own control store answers here; for machines that have none."""
+
+    path: str
+    user: str
+    password: str
+
+
 # gateway → node
+
+
+class StoreAt(NamedTuple):
+    """Where the control store of the cluster is. `session`: what its keys carry, empty: there is none; `url`: empty:
+    the node is to start it; `address`: that of the gateway.
+    """
+
+    session: str
+    url: str
+    address: str
 
 
 class RemoteUp(NamedTuple):
@@ -769,6 +787,8 @@ CONTROL: tuple[type[Any], ...] = (
     PeerDown,
     PeerLoad,
     LoadReport,
+    StoreServer,
+    StoreAt,
     Spawn,
     SpawnProgram,
     Spawned,
