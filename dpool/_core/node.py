@@ -631,13 +631,30 @@ class Node:
             return
         for fd in proc.pipes:
             self._on(fd, partial(self._pipe_event, proc, fd))
-        proc.order = m.Spawn(order.worker, pool.started, proc.place, os.getpid(), self.session, pool.setup)
+        proc.order = m.Spawn(
+            order.worker, pool.started, proc.place, os.getpid(), self.session, pool.setup, self._stand_in(pool)
+        )
         self._have_forked(proc)
         if self._records is None and self.config.gcs == "on":
             try:
                 self._soon_record()
             except (OSError, ImportError) as error:  # no descriptors left; the next worker is another occasion
                 _log("recorder.failed", error=error)
+
+    def _stand_in(self, pool: Pool) -> int:
+        """The gateway's process, if it submits for another machine's; else 0."""
+        if self._abroad is None or pool.client is not self._abroad.gateway or pool.actors is not None:
+            return 0
+        return int(pool.client.hello.pid) if pool.client.hello is not None else 0
+
+    def tell_gateway(self, message: Any) -> None:
+        """Say something to the gateway, if there is one."""
+        if self._abroad is not None:
+            self._send(self._abroad.gateway, message)
+
+    def gateway_pid(self) -> int:
+        """The gateway's process; 0: there is none."""
+        return 0 if self._abroad is None else int(self._abroad.gateway.hello.pid)
 
     def _free_place(self, pool: int) -> int:
         """The lowest place that no worker of the pool has; one that has ended is still being looked after."""

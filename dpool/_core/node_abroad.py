@@ -99,7 +99,9 @@ class NodeAbroad:
         self._node._do(s.WentAbroad(pool, shape, worker))
         self.cluster.placed(node, shape)
         self._leases[worker] = _Lease(worker, pool, node, shape)
-        self._tell(m.RemoteLease(worker, node, pool, self._node._pools[pool].setup, shape))
+        known = self._node._pools[pool]
+        assert known.client.hello is not None
+        self._tell(m.RemoteLease(worker, node, pool, known.setup, shape, known.client.hello.pid))
 
     def feasible_elsewhere(self, shape: m.Shape) -> bool:
         """Whether another machine has that in total."""
