@@ -52,6 +52,8 @@ class NodeLending:
         obj = message.obj
         if not self.foreign(obj) or self._store.store.knows(obj) or obj not in self._store.references:
             return False
+        if side.pid == self._node.gateway_pid():
+            return False  # it is who would have to fetch it
         waiting = self._waiting.setdefault(obj, [])
         waiting.append((side.number, message.request))
         if len(waiting) == 1:
@@ -88,7 +90,9 @@ class NodeLending:
     def _tell_freed(self) -> None:
         """`seen` may be too high by what was read since, which named none of these: else they would not be free."""
         freed, self._freed = self._freed, []
-        self._node.tell_gateway(m.ObjectsFreed([obj for obj in freed if obj not in self._store.references], self._holds))
+        self._node.tell_gateway(
+            m.ObjectsFreed([obj for obj in freed if obj not in self._store.references], self._holds)
+        )
 
     # -- what is lent
 
