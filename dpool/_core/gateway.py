@@ -34,6 +34,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.ids import tag_of
@@ -65,7 +66,7 @@ class Settings(NamedTuple):
 class _Abroad:
     """A lease that a worker of another machine has given to a submitter here."""
 
-    __slots__ = ("end", "lease", "outgoing", "peer", "pid", "pool", "steps")
+    __slots__ = ("actor", "after", "end", "lease", "links", "outgoing", "owner", "peer", "pid", "pool", "steps")
 
     def __init__(self, lease: int, pool: int, peer: bytes, pid: int) -> None:
         self.lease = lease
@@ -77,12 +78,23 @@ class _Abroad:
         """What is to be told to the submitter, in order."""
         self.outgoing: Outgoing | None = None
         self.end: m.RemoteDied | None = None
+        self.links: dict[int, _Abroad] = {}
+        """It is an actor's process: the links to it, by our node's numbers."""
+        self.owner: _Abroad | None = None
+        """It is such a link, to this process."""
+        self.after: Callable[[], None] | None = None
+        """What is to be done when the last link has ended, as the process has."""
+        self.actor = b""
+        """It is a link to this actor, whose home is the other machine."""
 
 
 class _Guest:
     """A lease of a worker here that a submitter of another machine has."""
 
-    __slots__ = ("incoming", "lasting", "lease", "peer", "pool", "steps", "tokens", "told", "wanted", "worker")
+    __slots__ = (
+        "actor", "by_base", "incoming", "lasting", "lease", "links", "peer", "pool", "process", "steps", "tokens",
+        "told", "wanted", "worker",
+    )  # fmt: skip
 
     def __init__(self, peer: bytes, lease: int, pool: _GuestPool, shape: m.Shape) -> None:
         self.peer = peer
@@ -99,6 +111,14 @@ class _Guest:
         """… and what the worker's functions refer to."""
         self.told = 0
         """The last task of whose result's references the submitter's side has been told by a journal."""
+        self.links: list[_Guest] = []
+        """It is an actor's process: the links to it."""
+        self.process: _Guest | None = None
+        """It is such a link, to this process."""
+        self.actor = b""
+        """It is a link to this actor of our node."""
+        self.by_base: dict[int, int] = {}
+        """Of a link, on which many frames can be under way: first task of a frame → what stands in `tokens` else."""
 
 
 class _GuestPool:
@@ -152,6 +172,7 @@ class Gateway:
         self.net = Net(key, greeting)
         self.peers: dict[bytes, Greeting] = {}
         self.store = StoreTunnel(self)
+        self.actors = ActorLinks(self, _Abroad, _Guest)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
@@ -346,10 +367,11 @@ class Gateway:
         abroad = self._abroad.get(message.worker)
         if abroad is None:
             return
+        abroad = abroad.links.get(message.link, abroad)
         if message.signal == signal.SIGINT and abroad.outgoing is not None:
             for slot, value in abroad.outgoing.take_aim():
-                self._say_if_up(abroad.peer, pm.Aimed(message.worker, slot, value))
-        self._say_if_up(abroad.peer, pm.SignalWanted(message.worker, message.signal))
+                self._say_if_up(abroad.peer, pm.Aimed(abroad.lease, slot, value))
+        self._say_if_up(abroad.peer, pm.SignalWanted(abroad.lease, message.signal))
 
     def _remote_pool_closed(self, message: m.RemotePoolClosed, fds: list[int]) -> None:
         for pool, peer in [key for key in self._pools if key[0] == message.pool]:
@@ -371,6 +393,7 @@ class Gateway:
                 partial(self._forward, abroad),
                 partial(self._ask_limit, abroad),
             )
+            abroad.outgoing.on_link = partial(self.actors.link, abroad)
             fds = (ours.fileno(), theirs.fileno(), page)
             self._tell(m.RemoteUp(message.lease, message.pid, message.log_file, message.host), fds)
         finally:
@@ -393,6 +416,7 @@ class Gateway:
                 outgoing.readable()
         except (wire.Closed, OSError):
             self._off(outgoing.fileno())  # the node says so, too
+            self.actors.caller_gone(abroad)
             return
         self._watch_outgoing(abroad)
 
@@ -435,6 +459,7 @@ class Gateway:
             abroad.outgoing.readable()
         except (wire.Closed, OSError):
             self._off(abroad.outgoing.fileno())
+            self.actors.caller_gone(abroad)
             return
         self._watch_outgoing(abroad)
 
@@ -449,14 +474,20 @@ class Gateway:
     def _worker_ended(self, peer: bytes, message: pm.WorkerEnded) -> None:
         abroad = self._abroad.get(message.lease)
         if abroad is not None:
-            where = f"{message.log_file} on {self.peers[peer].host}" if peer in self.peers else message.log_file
+            where = message.log_file
+            if peer in self.peers and " on " not in where:
+                where += f" on {self.peers[peer].host}"
             end = m.RemoteDied(message.lease, message.pid, message.signal, message.exit_code, message.reason, where)
             lost = partial(self._lost_abroad, abroad, Snapshot(*message[6:-1]), end)
+            lost = partial(self.actors.after_links, abroad, lost)
             self.objects.results_came(abroad, message.refs, lost)
         elif message.refs:
             self._say_if_up(peer, pm.RefsTaken(message.refs))
 
     def _lost_abroad(self, abroad: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
+        if abroad.actor:
+            self.actors.process_lost(abroad, snapshot, end)
+            return
         if self._abroad.pop(abroad.lease, None) is None:
             return
         if abroad.outgoing is not None:
@@ -465,7 +496,10 @@ class Gateway:
             self._off(abroad.outgoing.fileno())
             abroad.outgoing.close()
             abroad.outgoing = None
-        self._tell(end)
+        if abroad.owner is None:
+            self._tell(end)
+        else:
+            self.actors.link_ended(abroad)
 
     # -- workers here, for submitters of other machines
 
@@ -501,7 +535,13 @@ class Gateway:
         pool.waiting.append(guest)
         self._tell(m.RequestLeases(pool.number, message.shape, 1))
 
+    def new_guest_pool(self, number: int, peer: bytes) -> _GuestPool:
+        """For a link to an actor, which has a number as pools have."""
+        return _GuestPool(number, peer, 0)
+
     def _grant(self, message: m.Grant, fds: list[int]) -> None:
+        if self.actors.granted(message, fds):
+            return
         pool = self._by_number.get(message.pool)
         if pool is None:
             return
@@ -554,7 +594,9 @@ class Gateway:
             self._at(TRUST_S, partial(self._tell_limit, guest, message.limit))
 
     def _tell_limit(self, guest: _Guest, limit: int) -> None:
-        if guest.incoming is not None:
+        if guest.incoming is not None and not guest.incoming.limited(limit):  # its machine is asked first
+            self._at(TRUST_S, partial(self._tell_limit, guest, limit))
+        elif guest.incoming is not None:
             guest.incoming.readable()  # what it has answered comes before what it has noted since
             snapshot = guest.incoming.snapshot()
             refs = self.objects.journal(guest, snapshot)
@@ -572,7 +614,7 @@ class Gateway:
 
     def _lease_returned(self, peer: bytes, message: pm.LeaseReturned) -> None:
         guest = self._guests.get((peer, message.lease))
-        if guest is None:
+        if guest is None or self.actors.returned(guest):
             return
         if guest.incoming is None:
             del self._guests[peer, message.lease]
@@ -608,6 +650,8 @@ class Gateway:
             pool.idle[message.worker].frame(_EXIT)
 
     def _worker_died(self, message: m.WorkerDied, fds: list[int]) -> None:
+        if self.actors.process_died(message):
+            return
         pool = self._by_number.get(message.pool)
         if pool is None:
             return
@@ -619,6 +663,7 @@ class Gateway:
             if message.unclaimed:
                 self.objects.worker_died(message.pid)
             return
+        self.actors.process_ended(guest)
         guest.incoming.readable()  # its last words
         self._off(guest.incoming.fileno())
         self._writing.discard(guest.incoming.fileno())
@@ -710,7 +755,11 @@ class Gateway:
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
-            self.objects.results_came(abroad, [], partial(self._lost_abroad, abroad, None, end))
+            lost = partial(self._lost_abroad, abroad, None, end)
+            if abroad.actor:
+                lost = partial(self.actors.home_lost, abroad, reason)
+            self.objects.results_came(abroad, [], lost)
+        self.actors.peer_down(event.name)
         for opened in [one for one in self._pools if one[1] == event.name]:
             del self._pools[opened]
         for (peer, number), pool in list(self._guest_pools.items()):
@@ -753,6 +802,11 @@ class Gateway:
         m.Retire: _retire,
         m.Closed: _closed,
         m.Output: _output,
+        m.RemoteActor: lambda self, *said: self.actors.wanted(*said),
+        m.RemoteLeft: lambda self, *said: self.actors.left(*said),
+        m.RemoteFind: lambda self, *said: self.actors.find(*said),
+        m.ActorKill: lambda self, *said: self.actors.kill(*said),
+        m.ActorGone: lambda self, *said: self.actors.gone(*said),
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
@@ -774,6 +828,10 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
+        pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),
+        pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
+        pm.ActorKilled: lambda self, *said: self.actors.killed(*said),
         pm.StoreShared: _store_shared,
         pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
         pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),

@@ -30,6 +30,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.carried import Carried, in_journal, in_value
 from dpool._core.config import PROTOCOL
+from dpool._core.gateway_actors import with_carried
 from dpool._core.logic import borrowing as b
 from dpool._core.transfers import Transfers
 from dpool._store.pins import make_page
@@ -348,9 +349,13 @@ class Objects:
             steps.add(partial(self._to_worker, guest, frame))
             return
         carried = Carried(*fields)
-        step = steps.add(partial(self._to_worker, guest, frame), ready=False)
         token = self.new_token()
-        guest.tokens.append(token)
+        if guest.process is None and not guest.actor:
+            guest.tokens.append(token)
+        else:
+            guest.by_base[wire.loads(frame)[0]] = token
+            frame = with_carried(guest, frame, fields)
+        step = steps.add(partial(self._to_worker, guest, frame), ready=False)
         begin = partial(self._fetch_all, guest, carried.wanted, partial(steps.now, step))
         if carried.lasting:
             lasting = self.new_token()
@@ -389,6 +394,9 @@ class Objects:
         self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob)), blob + frame)
         if end and first >= 0:
             self._all_done(guest.tokens)
+        if end and guest.by_base:
+            bases = [base for base in guest.by_base if (base <= first if first >= 0 else base == -first)]
+            self._all_done([guest.by_base.pop(base) for base in bases])
 
     def journal(self, guest: _Guest, snapshot: Snapshot) -> list[bytes]:
         """What a worker has noted and not answered: the objects that nobody has been told of."""
@@ -423,6 +431,8 @@ class Objects:
         """Its tasks have ended."""
         self._all_done(guest.tokens)
         self._all_done(guest.lasting)
+        self._all_done(list(guest.by_base.values()))
+        guest.by_base.clear()
 
     def _all_done(self, tokens: list[int]) -> None:
         while tokens:

@@ -273,6 +273,32 @@ class RemoteEnd(NamedTuple):
 class RemoteSignal(NamedTuple):
     worker: int
     signal: int
+    link: int = 0
+    """The worker is an actor's process: for a call of this caller."""
+
+
+class RemoteActor(NamedTuple):
+    """A process here calls an actor of another machine, over a link of this number. The answers are RemoteUp (whenever
+    there is a process), RemoteDied and, in the end, RemoteGone.
+    """
+
+    link: int
+    actor: bytes
+    pid: int
+
+
+class RemoteLeft(NamedTuple):
+    """It does not any more."""
+
+    link: int
+
+
+class RemoteFind(NamedTuple):
+    """A process here has found the name of an actor of another machine; the answer is RemoteFound."""
+
+    number: int
+    actor: bytes
+    pid: int
 
 
 class RemotePoolClosed(NamedTuple):
@@ -331,6 +357,20 @@ class StoreAt(NamedTuple):
     session: str
     url: str
     address: str
+
+
+class RemoteGone(NamedTuple):
+    """The actor is dead for good; `cause` as in ActorGone."""
+
+    link: int
+    cause: bytes
+
+
+class RemoteFound(NamedTuple):
+    """`there`: the process holds the actor now; else it is there no more."""
+
+    number: int
+    there: bool
 
 
 class RemoteUp(NamedTuple):
@@ -852,6 +892,11 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteLease,
     RemoteEnd,
     RemoteSignal,
+    RemoteActor,
+    RemoteLeft,
+    RemoteFind,
+    RemoteGone,
+    RemoteFound,
     RemotePoolClosed,
     RemoteUp,
     RemoteRefused,

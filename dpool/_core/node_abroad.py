@@ -26,6 +26,7 @@ from dpool._core.node_health import Health
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
+    from dpool._core.node_actors_abroad import FarProcess
 
 HERE = b""
 REFUSED_S = 0.05
@@ -35,7 +36,7 @@ REFUSED_S = 0.05
 class _Lease:
     """One lease of another machine's worker."""
 
-    __slots__ = ("granted", "host", "node", "pool", "returned", "shape", "worker")
+    __slots__ = ("granted", "host", "node", "pool", "proc", "returned", "shape", "worker")
 
     def __init__(self, worker: int, pool: int, node: bytes, shape: m.Shape) -> None:
         self.worker = worker
@@ -45,6 +46,8 @@ class _Lease:
         self.granted = False
         self.returned = False
         self.host = ""
+        self.proc: FarProcess | None = None
+        """It is an actor's."""
 
 
 class NodeAbroad:
@@ -144,11 +147,15 @@ class NodeAbroad:
     def _up(self, message: m.RemoteUp, fds: list[int]) -> None:
         lease = self._leases.get(message.worker)
         if lease is None:
+            self._node.actors().foreign.up(message, fds)
             return
         lease.granted, lease.host = True, message.host
         pool = self._node._pools.get(lease.pool)
         if pool is None or lease.returned:
             self._tell(m.RemoteEnd(lease.worker, False))
+            return
+        if pool.actors is not None:
+            lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
         grant = m.Grant(pool.number, lease.worker, lease.shape, (), True, message.log_file)
         self._node._send(pool.client, grant, tuple(fds))
@@ -165,9 +172,13 @@ class NodeAbroad:
     def _died(self, message: m.RemoteDied, fds: list[int]) -> None:
         lease = self._leases.pop(message.worker, None)
         if lease is None:
+            self._node.actors().foreign.died(message)
             return
         pool = self._node._pools.get(lease.pool)
-        if pool is not None and lease.granted:
+        if pool is not None and lease.proc is not None:
+            lease.proc.ended(message)
+            pool.actors.died(lease.pool, lease.proc)
+        elif pool is not None and lease.granted:
             self._node._send(pool.client, m.WorkerDied(
                 pool.number, lease.worker, message.pid, message.signal, message.exit_code, message.reason,
                 message.log_file,
@@ -218,6 +229,8 @@ class NodeAbroad:
         m.PeerDown: _peer_down,
         m.PeerLoad: _peer_load,
         m.StoreAt: _store_at,
+        m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
+        m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),
     }
 
     # -- what submitters say

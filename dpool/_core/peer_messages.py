@@ -190,6 +190,42 @@ class StoreClosed(NamedTuple):
     number: int
 
 
+# actors; see gateway_actors.py
+
+
+class LinkWanted(NamedTuple):
+    """`lease` is an actor's process: the sender has one more caller of it. The link is a lease of its own; it ends with
+    LeaseReturned, or, when the process does, with WorkerEnded.
+    """
+
+    lease: int
+    link: int
+
+
+class ActorWanted(NamedTuple):
+    """A process of the sender's calls an actor whose home the receiver is. The answers are LeaseGiven (whenever there
+    is a process), WorkerEnded and, in the end, ActorEnded.
+    """
+
+    link: int
+    actor: bytes
+
+
+class ActorEnded(NamedTuple):
+    """The actor is dead for good; `cause` as in ActorGone."""
+
+    link: int
+    cause: bytes
+
+
+class ActorKilled(NamedTuple):
+    """As ActorKill."""
+
+    actor: bytes
+    restart: bool
+    why: str
+
+
 # references to objects; see gateway_objects.py
 
 
@@ -304,6 +340,10 @@ MESSAGES: tuple[type[Any], ...] = (
     StoreOpened,
     StoreBytes,
     StoreClosed,
+    LinkWanted,
+    ActorWanted,
+    ActorEnded,
+    ActorKilled,
     RefsTaken,
     BorrowAsked,
     BorrowTold,
