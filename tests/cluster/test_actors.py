@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -272,8 +273,11 @@ def test_a_call_is_cancelled(cluster: Cluster, tmp_path: Any) -> None:
     running = sleeper.hang.remote(str(tmp_path / "began"))
     wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
     dpool.cancel(running)
-    with pytest.raises(BaseException, match=""):
-        get(running)
+    with pytest.raises(CancelledError):
+        running.result(DEADLINE_S)
+    pid = get(sleeper.pid.remote())
+    assert get(cancel_it.options(resources=HERE).remote(sleeper, str(tmp_path / "again"))) == "cancelled"
+    assert get(sleeper.pid.remote()) == pid
     assert get(sleeper.fine.remote()) == "fine"
 
 
@@ -285,3 +289,18 @@ class Sleeper:
 
     def fine(self) -> str:
         return "fine"
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+@dpool.remote
+def cancel_it(sleeper: Any, path: str) -> str:
+    running = sleeper.hang.remote(path)
+    wait_until(lambda: os.path.exists(path), DEADLINE_S)
+    dpool.cancel(running)
+    try:
+        running.result(DEADLINE_S)
+    except CancelledError:
+        return "cancelled"
+    return "ended"
