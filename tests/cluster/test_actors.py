@@ -304,3 +304,67 @@ def cancel_it(sleeper: Any, path: str) -> str:
     except CancelledError:
         return "cancelled"
     return "ended"
+
+
+@dpool.remote
+def totals(counter: Any, arrays: Any) -> list[float]:
+    stored = dpool.put(arrays[0])
+    values: list[float] = dpool.get([counter.total.remote(one) for one in (arrays[0], stored, arrays[1])])
+    return [*values, float(dpool.get(counter.ones.remote(100_000)).sum())]
+
+
+def test_home_process_and_caller_on_three_machines(cluster: Cluster) -> None:
+    cluster.add(resources=(("third", 1.0),))
+    counter = there(max_restarts=1).remote()
+    third = {"third": 0.01}
+    assert get(use.options(resources=third).remote(counter, 100)) == list(range(1, 101))
+    arrays = [np.arange(100_000.0), dpool.put(np.ones(100_000))]
+    expected = [arrays[0].sum(), arrays[0].sum(), 100_000.0, 100_000.0]
+    assert get(totals.options(resources=third).remote(counter, arrays)) == expected
+    assert get(sees_death.options(resources=third).remote(counter)) == ("SIGKILL", 1)
+    gate = Gate.options(resources=THERE).remote()
+    waiting = gate.wait.remote()
+    assert get(open_gate.options(resources=third).remote(gate)) == "through"
+    assert get(waiting) == "through"
+
+
+@dpool.remote
+def sees_death(counter: Any) -> tuple[str, int]:
+    try:
+        counter.die()
+    except dpool.errors.ActorDied as error:
+        return "SIGKILL" if "SIGKILL" in str(error) else str(error), counter.add()
+    return "lives", 0
+
+
+@dpool.remote
+def open_gate(gate: Any) -> str:
+    waiting = gate.wait.remote()
+    gate.let()
+    through: str = waiting.result(DEADLINE_S)
+    return through
+
+
+def test_a_detached_one_outlives_its_program(cluster: Cluster) -> None:
+    counter = there(name="stays", lifetime="detached").remote(5)
+    pid = get(counter.pid.remote())
+    del counter
+    dpool.shutdown()
+    driver.configure(address=cluster.members[1].address)  # another program, on another machine
+    again = dpool.get_actor("stays")
+    assert get([again.add.remote(), again.pid.remote()]) == [6, pid]
+    again.kill()
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), DEADLINE_S, "it has ended")
+
+
+@dpool.remote
+class Yields:
+    @dpool.method(num_returns="streaming")
+    def count(self, to: int) -> Iterator[Any]:
+        for number in range(to):
+            yield np.full(20_000, number) if number % 10 == 0 else number
+
+
+def test_a_method_that_yields(cluster: Cluster) -> None:
+    actor = Yields.options(resources=THERE).remote()
+    assert [int(np.max(item)) for item in actor.count(40)] == list(range(40))
