@@ -292,6 +292,14 @@ class LoadReport(NamedTuple):
     draining: bool
 
 
+class StoreServer(NamedTuple):
+    """The node's own control store answers here; for machines that have none."""
+
+    path: str
+    user: str
+    password: str
+
+
 class ObjectWanted(NamedTuple):
     """A process here asks for an object of another machine: get it into the store, or say StoreAway."""
 
@@ -313,6 +321,16 @@ class ObjectsFreed(NamedTuple):
 
 
 # gateway → node
+
+
+class StoreAt(NamedTuple):
+    """Where the control store of the cluster is. `session`: what its keys carry, empty: there is none; `url`: empty:
+    the node is to start it; `address`: that of the gateway.
+    """
+
+    session: str
+    url: str
+    address: str
 
 
 class RemoteUp(NamedTuple):
@@ -843,6 +861,8 @@ CONTROL: tuple[type[Any], ...] = (
     PeerDown,
     PeerLoad,
     LoadReport,
+    StoreServer,
+    StoreAt,
     ObjectWanted,
     FutureWanted,
     ObjectsFreed,

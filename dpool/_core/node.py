@@ -311,9 +311,12 @@ class Node:
             sys.path[:] = message.path
             self._preload()
         self._do(s.ClientJoined(client.number))
+        if self._records is not None and message.worker == 0:
+            self._records.job_began(message)
         if message.worker == m.GATEWAY:
             from dpool._core.node_abroad import NodeAbroad
 
+            self.node_id = message.job  # one name for both, in the whole cluster
             self._abroad = NodeAbroad(self, client, _log)
             self._at(monotonic(), self._abroad.report)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
@@ -1024,14 +1027,20 @@ class Node:
         """Start recording, but not before the first result is out."""
         from dpool._core.recorder import Recorder
 
-        driver = next((c for c in self._clients.values() if c.driver and c.hello is not None), None)
-        if driver is None or driver.hello is None:
+        drivers = [c.hello for c in self._clients.values() if c.driver and c.hello is not None]
+        if not drivers or (self._abroad is not None and self._abroad.store_at is None):
             return
         self._records = Recorder(self)
-        self._records.job_began(driver.hello)
+        for hello in drivers:
+            if hello.worker == 0:
+                self._records.job_began(hello)
         if self._actors is not None:
             self._actors.record_all()
         self._at(monotonic() + 0.25, self._records.start)
+
+    def shares_store(self) -> bool:
+        """Whether other nodes use the same control store."""
+        return self.config.gcs == "on" and (bool(self.config.redis_url) or self._abroad is not None)
 
     def records(self) -> Any:
         """The recorder to the control store, there before the first worker; None without a store."""
