@@ -37,6 +37,7 @@ from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
+from dpool._core.gateway_streams import Streams
 from dpool._core.ids import tag_of
 from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot
@@ -172,6 +173,7 @@ class Gateway:
         self.net = Net(key, greeting)
         self.peers: dict[bytes, Greeting] = {}
         self.store = StoreTunnel(self)
+        self.streams = Streams(self)
         self.actors = ActorLinks(self, _Abroad, _Guest)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
@@ -448,14 +450,14 @@ class Gateway:
             if refs:
                 self._say_if_up(peer, pm.RefsTaken(refs))  # nobody wants them
             return
-        answer = partial(self._answer, abroad, frame[message.carried :], message.end)
+        answer = partial(self._answer, abroad, frame[message.carried :], message.end, message.pipe)
         self.objects.results_came(abroad, refs, answer)
 
-    def _answer(self, abroad: _Abroad, frame: bytes, end: bool) -> None:
+    def _answer(self, abroad: _Abroad, frame: bytes, end: bool, pipe: int) -> None:
         if abroad.outgoing is None:
             return
         try:
-            abroad.outgoing.results(frame, end)
+            abroad.outgoing.results(frame, end, (self.streams.pipe(abroad.peer, pipe),) if pipe else ())
             abroad.outgoing.readable()
         except (wire.Closed, OSError):
             self._off(abroad.outgoing.fileno())
@@ -569,8 +571,8 @@ class Gateway:
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
 
-    def _send_back(self, guest: _Guest, frame: bytes) -> None:
-        self.objects.result_frame(guest, frame)
+    def _send_back(self, guest: _Guest, frame: bytes, fds: list[int]) -> None:
+        self.objects.result_frame(guest, frame, self.streams.began(guest, fds[0]) if fds else 0)
 
     def _worker_event(self, guest: _Guest, mask: int) -> None:
         incoming = guest.incoming
@@ -828,6 +830,7 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.StreamTold: lambda self, *said: self.streams.told(*said),
         pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
         pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),
         pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
@@ -855,8 +858,10 @@ _EXIT = pickle.dumps((0, frames.EXIT, None, 0, []), 5)
 """The frame after which a worker leaves."""
 
 
-def _nowhere(frame: bytes) -> None:
+def _nowhere(frame: bytes, fds: list[int]) -> None:
     """Results of a worker that nobody has leased: there are none."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _log(event: str, **fields: Any) -> None:

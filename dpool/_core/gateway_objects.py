@@ -382,8 +382,8 @@ class Objects:
             guest.incoming.frame(frame)
             self._gateway._watch_writing(guest.incoming.fileno(), guest.incoming.wants_to_write())
 
-    def result_frame(self, guest: _Guest, frame: bytes) -> None:
-        """Send back what a worker answered."""
+    def result_frame(self, guest: _Guest, frame: bytes, pipe: int = 0) -> None:
+        """Send back what a worker answered; `pipe`: number of the generator's pipe that came with it."""
         first, end, _, values = wire.loads(frame)
         refs = []
         for number, value in enumerate(values, first):
@@ -391,7 +391,7 @@ class Objects:
                 refs += in_value(value)
         self._keep(guest.peer, refs)
         blob = pickle.dumps(refs) if refs else b""
-        self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob)), blob + frame)
+        self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob), pipe), blob + frame)
         if end and first >= 0:
             self._all_done(guest.tokens)
         if end and guest.by_base:
@@ -429,6 +429,7 @@ class Objects:
 
     def lease_ended(self, guest: _Guest) -> None:
         """Its tasks have ended."""
+        self._gateway.streams.guest_ended(guest)
         self._all_done(guest.tokens)
         self._all_done(guest.lasting)
         self._all_done(list(guest.by_base.values()))

@@ -109,6 +109,8 @@ class ResultFrame(NamedTuple):
     end: bool = False
     """The frame of tasks is done with."""
     carried: int = 0
+    pipe: int = 0
+    """A pipe to a generator came with it, which has this number."""
 
 
 class LimitTold(NamedTuple):
@@ -188,6 +190,13 @@ class StoreBytes(NamedTuple):
 
 class StoreClosed(NamedTuple):
     number: int
+
+
+class StreamTold(NamedTuple):
+    """To the generator with this pipe: what its caller has written into its own; empty: that is closed."""
+
+    pipe: int
+    data: bytes
 
 
 # actors; see gateway_actors.py
@@ -340,6 +349,7 @@ MESSAGES: tuple[type[Any], ...] = (
     StoreOpened,
     StoreBytes,
     StoreClosed,
+    StreamTold,
     LinkWanted,
     ActorWanted,
     ActorEnded,

@@ -76,7 +76,7 @@ class Outgoing:
         """It is an actor that runs many calls at a time: none is ever taken back."""
         self.on_link: Callable[[int, int, list[int]], None] | None = None
         """It is an actor: what is to be done with a new caller's process id, number, and descriptors."""
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._asked = frames.NO_LIMIT
         self._ship: Any = None
         self._carried: Any = None
@@ -164,12 +164,12 @@ class Outgoing:
             self._asked = limit
             self._ask_limit(limit)
 
-    def results(self, data: bytes, end: bool) -> None:
-        """A frame of results has come; `end`: of the frame that was forwarded."""
+    def results(self, data: bytes, end: bool, fds: tuple[int, ...] = ()) -> None:
+        """A frame of results has come; `end`: of the frame that was forwarded. Its descriptors are ours no longer."""
         if end:
             self._waits = False
             self._asked = frames.NO_LIMIT
-        self._answer(data)
+        self._answer(data, fds)
 
     def limited(self, limit: int, snapshot: Snapshot) -> None:
         """The answer to `ask_limit`."""
@@ -201,20 +201,23 @@ class Outgoing:
         page.slots[frames.COUNT] = snapshot.noted
         page.slots[frames.STARTED] = snapshot.started
 
-    def _answer(self, data: bytes) -> None:
-        self._outbox.append(data)
+    def _answer(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        self._outbox.append((data, fds))
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the submitter takes it."""
         while self._outbox:
+            data, fds = self._outbox[0]
             try:
-                wire.send(self.sock, self._outbox[0])
+                wire.send(self.sock, data, fds)
             except BlockingIOError:
                 return
-            self._outbox.popleft()
+            _drop_first(self._outbox)
 
     def close(self) -> None:
+        while self._outbox:
+            _drop_first(self._outbox)
         self.sock.close()
         self._page.close()
 
@@ -225,10 +228,10 @@ class Incoming:
     Args:
         sock: the submitter's end of the socket.
         page: the worker's.
-        back: sends a frame of results back.
+        back: sends a frame of results back; the descriptors (of a generator's pipe) that came with it are its own.
     """
 
-    def __init__(self, sock: socket.socket, page: frames.Page, back: Callable[[bytes], None]) -> None:
+    def __init__(self, sock: socket.socket, page: frames.Page, back: Callable[[bytes, list[int]], None]) -> None:
         self.sock = sock
         self._page = page
         self.back = back
@@ -257,14 +260,11 @@ class Incoming:
             except OSError:
                 self._drop_outbox()
                 return
-            self._outbox.popleft()
-            for fd in fds:
-                os.close(fd)
+            _drop_first(self._outbox)
 
     def _drop_outbox(self) -> None:
         while self._outbox:
-            for fd in self._outbox.popleft()[1]:
-                os.close(fd)
+            _drop_first(self._outbox)
 
     def readable(self) -> None:
         """Send back what the worker answered."""
@@ -274,7 +274,7 @@ class Incoming:
             except (BlockingIOError, InterruptedError, wire.Closed, ConnectionError):
                 return
             self._receiver.consumed()
-            self.back(data)
+            self.back(data, self._receiver.take_fds())
 
     def limit(self, limit: int) -> None:
         """Tasks from this number on must not begin. What came of it is in the `snapshot` a millisecond later."""
@@ -319,3 +319,9 @@ class Incoming:
         self._drop_outbox()
         self.sock.close()
         self._page.close()
+
+
+def _drop_first(outbox: deque[tuple[bytes, tuple[int, ...]]]) -> None:
+    """It has been sent, or will not be."""
+    for fd in outbox.popleft()[1]:
+        os.close(fd)

@@ -22,6 +22,10 @@ HERE, THERE = {"here": 0.01}, {"lamp": 0.01}
 """Resources of the driver's machine, and of the other one."""
 
 
+def actor(cls: type) -> Any:
+    return dpool.remote(cls)
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     made = Cluster()
@@ -38,7 +42,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
             made.stop(member)
 
 
-@dpool.remote
 class Counter:
     def __init__(self, start: int = 0) -> None:
         self.value = start
@@ -74,7 +77,7 @@ class Counter:
 
 
 def there(**options: Any) -> Any:
-    return Counter.options(resources=THERE, **options)
+    return actor(Counter).options(resources=THERE, **options)
 
 
 @dpool.remote
@@ -119,7 +122,7 @@ def use_inside(data: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("of", [HERE, THERE], ids=["actor here", "actor there"])
 def test_tasks_on_either_machine_call_it(cluster: Cluster, of: Any) -> None:
-    counter = Counter.options(resources=of).remote()
+    counter = actor(Counter).options(resources=of).remote()
     found: list[int] = []
     for where in (HERE, THERE):
         values = get(use.options(resources=where).remote(counter, 50))
@@ -140,7 +143,6 @@ def test_calls_of_one_caller_keep_their_order(cluster: Cluster) -> None:
     ]  # fmt: skip
 
 
-@dpool.remote
 class Gate:
     """Calls of it wait for each other."""
 
@@ -155,7 +157,6 @@ class Gate:
         self.open.set()
 
 
-@dpool.remote
 class Threads:
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -168,11 +169,11 @@ class Threads:
 
 
 def test_many_calls_at_a_time(cluster: Cluster) -> None:
-    gate = Gate.options(resources=THERE).remote()
+    gate = actor(Gate).options(resources=THERE).remote()
     waiting = [gate.wait.remote() for _ in range(20)]
     gate.let.remote()
     assert get(waiting) == ["through"] * 20
-    threads = Threads.options(resources=THERE, max_concurrency=3).remote()
+    threads = actor(Threads).options(resources=THERE, max_concurrency=3).remote()
     both = [threads.wait.remote() for _ in range(2)]
     threads.let.remote()
     assert get(both) == [True, True]
@@ -190,7 +191,7 @@ def test_names_are_the_clusters(cluster: Cluster) -> None:
     get(make_detached.options(resources=THERE).remote("kept"))
     assert get(dpool.get_actor("kept").add.remote()) == 8
     with pytest.raises(ValueError, match="already"):
-        Counter.options(name="kept").remote()
+        actor(Counter).options(name="kept").remote()
     dpool.kill(dpool.get_actor("kept"))
     wait_until(lambda: not exists("kept"), DEADLINE_S, "its name is free again")
 
@@ -214,13 +215,13 @@ def find_and_add(name: str) -> int:
 
 @dpool.remote
 def make_or_find(name: str) -> int:
-    value: int = Counter.options(name=name, get_if_exists=True).remote().add()
+    value: int = actor(Counter).options(name=name, get_if_exists=True).remote().add()
     return value
 
 
 @dpool.remote
 def make_detached(name: str) -> None:
-    Counter.options(name=name, lifetime="detached").remote(7)
+    actor(Counter).options(name=name, lifetime="detached").remote(7)
 
 
 def test_kill_and_restart(cluster: Cluster) -> None:
@@ -246,7 +247,7 @@ def kill(counter: Any) -> None:
 
 
 def test_its_machine_goes(cluster: Cluster) -> None:
-    lost, moves = there().remote(), Counter.options(num_cpus=2, max_restarts=1).remote()
+    lost, moves = there().remote(), actor(Counter).options(num_cpus=2, max_restarts=1).remote()
     assert get([lost.add.remote(), moves.add.remote()]) == [1, 1]
     cluster.stop(cluster.members[1], signal.SIGKILL)
     with pytest.raises(dpool.errors.ActorDied, match=f"on {os.uname().nodename}"):
@@ -257,7 +258,7 @@ def test_its_machine_goes(cluster: Cluster) -> None:
 def test_it_goes_with_its_last_proxy(cluster: Cluster) -> None:
     counter = there().remote()
     pid = get(counter.pid.remote())
-    holder = Counter.options(resources=THERE).remote()
+    holder = actor(Counter).options(resources=THERE).remote()
     get(holder.note.remote(counter))
     del counter
     found = get(holder.notes.remote())
@@ -269,7 +270,7 @@ def test_it_goes_with_its_last_proxy(cluster: Cluster) -> None:
 
 
 def test_a_call_is_cancelled(cluster: Cluster, tmp_path: Any) -> None:
-    sleeper = Sleeper.options(resources=THERE).remote()
+    sleeper = actor(Sleeper).options(resources=THERE).remote()
     running = sleeper.hang.remote(str(tmp_path / "began"))
     wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
     dpool.cancel(running)
@@ -281,7 +282,6 @@ def test_a_call_is_cancelled(cluster: Cluster, tmp_path: Any) -> None:
     assert get(sleeper.fine.remote()) == "fine"
 
 
-@dpool.remote
 class Sleeper:
     def hang(self, path: str) -> None:
         open(path, "w").close()
@@ -318,11 +318,12 @@ def test_home_process_and_caller_on_three_machines(cluster: Cluster) -> None:
     counter = there(max_restarts=1).remote()
     third = {"third": 0.01}
     assert get(use.options(resources=third).remote(counter, 100)) == list(range(1, 101))
-    arrays = [np.arange(100_000.0), dpool.put(np.ones(100_000))]
-    expected = [arrays[0].sum(), arrays[0].sum(), 100_000.0, 100_000.0]
+    array = np.arange(100_000.0)
+    arrays = [array, dpool.put(np.ones(100_000))]
+    expected = [array.sum(), array.sum(), 100_000.0, 100_000.0]
     assert get(totals.options(resources=third).remote(counter, arrays)) == expected
     assert get(sees_death.options(resources=third).remote(counter)) == ("SIGKILL", 1)
-    gate = Gate.options(resources=THERE).remote()
+    gate = actor(Gate).options(resources=THERE).remote()
     waiting = gate.wait.remote()
     assert get(open_gate.options(resources=third).remote(gate)) == "through"
     assert get(waiting) == "through"
@@ -355,16 +356,3 @@ def test_a_detached_one_outlives_its_program(cluster: Cluster) -> None:
     assert get([again.add.remote(), again.pid.remote()]) == [6, pid]
     again.kill()
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), DEADLINE_S, "it has ended")
-
-
-@dpool.remote
-class Yields:
-    @dpool.method(num_returns="streaming")
-    def count(self, to: int) -> Iterator[Any]:
-        for number in range(to):
-            yield np.full(20_000, number) if number % 10 == 0 else number
-
-
-def test_a_method_that_yields(cluster: Cluster) -> None:
-    actor = Yields.options(resources=THERE).remote()
-    assert [int(np.max(item)) for item in actor.count(40)] == list(range(40))
