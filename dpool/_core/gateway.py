@@ -330,6 +330,10 @@ class Gateway:
     def _refused(self, message: m.Refused, fds: list[int]) -> None:
         self.end(f"the node refuses: {message.reason}")
 
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
+        for peer in self.peers:
+            self._say_if_up(peer, pm.ProgramEnded(message.job))
+
     def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
         """How it is here: for everybody."""
         self._beat += 1
@@ -809,6 +813,7 @@ class Gateway:
         m.RemoteFind: lambda self, *said: self.actors.find(*said),
         m.ActorKill: lambda self, *said: self.actors.kill(*said),
         m.ActorGone: lambda self, *said: self.actors.gone(*said),
+        m.ProgramEnded: _program_ended,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
@@ -830,6 +835,7 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.ProgramEnded: lambda self, peer, message: self._tell(m.ProgramEnded(message.job)),
         pm.StreamTold: lambda self, *said: self.streams.told(*said),
         pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
         pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),

@@ -293,6 +293,12 @@ class RemoteLeft(NamedTuple):
     link: int
 
 
+class ProgramEnded(NamedTuple):
+    """A program of this machine has ended (or, from the gateway, one of another machine)."""
+
+    job: bytes
+
+
 class RemoteFind(NamedTuple):
     """A process here has found the name of an actor of another machine; the answer is RemoteFound."""
 
@@ -894,6 +900,7 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteSignal,
     RemoteActor,
     RemoteLeft,
+    ProgramEnded,
     RemoteFind,
     RemoteGone,
     RemoteFound,

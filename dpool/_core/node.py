@@ -344,6 +344,8 @@ class Node:
                 self._records.client_left(client.number)
                 if client.driver:
                     self._records.job_ended(client.hello.job)
+            if client.driver and client.hello.worker == 0:
+                self.tell_gateway(m.ProgramEnded(client.hello.job))
         if client.driver and not any(other.driver for other in self._clients.values()):
             self._end()
 

@@ -200,6 +200,13 @@ class NodeAbroad:
         self._log("peer.down", host=host, reason=message.reason)
         self.health.suspect(message.node, host, message.reason)
 
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
+        """One of another machine: nothing is kept here for its tasks."""
+        if self._node._actors is not None:
+            self._node._actors.program_ended(message.job)
+        if self._node._records is not None:
+            self._node._records.job_left(message.job)
+
     def _store_at(self, message: m.StoreAt, fds: list[int]) -> None:
         """The control store of the cluster is there, or there is none."""
         node = self._node
@@ -229,6 +236,7 @@ class NodeAbroad:
         m.PeerDown: _peer_down,
         m.PeerLoad: _peer_load,
         m.StoreAt: _store_at,
+        m.ProgramEnded: _program_ended,
         m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
         m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),
     }

@@ -141,7 +141,7 @@ class NodeActors:
         message = claim.message
         self._holders -= 1
         pool = self._node.new_pool(message.setup, self, claim.pid)
-        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim.pid))
+        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim))
         self._by_pool[pool] = message.actor
         self._node.store().hold(message.keep, actor.holder)
         claim.reply(m.ActorFound(message.request, message.actor, b"", ""))
@@ -168,7 +168,7 @@ class NodeActors:
         if actor is not None:
             self._actors[actor].unheld = False
             answer(actor, self._actors[actor].message.meta, "")
-        elif self._node.shares_store():
+        elif self._node._abroad is not None:
             self.foreign.find(message.name, pid, answer)
         else:
             answer(b"", b"", "")
@@ -218,6 +218,12 @@ class NodeActors:
         self.foreign.client_left(client)
         if was_driver:
             self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
+
+    def program_ended(self, job: bytes) -> None:
+        """A program on another machine has ended: so do the actors that its tasks have made here."""
+        for name, actor in list(self._actors.items()):
+            if actor.job == job and not actor.message.detached and self.machine.actors[name].state != a.DEAD:
+                self._do(a.Kill(name, False, _cause("the program that made it has ended")))
 
     def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""
@@ -394,8 +400,12 @@ class NodeActors:
 
     # -- the control store
 
-    def _job_of(self, pid: int) -> bytes:
-        driver = self._node.driver_of(pid)
+    def _job_of(self, claim: _Claim) -> bytes:
+        """Of the program that an actor belongs to, which may run on another machine."""
+        if self._node._abroad is not None:
+            setup: m.Setup = pickle.loads(claim.message.setup)
+            return setup.job
+        driver = self._node.driver_of(claim.pid)
         return driver.hello.job if driver is not None and driver.hello is not None else b""
 
     def record_all(self) -> None:
@@ -429,7 +439,7 @@ class NodeActors:
         key = message.name or message.actor.hex()
         self._claims.setdefault(key, deque()).appendleft(claim)
         creation = m.encode(message._replace(request=0))
-        records.actor(_row(message, self._node.node_id, self._job_of(claim.pid))._replace(creation=creation))
+        records.actor(_row(message, self._node.node_id, self._job_of(claim))._replace(creation=creation))
         claim.number = records.confirm(message.name, partial(self._claimed, key, claim))
         self._node._at(claim.until, partial(self._claim_failed, key, claim))
 
@@ -453,7 +463,8 @@ class NodeActors:
 
         def answer(actor: bytes, meta: bytes, why: str) -> None:
             name = message.name.partition("\0")[0]
-            why = why or ("" if actor else f"the machine of the actor {name!r} cannot be reached from here")
+            lost = f"the actor of the name {name!r} is on another node, which cannot be reached from here"
+            why = why or ("" if actor else lost)
             claim.reply(m.ActorFound(message.request, actor, meta, why))
 
         if message.exists_ok:

@@ -346,6 +346,23 @@ def open_gate(gate: Any) -> str:
     return through
 
 
+@dpool.remote(resources=THERE)
+def make_two() -> list[int]:
+    """Which hold each other."""
+    first, second = actor(Counter).options(name="first").remote(), actor(Counter).remote()
+    dpool.get([first.note.remote(second), second.note.remote(first)])
+    return [first.pid(), second.pid()]
+
+
+def test_what_its_tasks_have_made_ends_with_the_program(cluster: Cluster) -> None:
+    pids = get(make_two.remote())
+    assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    dpool.shutdown()
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), DEADLINE_S, "both have ended")
+    driver.configure(address=cluster.members[0].address)
+    assert not exists("first")
+
+
 def test_a_detached_one_outlives_its_program(cluster: Cluster) -> None:
     counter = there(name="stays", lifetime="detached").remote(5)
     pid = get(counter.pid.remote())
