@@ -517,10 +517,9 @@ class Gateway:
             del self._guests[peer, message.lease]
             guest.pool.waiting.remove(guest)
             self._say_if_up(peer, pm.LeaseRefused(message.lease, "it was not wanted any more"))
-            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))
-            for other in guest.pool.waiting:  # all of that shape were cancelled
-                if other.wanted == guest.wanted:
-                    self._tell(m.RequestLeases(guest.pool.number, other.wanted, 1))
+            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))  # all of that shape
+            if left := sum(other.wanted == guest.wanted for other in guest.pool.waiting):
+                self._tell(m.RequestLeases(guest.pool.number, guest.wanted, left))
         else:
             self._give_back(guest, message.retire)
 

@@ -171,7 +171,7 @@ class NodeAbroad:
     def _output(self, message: m.RemoteOutput, fds: list[int]) -> None:
         pool = self._node._pools.get(message.pool)
         if pool is not None:
-            self._node._send(pool.client, m.Output(message.stream, message.data))
+            self._node._send(pool.client, m.Output(message.stream, message.data, pool.number))
 
     def _peer_up(self, message: m.PeerUp, fds: list[int]) -> None:
         self._hosts[message.node] = message.host
