@@ -34,6 +34,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_store import StoreTunnel
 from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
@@ -42,7 +43,6 @@ LOOK_S = 0.002
 TRUST_S = 0.001
 """Between storing a LIMIT and trusting what the page says (as in lane.py)."""
 PING_S = 1.0
-HEARTBEAT_S = 0.1
 JOIN_S = 20.0
 NODE_END_S = 10.0
 PIECE = MAX_MESSAGE_BYTES // 2
@@ -136,6 +136,8 @@ class Gateway:
         greeting = Greeting(os.urandom(16), "", self.host, version, python, {"nodes": []})
         self.net = Net(key, greeting)
         self.peers: dict[bytes, Greeting] = {}
+        self.store = StoreTunnel(self)
+        self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
         self._on(sock.fileno(), self._node_event)
@@ -147,8 +149,8 @@ class Gateway:
         """Serve until told to leave, or until the node is gone."""
         self._tell(
             m.Hello(
-                PROTOCOL, *m.versions(), os.getpid(), os.urandom(8), "gateway", m.GATEWAY, self._settings.config,
-                self._settings.path,
+                PROTOCOL, *m.versions(), os.getpid(), self.net.greeting.name, "gateway", m.GATEWAY,
+                self._settings.config, self._settings.path,
             )
         )  # fmt: skip
         address = self.net.listen(self._settings.ip, self._settings.port)
@@ -165,20 +167,17 @@ class Gateway:
                 self._turn()
         finally:
             _log("gateway.ends", reason=self.ending)
-            self.net.close()
             self._leave_node()
+            self.store.close()
+            self.net.close()
 
     def _leave_node(self) -> None:
-        """End the node, and wait until it has tidied up."""
-        try:
-            self._node.send(m.Bye())
-            self._node.sock.settimeout(NODE_END_S)
-            while True:
-                _, fds = self._node.receive(0)
-                for fd in fds:
-                    os.close(fd)
-        except (wire.Closed, wire.DescriptorsLost, m.ProtocolError, OSError):
-            self._node.close()
+        """End the node, and serve on until it has tidied up: it says good-bye to the control store through us."""
+        self._tell(m.Bye())
+        until = monotonic() + NODE_END_S
+        while not self._node_gone and monotonic() < until:
+            self._turn()
+        self._node.close()
 
     def _turn(self) -> None:
         timeout = max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
@@ -222,7 +221,7 @@ class Gateway:
         try:
             self._node.send(message, fds)
         except wire.Closed:
-            self.end("the node is gone")
+            self._lost_node("")
             return
         self._watch_writing(self._node.fileno(), self._node.pending)
 
@@ -242,7 +241,7 @@ class Gateway:
         except (BlockingIOError, InterruptedError):
             return
         except (wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
-            self.end(f"the node is gone ({error})")
+            self._lost_node(f" ({error})" * bool(str(error)))
             return
         handler = self._FROM_NODE.get(type(message))
         if handler is not None:
@@ -250,17 +249,41 @@ class Gateway:
         for fd in fds:
             os.close(fd)
 
+    def _lost_node(self, why: str) -> None:
+        self.end(f"the node is gone{why}")
+        self._node_gone = True
+        self._off(self._node.fileno())
+
     def _welcomed(self, message: m.Welcome, fds: list[int]) -> None:
         self._welcome = True
         os.waitpid(self._node_pid, 0)  # the node stands on its own
+        if not self._settings.head:
+            on = self.config.gcs == "on"
+            self.store.begin(os.path.basename(self._settings.session) if on else "", self.config.redis_url)
+            self._tell_store(self.config.redis_url)
+            for peer in self.peers:
+                self._say_if_up(peer, self.store.shared)
         self._perhaps_joined()
+
+    def _tell_store(self, url: str) -> None:
+        """The node hears where the cluster's control store is."""
+        shared = self.store.shared
+        if shared is not None:
+            self._tell(m.StoreAt(shared.session, url, self.net.greeting.address))
+
+    def _store_shared(self, peer: bytes, message: pm.StoreShared) -> None:
+        """The head says where it is."""
+        if self._settings.head and self.store.shared is None:
+            url = self.store.learned(peer, message)
+            self._tell_store((self.config.redis_url or url) if message.url else url)
+            self._perhaps_joined()
 
     def _perhaps_joined(self) -> None:
         """The node has answered, and so has the head."""
         address = self.net.greeting.address
         head = self._settings.head or address
         known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
-        if self._welcome and known:
+        if self._welcome and known and self.store.shared is not None:
             self._joined(self._settings.session, address, head)
             self._joined = lambda *_: None
 
@@ -613,6 +636,8 @@ class Gateway:
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        if not self._settings.head and self.store.shared is not None:
+            self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
         self._perhaps_joined()
 
@@ -630,6 +655,7 @@ class Gateway:
             return
         if greeting is None:
             return
+        self.store.peer_down(event.name)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
             self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))
@@ -670,6 +696,7 @@ class Gateway:
         m.Retire: _retire,
         m.Closed: _closed,
         m.Output: _output,
+        m.StoreServer: lambda self, message, fds: self.store.server_up(message),
     }
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
@@ -687,6 +714,10 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.StoreShared: _store_shared,
+        pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
+        pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
+        pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),
     }
 
 

@@ -6,7 +6,7 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members
+ both:  Heartbeat, Members, StoreOpened, StoreBytes, StoreClosed;  the head: StoreShared
 ```
 
 Frozen tuples; on the wire one byte that names the type, then the pickled fields, then buffers. The link has proved that
@@ -155,6 +155,30 @@ class Members(NamedTuple):
     addresses: list[str]
 
 
+class StoreShared(NamedTuple):
+    """The head says where the control store of the cluster is; `session`: what its keys carry, empty: there is none;
+    `url`: empty: at the head, through its gateway.
+    """
+
+    session: str
+    url: str
+
+
+class StoreOpened(NamedTuple):
+    """To the head: a connection to its Redis; numbers are the sender's."""
+
+    number: int
+
+
+class StoreBytes(NamedTuple):
+    number: int
+    data: bytes
+
+
+class StoreClosed(NamedTuple):
+    number: int
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -173,6 +197,10 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    StoreShared,
+    StoreOpened,
+    StoreBytes,
+    StoreClosed,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
 

@@ -145,8 +145,10 @@ class _View:
 class StoreClient:
     """See the module. One for each process and node."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, session: str) -> None:
         self.pid = os.getpid()
+        self._tag = ids.tag_of(session)
+        """What the ids of objects begin with whose home is our node."""
         self.closed = False
         self._sock = sock
         self._receiver = wire.Receiver(sock)
@@ -162,7 +164,7 @@ class StoreClient:
         self._abandoned: set[int] = set()
         self._left_behind: set[bytes] = set()
         """What this process held in the store of a node that has ended, and could not hand on."""
-        self._prefix = os.urandom(ids.ID_BYTES)
+        self._prefix = self._new_prefix()
         self._made = itertools.count()
         self._segments: dict[int, _Segment] = {}
         self._leases: WeakValueDictionary[int, _Lease] = WeakValueDictionary()
@@ -420,9 +422,13 @@ class StoreClient:
         """The id of another object that this process makes."""
         index = next(self._made)
         if index > ids.MAX_OUTPUT_INDEX:
-            self._prefix, self._made = os.urandom(ids.ID_BYTES), itertools.count(1)
+            self._prefix, self._made = self._new_prefix(), itertools.count(1)
             index = 0
         return ids.object_id(self._prefix, index)
+
+    def _new_prefix(self) -> bytes:
+        """What the next many ids begin with: the node is their home."""
+        return self._tag + os.urandom(ids.ID_BYTES - ids.TAG_BYTES)
 
     def write(self, parts: serde.Parts, contains: list[bytes], holder: int) -> Handle | Place:
         """Store a value; the Handle of it, or for another `holder` (a process id) its place.
@@ -608,7 +614,8 @@ class StoreClient:
         for _ in range(MAX_TRIES):
             flat = self._map(place, readonly, copy)
             if flat is None:
-                answer = self._ask(lambda request: m.StoreLocate(request, obj))
+                ask = self._ask if ids.home_of(obj) == self._tag else self._ask_patiently  # it comes from elsewhere
+                answer = ask(lambda request: m.StoreLocate(request, obj))
                 if isinstance(answer, m.StoreLocated):
                     place = [obj, answer.segment, answer.offset, answer.length, answer.size]
                     handle = self.handles.get(obj)
@@ -623,7 +630,7 @@ class StoreClient:
         """The object's value in memory, pinned as long as anything refers to it; None if it is not there."""
         obj, number, offset, length, size = place
         segment = self._segments.get(number)
-        if segment is None:
+        if segment is None or offset + length > segment.size:  # it lies on another machine, or did
             return None
         page = self._page
         slot = page.reserve() if not copy and not page.pressed() else 0
