@@ -185,6 +185,8 @@ class WorkerDied(NamedTuple):
     log_file: str
     unclaimed: bool = False
     """It made objects for its submitter, who perhaps never heard of them."""
+    host: str = ""
+    """Of its machine, if that is another one."""
 
 
 class Output(NamedTuple):
