@@ -160,6 +160,16 @@ class Heartbeat(NamedTuple):
     draining: bool
 
 
+class NodeSaid(NamedTuple):
+    """For the node there: what ToPeer has."""
+
+    data: bytes
+
+
+class DrainAsked(NamedTuple):
+    """The machine is to leave the cluster."""
+
+
 class Members(NamedTuple):
     """The addresses of the other gateways that the sender has a link to."""
 
@@ -188,6 +198,8 @@ class StoreBytes(NamedTuple):
 
 class StoreClosed(NamedTuple):
     number: int
+
+
 # references to objects; see gateway_objects.py
 
 
@@ -298,6 +310,8 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    NodeSaid,
+    DrainAsked,
     StoreShared,
     StoreOpened,
     StoreBytes,
