@@ -162,6 +162,16 @@ class Heartbeat(NamedTuple):
     draining: bool
 
 
+class NodeSaid(NamedTuple):
+    """For the node there: what ToPeer has."""
+
+    data: bytes
+
+
+class DrainAsked(NamedTuple):
+    """The machine is to leave the cluster."""
+
+
 class Members(NamedTuple):
     """The addresses of the other gateways that the sender has a link to."""
 
@@ -345,6 +355,8 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    NodeSaid,
+    DrainAsked,
     StoreShared,
     StoreOpened,
     StoreBytes,

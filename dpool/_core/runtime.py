@@ -149,6 +149,16 @@ def check_address(address: str | None) -> None:
         raise ValueError(f"address {address!r}: this version runs on this machine only (address=None or 'local')")
 
 
+def cluster_cpus() -> int:
+    """The CPUs of the cluster that this program uses; 0 if it uses this machine alone. Waits for the node to say so."""
+    driver: Any = sys.modules.get("dpool._core.driver")
+    address = driver.runtime().config.address if driver is not None else from_environment().address
+    if not address:
+        return 0
+    runtime: Any = open_runtime(None)
+    return int(runtime.cpus())
+
+
 def open_runtime(address: str | None) -> Runtime:
     """The runtime that serves `address`; ValueError for one that no runtime serves."""
     check_address(address)
