@@ -34,6 +34,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot
@@ -137,6 +138,7 @@ class Gateway:
         self.net = Net(key, greeting)
         self.peers: dict[bytes, Greeting] = {}
         self.store = StoreTunnel(self)
+        self.about = GatewayAbout(self)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
@@ -153,11 +155,12 @@ class Gateway:
                 self._settings.config, self._settings.path,
             )
         )  # fmt: skip
-        address = self.net.listen(self._settings.ip, self._settings.port)
-        _log("gateway.listens", address=address)
+        if not self.config.client:  # nobody connects to a client
+            address = self.net.listen(self._settings.ip, self._settings.port)
+            _log("gateway.listens", address=address)
         if self._settings.head:
             self.net.connect(self._settings.head)
-            self._at(JOIN_S, self._late)
+            self._at(min(JOIN_S, self.config.start_timeout_s), self._late)
         self._at(PING_S, self._ping)
         signal.signal(signal.SIGTERM, lambda *_: self.end("it was told to (SIGTERM)"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -636,6 +639,7 @@ class Gateway:
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        self.about.peer_up(event.name)
         if not self._settings.head and self.store.shared is not None:
             self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
@@ -656,6 +660,7 @@ class Gateway:
         if greeting is None:
             return
         self.store.peer_down(event.name)
+        self.about.peer_down(event.name)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
             self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))
@@ -697,6 +702,10 @@ class Gateway:
         m.Closed: _closed,
         m.Output: _output,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
+        m.AboutReport: lambda self, message, fds: self.about.report(message),
+        m.DrainPeer: lambda self, message, fds: self._say_if_up(message.node, pm.DrainWanted()),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
     }
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
@@ -715,6 +724,10 @@ class Gateway:
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
         pm.StoreShared: _store_shared,
+        pm.About: lambda self, peer, message: self._tell(m.PeerAbout(peer, message.about)),
+        pm.DrainWanted: lambda self, peer, message: self._tell(m.Drain()),
+        pm.OutputAsked: lambda self, peer, message: self.about.output_asked(peer, message.number),
+        pm.OutputTold: lambda self, peer, message: self.about.output_told(peer, message.number),
         pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
         pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
         pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 Shape = tuple[tuple[str, int], ...]
 GATEWAY = -1
+VISITOR = -2
 
 
 class ProtocolError(Exception):
@@ -38,7 +39,7 @@ class Hello(NamedTuple):
     label: str
     """What the program is called, for people."""
     worker: int
-    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway."""
+    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway; VISITOR: it only asks."""
     config: tuple[Any, ...]
     path: list[str]
     """The driver's `sys.path`: where the node finds what it imports later."""
@@ -136,6 +137,16 @@ class AskOutput(NamedTuple):
 
 class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
+
+
+class AskStatus(NamedTuple):
+    """The answer is StatusTold."""
+
+
+class AskDrain(NamedTuple):
+    """The machine at that address is to leave the cluster when what runs there has ended. The answer is DrainTold."""
+
+    address: str
 
 
 # node → driver
@@ -240,6 +251,19 @@ class Retire(NamedTuple):
     worker: int
 
 
+class StatusTold(NamedTuple):
+    """What each machine of the cluster says of itself, the one that was asked first; see node_about.py."""
+
+    machines: list[dict[str, Any]]
+
+
+class DrainTold(NamedTuple):
+    """It has been told to, or cannot be; `why` is for people."""
+
+    begun: bool
+    why: str
+
+
 class Closed(NamedTuple):
     """All workers of a closed pool are gone, their output delivered."""
 
@@ -290,6 +314,24 @@ class LoadReport(NamedTuple):
     waiting: int
     task_s: float
     draining: bool
+
+
+class AboutReport(NamedTuple):
+    """What this machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class DrainPeer(NamedTuple):
+    """Tell that machine to drain."""
+
+    node: bytes
+
+
+class AskOutputAbroad(NamedTuple):
+    """As AskOutput, of all machines that have workers for this one's pools; the answer is OutputAbroadTold."""
+
+    number: int
 
 
 class StoreServer(NamedTuple):
@@ -376,6 +418,21 @@ class PeerUp(NamedTuple):
 class PeerDown(NamedTuple):
     node: bytes
     reason: str
+
+
+class PeerAbout(NamedTuple):
+    """What another machine says of itself."""
+
+    node: bytes
+    about: dict[str, Any]
+
+
+class Drain(NamedTuple):
+    """This machine is to leave the cluster when what runs has ended."""
+
+
+class OutputAbroadTold(NamedTuple):
+    number: int
 
 
 class PeerLoad(NamedTuple):
@@ -836,6 +893,10 @@ CONTROL: tuple[type[Any], ...] = (
     TasksDelivered,
     AskOutput,
     Bye,
+    AskStatus,
+    AskDrain,
+    StatusTold,
+    DrainTold,
     Welcome,
     Refused,
     Grant,
@@ -860,6 +921,12 @@ CONTROL: tuple[type[Any], ...] = (
     PeerUp,
     PeerDown,
     PeerLoad,
+    PeerAbout,
+    AboutReport,
+    Drain,
+    DrainPeer,
+    AskOutputAbroad,
+    OutputAbroadTold,
     LoadReport,
     StoreServer,
     StoreAt,

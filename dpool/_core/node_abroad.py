@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import messages as m
 from dpool._core.logic import scheduler as s
 from dpool._core.logic.placement import Cluster, Load, Task
+from dpool._core.node_about import NodeAbout
 from dpool._core.node_health import Health
 
 if TYPE_CHECKING:
@@ -62,6 +63,9 @@ class NodeAbroad:
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
+        self.about = NodeAbout(node, self)
+        self.went: set[int] = set()
+        """Pools that have, or had, workers elsewhere."""
         self._considering = False
         self._numbers = 0
 
@@ -97,6 +101,7 @@ class NodeAbroad:
     def _send_abroad(self, pool: int, shape: m.Shape, node: bytes) -> None:
         worker = self._node.scheduler.new_worker()
         self._node._do(s.WentAbroad(pool, shape, worker))
+        self.went.add(pool)
         self.cluster.placed(node, shape)
         self._leases[worker] = _Lease(worker, pool, node, shape)
         known = self._node._pools[pool]
@@ -119,7 +124,7 @@ class NodeAbroad:
         total = {name: amount for name, (amount, _) in resources.items()}
         free = {name: amount for name, (_, amount) in resources.items()}
         waiting = sum(request.count for request in self._node.scheduler.queue)
-        return m.LoadReport(total, free, waiting, 0.0, False)
+        return m.LoadReport(total, free, waiting, 0.0, self.about.draining or self._node.config.client)
 
     def report(self) -> None:
         """Tell the others how it is here; every so often."""
@@ -128,6 +133,7 @@ class NodeAbroad:
             self._reported = report
             self._tell(report)
         self.health.beat(report)
+        self.about.beat()
         self._node._at(monotonic() + self._node.config.heartbeat_s, self.report)
         self.consider()
 
@@ -186,6 +192,7 @@ class NodeAbroad:
     def _peer_down(self, message: m.PeerDown, fds: list[int]) -> None:
         host = self._hosts.pop(message.node, "")
         self.cluster.gone(message.node)
+        self.about.gone(message.node)
         self._log("peer.down", host=host, reason=message.reason)
         self.health.suspect(message.node, host, message.reason)
 
@@ -218,6 +225,9 @@ class NodeAbroad:
         m.PeerDown: _peer_down,
         m.PeerLoad: _peer_load,
         m.StoreAt: _store_at,
+        m.PeerAbout: lambda self, message, fds: self.about.heard(message),
+        m.OutputAbroadTold: lambda self, message, fds: self.about.output_told(message.number),
+        m.Drain: lambda self, message, fds: self.about.drain(),
     }
 
     # -- what submitters say
@@ -253,6 +263,7 @@ class NodeAbroad:
                 self._tell(m.RemoteSignal(lease.worker, signal.SIGKILL))
             elif not lease.granted:
                 self.returned(lease.worker, True)
+        self.went.discard(pool)
         self._tell(m.RemotePoolClosed(pool, kill))
 
     def _tell(self, message: Any) -> None:

@@ -6,7 +6,7 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members, StoreOpened, StoreBytes, StoreClosed;  the head: StoreShared
+ both:  Heartbeat, Members, About, DrainWanted, OutputAsked and OutputTold, StoreOpened, StoreBytes, StoreClosed;  the head: StoreShared
 ```
 
 Frozen tuples; on the wire one byte that names the type, then the pickled fields, then buffers. The link has proved that
@@ -149,6 +149,26 @@ class Heartbeat(NamedTuple):
     draining: bool
 
 
+class About(NamedTuple):
+    """What a machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class DrainWanted(NamedTuple):
+    """The receiver is to leave the cluster when what runs there has ended."""
+
+
+class OutputAsked(NamedTuple):
+    """Whether all that the sender's pools have printed up to now is on its way; the answer is OutputTold."""
+
+    number: int
+
+
+class OutputTold(NamedTuple):
+    number: int
+
+
 class Members(NamedTuple):
     """The addresses of the other gateways that the sender has a link to."""
 
@@ -197,6 +217,10 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    About,
+    DrainWanted,
+    OutputAsked,
+    OutputTold,
     StoreShared,
     StoreOpened,
     StoreBytes,

@@ -260,4 +260,16 @@ def gpus_of(asked: Shape) -> int:
     return max((amount for name, amount in asked if _is_gpus(name)), default=0)
 
 
-__all__ = ["CPUS", "GPUS", "MEMORY", "UNIT", "Account", "Shape", "amount_of", "check_shape", "describe", "gpus_of", "shape"]
+__all__ = [
+    "CPUS",
+    "GPUS",
+    "MEMORY",
+    "UNIT",
+    "Account",
+    "Shape",
+    "amount_of",
+    "check_shape",
+    "describe",
+    "gpus_of",
+    "shape",
+]
