@@ -37,7 +37,7 @@ def in_tasks(tasks: list[Future[Any]]) -> tuple[list[bytes], ...] | None:
     passing: dict[bytes, None] = {}
     lasting: dict[bytes, None] = {}
     wanted: dict[bytes, None] = {}
-    exports = set()
+    exports: set[Any] = set()
     for future in tasks:
         call: Any = future._call
         if call.__class__ is Stored:

@@ -609,9 +609,10 @@ class NativeRuntime:
             return False
         n = adding
         for pool in list(self.pools.values()):
-            n += len(pool.main.queue)
-            for slot in list(pool.main.dispatcher.slots.values()):
-                n += len(slot.frames)
+            for lane in list(pool._lanes.values()):
+                n += len(lane.queue)
+                for slot in list(lane.dispatcher.slots.values()):
+                    n += len(slot.frames)
         return n < self.cores
 
     # -- reading

@@ -401,7 +401,9 @@ class Lane:
         if link.remote:
             from dpool._core.carried import in_tasks
 
-            return dumps((slot.next_seq, flags, ship, same, calls, in_tasks(tasks)), 5)
+            carried = in_tasks(tasks)
+            if carried is not None:
+                return dumps((slot.next_seq, flags, ship, same, calls, carried), 5)
         return dumps((slot.next_seq, flags, ship, same, calls), 5)
 
     def _sent(self, slot: Slot, frame: Frame) -> None:

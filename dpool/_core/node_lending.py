@@ -52,6 +52,8 @@ class NodeLending:
         obj = message.obj
         if not self.foreign(obj) or self._store.store.knows(obj) or obj not in self._store.references:
             return False
+        if side.pid == self._node.gateway_pid():
+            return False  # it is who would have to fetch it
         waiting = self._waiting.setdefault(obj, [])
         waiting.append((side.number, message.request))
         if len(waiting) == 1:

@@ -6,7 +6,8 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members, About, DrainWanted, OutputAsked and OutputTold, StoreOpened, StoreBytes, StoreClosed;  the head: StoreShared
+ both:  Heartbeat, Members, About, DrainWanted, OutputAsked and OutputTold; Borrow…, Future… (references); Describe…, Piece…, PullLeft (copies of objects);
+        StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
 Frozen tuples; on the wire one byte that names the type, then the pickled fields, then buffers. The link has proved that
@@ -59,9 +60,11 @@ class LeaseReturned(NamedTuple):
 
 
 class TaskFrame(NamedTuple):
-    """The frame is the buffer."""
+    """The buffer is the frame, and in front of it, pickled, the fields of its `Carried`."""
 
     lease: int
+    carried: int = 0
+    """How many bytes these are; 0: it carries nothing."""
 
 
 class LimitAsked(NamedTuple):
@@ -98,9 +101,14 @@ class LeaseRefused(NamedTuple):
 
 
 class ResultFrame(NamedTuple):
-    """The frame is the buffer."""
+    """The buffer is the frame, and in front of it, pickled, the list of the objects that its results refer to. The
+    sender holds them until RefsTaken.
+    """
 
     lease: int
+    end: bool = False
+    """The frame of tasks is done with."""
+    carried: int = 0
 
 
 class LimitTold(NamedTuple):
@@ -110,6 +118,8 @@ class LimitTold(NamedTuple):
     first: int
     noted: int
     journal: bytes
+    refs: list[bytes]
+    """As in ResultFrame: of what the journal notes, as far as that has not been said yet."""
 
 
 class WorkerEnded(NamedTuple):
@@ -125,6 +135,7 @@ class WorkerEnded(NamedTuple):
     first: int
     noted: int
     journal: bytes
+    refs: list[bytes]
 
 
 class Printed(NamedTuple):
@@ -199,6 +210,98 @@ class StoreClosed(NamedTuple):
     number: int
 
 
+# references to objects; see gateway_objects.py
+
+
+class RefsTaken(NamedTuple):
+    """What a frame of results carried is held here now."""
+
+    objs: list[bytes]
+
+
+class BorrowAsked(NamedTuple):
+    """The sender's machine holds these objects, whose home the receiver is. The answer is BorrowTold."""
+
+    objs: list[bytes]
+
+
+class BorrowTold(NamedTuple):
+    """`refused`: those that are not there any more."""
+
+    objs: list[bytes]
+    refused: list[bytes]
+
+
+class BorrowEnded(NamedTuple):
+    """It does not hold these any more."""
+
+    objs: list[bytes]
+
+
+class FutureAsked(NamedTuple):
+    """Say what becomes of this future, whose home the receiver is: FutureTold."""
+
+    obj: bytes
+
+
+class FutureTold(NamedTuple):
+    """The buffer is, pickled, the data of it and the objects that these refer to."""
+
+    obj: bytes
+    kind: int
+
+
+# objects; see transfers.py, and for the words logic/pulls.py and logic/serving.py
+
+
+class DescribeAsked(NamedTuple):
+    """What is this object, whose home the receiver is? The answer is Described or NotThere."""
+
+    obj: bytes
+
+
+class Described(NamedTuple):
+    """The buffer is, pickled, the list of the objects that it contains."""
+
+    obj: bytes
+    size: int
+    copies: list[bytes]
+    """Other gateways that have all of it."""
+
+
+class NotThere(NamedTuple):
+    obj: bytes
+    why: str
+
+
+class PieceAsked(NamedTuple):
+    obj: bytes
+    piece: int
+    join: bool
+    insist: bool
+
+
+class PieceSent(NamedTuple):
+    """The piece is the buffer."""
+
+    obj: bytes
+    piece: int
+
+
+class PieceRedirected(NamedTuple):
+    obj: bytes
+    to: bytes
+
+
+class PieceDenied(NamedTuple):
+    obj: bytes
+
+
+class PullLeft(NamedTuple):
+    obj: bytes
+    whole: bool
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -225,6 +328,20 @@ MESSAGES: tuple[type[Any], ...] = (
     StoreOpened,
     StoreBytes,
     StoreClosed,
+    RefsTaken,
+    BorrowAsked,
+    BorrowTold,
+    BorrowEnded,
+    FutureAsked,
+    FutureTold,
+    DescribeAsked,
+    Described,
+    NotThere,
+    PieceAsked,
+    PieceSent,
+    PieceRedirected,
+    PieceDenied,
+    PullLeft,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
 

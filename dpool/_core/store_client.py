@@ -118,6 +118,21 @@ class _Segment:
         _close(self.fd)  # not before the last thread that is at work on it; the mappings go with their last views
 
 
+class Copy:
+    """Where a copy of another machine's object is being written."""
+
+    __slots__ = ("lease", "obj", "path", "segment", "view")
+
+    def __init__(self, obj: bytes, view: memoryview, lease: _Lease | None, segment: _Segment | None, path: str) -> None:
+        self.obj = obj
+        self.view = view
+        """The bytes of its value."""
+        self.lease = lease
+        """None: it goes to the file `path`, as there is no room in memory."""
+        self.segment = segment
+        self.path = path
+
+
 class _Lease:
     """A range that this process may write to, for as long as this lives: the node is told with each question for room
     which leases there are, so none is lost for good, wherever a signal handler may raise.
@@ -610,6 +625,10 @@ class StoreClient:
         Raises:
             ObjectLost: it is gone, and the text says why.
         """
+        return serde.load(self._flat(place, readonly, copy))
+
+    def _flat(self, place: Place, readonly: bool, copy: bool) -> memoryview:
+        """The bytes of the value."""
         obj = place[0]
         for _ in range(MAX_TRIES):
             flat = self._map(place, readonly, copy)
@@ -623,7 +642,7 @@ class StoreClient:
                         handle.segment, handle.offset, handle.length = place[1:4]
                     continue
                 flat = self._from_file(answer, readonly)
-            return serde.load(flat)
+            return flat
         raise _lost(obj, "it was moved away each time it was looked for")
 
     def _map(self, place: Place, readonly: bool, copy: bool) -> memoryview | None:
@@ -692,6 +711,50 @@ class StoreClient:
             raise _lost(answer.obj, str(error)) from error
         self._page.note_file_read()
         return view.toreadonly() if readonly else view
+
+    # -- copies of what lies on other machines, and what they are made from: for the gateway
+
+    def reserve(self, obj: bytes, size: int) -> Copy:
+        """Room for a copy of an object of another machine.
+
+        Raises:
+            ObjectStoreFull: there is none, not on disk either.
+            OSError, StoreGone.
+        """
+        room = self._room(memory.HEADER + size)
+        if isinstance(room, m.StoreOnDisk):
+            if room.path.startswith("\0"):
+                raise self._full(size, f"no spill directory: {room.path[1:]}")
+            return Copy(obj, memoryview(mmap.mmap(-1, max(1, size)))[:size], None, None, room.path)
+        segment, offset, length = room.range
+        known = self._segments[segment]
+        return Copy(obj, known.for_writing(offset, length)[memory.HEADER :][:size], room, known, "")
+
+    def seal_copy(self, copy: Copy, contains: list[bytes]) -> None:
+        """All of it is there: this process holds the object now, once more."""
+        size = len(copy.view)
+        if copy.lease is None:
+            from dpool._store import spill
+
+            file = spill.write(copy.path, copy.view, copy.obj)
+            self._send(m.StoreSealFile(copy.obj, size, file.path, file.crc, self.pid, contains))
+            return
+        segment, offset, length = copy.lease.range
+        assert copy.segment is not None
+        memory.write_header(copy.segment.for_writing(offset, memory.HEADER), copy.obj, size)
+        self._send(m.StoreSeal(copy.obj, segment, offset, length, size, self.pid, contains))
+
+    def drop_copy(self, copy: Copy) -> None:
+        """It is not wanted any more."""
+        if copy.lease is not None:
+            self._give_back(copy.lease)
+
+    def look_at(self, obj: bytes) -> tuple[memoryview, list[bytes]]:
+        """The bytes of an object of this node's, which stay as they are while anything refers to them; and what it
+        contains. ObjectLost if it is gone.
+        """
+        contents: m.StoreContents = self._ask(lambda request: m.StoreInside(request, obj))
+        return self._flat([obj, 0, 0, 0, 0], True, False), contents.objs
 
     # -- questions
 

@@ -371,7 +371,7 @@ class GcsWriter:
         self._notify(Connected(self._epoch))
 
     def _open_store(self) -> RedisStore:
-        from dpool._gcs.redis_store import connect_socket, connect_url  # 0.1 s of imports: not before it is needed
+        from dpool._gcs.redis_store import connect_socket, connect_url  # not before it is needed
 
         config = self._config
         if config.url:
