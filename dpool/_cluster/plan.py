@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # the same, before Python had it
 
 STARTING = {
     "bind": str,

@@ -16,6 +16,18 @@ from dpool.errors import StartupError
 
 COMPLETE_S = 5.0
 """How long a client that has just joined waits to hear of all machines."""
+HEADINGS: tuple[str, ...] = (
+    "MACHINE",
+    "ADDRESS",
+    "CPUS",
+    "GPUS",
+    "MEMORY",
+    "WAITING",
+    "WORKERS",
+    "ACTORS",
+    "STORE",
+    "OTHER",
+)
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -78,7 +90,8 @@ def status(node: gateway_start.Started, visitor: Visitor) -> dict[str, Any]:
 
 def _complete(told: list[dict[str, Any]]) -> bool:
     """Whether all are among them that any of them knows."""
-    return sum(not one["client"] for one in told) >= max(one["members"] for one in told) > 0
+    known: int = max(one["members"] for one in told)
+    return 0 < known <= sum(not one["client"] for one in told)
 
 
 def _totals(machines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -105,18 +118,17 @@ def describe(found: dict[str, Any]) -> str:
     totals = found["totals"]
     count = f"{totals['machines']} machine{'s' * (totals['machines'] != 1)}"
     lines = [f"cluster of {count}, its head at dpool://{found['head']}", ""]
-    rows = [("MACHINE", "ADDRESS", "CPUS", "GPUS", "MEMORY", "WAITING", "WORKERS", "ACTORS", "STORE", "OTHER")]
-    rows += [_row(_name(one), one["address"] or "a client", one) for one in found["machines"]]
+    rows = [HEADINGS, *(_row(_name(one), one["address"] or "a client", one) for one in found["machines"])]
     if len(found["machines"]) > 1:
         rows.append(_row("in all", "", totals))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
 
 
 def _name(one: dict[str, Any]) -> str:
     marks = [mark for mark in ("head", "here", "draining") if one[mark]]
-    return one["host"] + (f" ({', '.join(marks)})" if marks else "")
+    return f"{one['host']} ({', '.join(marks)})" if marks else str(one["host"])
 
 
 def _row(name: str, address: str, one: dict[str, Any]) -> tuple[str, ...]:

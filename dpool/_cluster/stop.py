@@ -36,7 +36,7 @@ def main(options: argparse.Namespace) -> int:
         return 1
     with ThreadPoolExecutor(len(running)) as threads:
         ended = list(threads.map(partial(gateway_start.stop, wait_s=WAIT_S), running))
-    for one, has_ended in zip(running, ended):
+    for one, has_ended in zip(running, ended, strict=True):
         if has_ended:
             print(f"stopped dpool://{one.address} (pid {one.pid})")
         else:

@@ -53,8 +53,8 @@ def main(options: argparse.Namespace) -> int:
             failed += 1
     if failed:
         print(
-            f"dpool up: {failed} of {len(what.workers) + 1} machines failed; the others run. Give the command again, or "
-            f"end them with `dpool down {options.file}`",
+            f"dpool up: {failed} of {len(what.workers) + 1} machines failed; the others run. Give the command again, "
+            f"or end them with `dpool down {options.file}`",
             file=sys.stderr,
         )
         return 1

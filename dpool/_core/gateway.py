@@ -152,6 +152,9 @@ class Gateway:
         greeting = Greeting(os.urandom(16), "", self.host, version, python, about)
         self.net = Net(key, greeting)
         self.peers: dict[bytes, Greeting] = {}
+        self.pace = (0.0, 0.0)
+        """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
+        self.draining = False
         self.store = StoreTunnel(self)
         self.about = GatewayAbout(self)
         self._node_gone = False
@@ -186,8 +189,8 @@ class Gateway:
                 self._turn()
         finally:
             _log("gateway.ends", reason=self.ending)
-            self._leave_node()
             self.objects.close()
+            self._leave_node()
             self.store.close()
             self.net.close()
 
@@ -314,12 +317,15 @@ class Gateway:
         """How it is here: for everybody."""
         self._beat += 1
         load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s, 0.0,
-            dict(self._seen), message.draining,
+            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s,
+            message.bytes_per_s, dict(self._seen), message.draining,
         )  # fmt: skip
         self._load = load
         for peer in self.peers:
             self._say_if_up(peer, load)
+        if any(self.pace):
+            self._tell(m.Pace(*self.pace))
+            self.pace = (0.0, 0.0)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -496,8 +502,9 @@ class Gateway:
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
         self._seen[peer] = self._seen.get(peer, 0) + 1
         pool = self._guest_pools.get((peer, message.pool))
-        if pool is None:
-            self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
+        if pool is None or self.draining:
+            why = "its pool is closed" if pool is None else "this machine is being drained"
+            self._say_if_up(peer, pm.LeaseRefused(message.lease, why))
             return
         guest = _Guest(peer, message.lease, pool, message.shape)
         self._guests[peer, message.lease] = guest
@@ -655,6 +662,26 @@ class Gateway:
     def _printed(self, peer: bytes, message: pm.Printed) -> None:
         self._tell(m.RemoteOutput(message.pool, message.stream, message.data))
 
+    # -- what nodes say to each other, and leaving
+
+    def _to_peer(self, message: m.ToPeer, fds: list[int]) -> None:
+        self._say_if_up(message.node, pm.NodeSaid(message.data))
+
+    def _node_said(self, peer: bytes, message: pm.NodeSaid) -> None:
+        self._tell(m.FromPeer(peer, message.data))
+
+    def _drain(self, message: m.Drain, fds: list[int]) -> None:
+        """Our node is being drained (no name), has nothing left (its own), or means another one."""
+        if not message.node:
+            self.draining = True
+        elif message.node == self.net.greeting.name:
+            self.end("it was drained")
+        else:
+            self._say_if_up(message.node, pm.DrainAsked())
+
+    def _drain_asked(self, peer: bytes, message: pm.DrainAsked) -> None:
+        self._tell(m.Drain(self.net.greeting.name))
+
     # -- other gateways
 
     def _say(self, peer: bytes, message: Any, frame: Any = None) -> None:
@@ -747,6 +774,8 @@ class Gateway:
         m.Welcome: _welcomed,
         m.Refused: _refused,
         m.LoadReport: _load_report,
+        m.ToPeer: _to_peer,
+        m.Drain: _drain,
         m.RemoteLease: _remote_lease,
         m.RemoteEnd: _remote_end,
         m.RemoteSignal: _remote_signal,
@@ -759,7 +788,6 @@ class Gateway:
         m.Output: _output,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
         m.AboutReport: lambda self, message, fds: self.about.report(message),
-        m.DrainPeer: lambda self, message, fds: self._say_if_up(message.node, pm.DrainWanted()),
         m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
         m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
@@ -769,6 +797,8 @@ class Gateway:
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
         pm.Members: _members,
+        pm.NodeSaid: _node_said,
+        pm.DrainAsked: _drain_asked,
         pm.PoolOpened: _pool_opened,
         pm.SetupChanged: _setup_changed,
         pm.PoolClosed: _pool_closed,
@@ -784,7 +814,6 @@ class Gateway:
         pm.Printed: _printed,
         pm.StoreShared: _store_shared,
         pm.About: lambda self, peer, message: self._tell(m.PeerAbout(peer, message.about)),
-        pm.DrainWanted: lambda self, peer, message: self._tell(m.Drain()),
         pm.OutputAsked: lambda self, peer, message: self.about.output_asked(peer, message.number),
         pm.OutputTold: lambda self, peer, message: self.about.output_told(peer, message.number),
         pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),

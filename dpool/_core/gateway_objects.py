@@ -379,7 +379,9 @@ class Objects:
 
     def result_frame(self, guest: _Guest, frame: bytes) -> None:
         """Send back what a worker answered."""
-        first, end, _, values = wire.loads(frame)
+        first, end, elapsed_ns, values = wire.loads(frame)
+        if first > 0 and values:
+            self._gateway.pace = (elapsed_ns * 1e-9 / len(values), self._gateway.pace[1])
         refs = []
         for number, value in enumerate(values, first):
             if first <= 0 or number > guest.told:

@@ -1,4 +1,4 @@
-"""How a program, or a command, finds its way into a cluster: addresses, the node of this machine, or a client of its own.
+"""How a program finds its way into a cluster: addresses, the node of this machine, or a client of its own.
 
 ```
  "auto"               ─► the node of this machine that `dpool start` began

@@ -196,6 +196,8 @@ class WorkerDied(NamedTuple):
     log_file: str
     unclaimed: bool = False
     """It made objects for its submitter, who perhaps never heard of them."""
+    host: str = ""
+    """Of its machine, if that is another one."""
 
 
 class Output(NamedTuple):
@@ -306,26 +308,36 @@ class RemotePoolClosed(NamedTuple):
     kill: bool
 
 
+class ToPeer(NamedTuple):
+    """For the node of that machine: one message, encoded. It hears FromPeer."""
+
+    node: bytes
+    data: bytes
+
+
+class Drain(NamedTuple):
+    """The machine is to leave the cluster when what runs there has ended. From anybody to a node, which tells the node
+    that it is about; from that to its gateway.
+    """
+
+    node: bytes
+
+
 class LoadReport(NamedTuple):
-    """For the other machines: the fields of `Load`, but for name and number."""
+    """For the other machines: the fields of `Load`, but for name, number and what was seen."""
 
     total: dict[str, int]
     free: dict[str, int]
     waiting: int
     task_s: float
     draining: bool
+    bytes_per_s: float = 0.0
 
 
 class AboutReport(NamedTuple):
     """What this machine says of itself, for people; see node_about.py."""
 
     about: dict[str, Any]
-
-
-class DrainPeer(NamedTuple):
-    """Tell that machine to drain."""
-
-    node: bytes
 
 
 class AskOutputAbroad(NamedTuple):
@@ -408,6 +420,22 @@ class RemoteOutput(NamedTuple):
     data: bytes
 
 
+class FromPeer(NamedTuple):
+    """The node of that machine says this, encoded."""
+
+    node: bytes
+    data: bytes
+
+
+class Pace(NamedTuple):
+    """How fast it goes here, on average: seconds of a task, and bytes per second received; 0: not known. From programs,
+    too.
+    """
+
+    task_s: float
+    bytes_per_s: float
+
+
 class PeerUp(NamedTuple):
     """There is a link to the gateway of another machine."""
 
@@ -427,10 +455,6 @@ class PeerAbout(NamedTuple):
     about: dict[str, Any]
 
 
-class Drain(NamedTuple):
-    """This machine is to leave the cluster when what runs has ended."""
-
-
 class OutputAbroadTold(NamedTuple):
     number: int
 
@@ -439,6 +463,53 @@ class PeerLoad(NamedTuple):
     """Another machine's heartbeat; the fields of `Load` in logic/placement.py."""
 
     load: tuple[Any, ...]
+
+
+# placement groups: program → node, and node → node; see node_groups.py
+
+
+class GroupCreate(NamedTuple):
+    """Set so much aside, all or nothing, as soon as it can be; until GroupRemove, or the sender has gone."""
+
+    group: str
+    bundles: list[Shape]
+    strategy: str
+
+
+class GroupRemove(NamedTuple):
+    """It is over, and whatever runs in it ends. From node to node: if it is yours."""
+
+    group: str
+
+
+class BundleWanted(NamedTuple):
+    """The answer is BundleAnswer."""
+
+    group: str
+    number: int
+    bundle: Shape
+
+
+class BundleAnswer(NamedTuple):
+    group: str
+    number: int
+    done: bool
+
+
+class GroupEnded(NamedTuple):
+    """What you have of it is yours again. `for_good`: it is removed, and nobody is to wait for it."""
+
+    group: str
+    for_good: bool
+
+
+# node → program, in a cluster
+
+
+class ClusterSize(NamedTuple):
+    """The CPUs of all machines together."""
+
+    cpus: int
 
 
 # node → zygote and back
@@ -924,10 +995,18 @@ CONTROL: tuple[type[Any], ...] = (
     PeerAbout,
     AboutReport,
     Drain,
-    DrainPeer,
     AskOutputAbroad,
     OutputAbroadTold,
     LoadReport,
+    ToPeer,
+    FromPeer,
+    Pace,
+    GroupCreate,
+    GroupRemove,
+    BundleWanted,
+    BundleAnswer,
+    GroupEnded,
+    ClusterSize,
     StoreServer,
     StoreAt,
     ObjectWanted,

@@ -3,13 +3,14 @@
 ```
  beat ─► about() ─► AboutReport ─► the gateways ─► PeerAbout ─► heard
  `dpool status` ─ AskStatus ─► told ─► StatusTold: this machine, then the others by host and address
- `dpool drain`  ─ AskDrain ─► this machine: drain; another one: DrainPeer ─► its gateway ─► Drain ─► drain
+ `dpool drain`  ─ AskDrain ─► NodeAbroad.drain
  AskOutput ─► ask_output ─► AskOutputAbroad ─► the machines that have workers of the asker's ─► output_told
 ```
 
 A part of `NodeAbroad`, in the node's loop. Fields of `about()`: `host`, `pid` (the node's), `client`, `draining`,
-`members` (machines that it knows, itself among them; no clients), `resources` (name → [there is, free], in users' units), `waiting` (tasks), `workers` (processes), `actors`, and `store`:
-`used`, `capacity`, `objects`; in an answer also `address`, empty for a client.
+`members` (machines that it knows, itself among them; no clients), `resources` (name → [there is, free], in users'
+units), `waiting` (tasks), `workers` (processes), `actors`, and `store`: `used`, `capacity`, `objects`; in an answer
+also `address`, empty for a client.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ABOUT_S = 0.5
 
 
 class NodeAbout:
-    """See the module. `draining`: this machine leaves the cluster as soon as nothing runs here."""
+    """See the module."""
 
     def __init__(self, node: Node, abroad: NodeAbroad) -> None:
         self._node = node
@@ -42,7 +43,6 @@ class NodeAbout:
         self._asked: dict[int, tuple[Client, int]] = {}
         """Number of a question for output → who asked, and its number."""
         self._numbers = 0
-        self.draining = False
 
     # -- what it says
 
@@ -54,10 +54,10 @@ class NodeAbout:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "client": node.config.client,
-            "draining": self.draining,
+            "draining": node.scheduler.draining,
             "members": (not node.config.client) + sum(not one["client"] for one in self._others.values()),
             "resources": {name: [there / UNIT, free / UNIT] for name, (there, free) in named if _is_plain(name)},
-            "waiting": sum(request.count for request in node.scheduler.queue),
+            "waiting": node.scheduler.waiting(),
             "workers": len(node._procs),
             "actors": node._actors.machine.living() if node._actors is not None else 0,
             "store": self._store(),
@@ -100,25 +100,15 @@ class NodeAbout:
 
     def ask_drain(self, client: Client, address: str) -> None:
         """Answer AskDrain."""
-        begun, why = self._pass_on_drain(address)
-        self._node._send(client, m.DrainTold(begun, why))
-
-    def _pass_on_drain(self, address: str) -> tuple[bool, str]:
-        if address == self._address():
-            self.drain()
-            return True, ""
-        for node, about in self._others.items():
-            if about["address"] == address:
-                self._abroad._tell(m.DrainPeer(node))
-                return True, ""
-        return False, f"there is no machine at {address!r} in the cluster"
+        names = {about["address"]: node for node, about in self._others.items()}
+        name = {**names, self._address(): self._abroad.name}.get(address)
+        if name is not None:
+            self._abroad.drain(name)
+        why = "" if name is not None else f"there is no machine at {address!r} in the cluster"
+        self._node._send(client, m.DrainTold(name is not None, why))
 
     def _address(self) -> str:
         return self._abroad.store_at.address if self._abroad.store_at is not None else ""
-
-    def drain(self) -> None:
-        """Take no more work from elsewhere, and leave when nothing runs here any more."""
-        self.draining = True
 
     # -- output
 

@@ -6,7 +6,8 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members, About, DrainWanted, OutputAsked and OutputTold; Borrow…, Future… (references); Describe…, Piece…, PullLeft (copies of objects);
+ both:  Heartbeat, Members, About, DrainAsked; OutputAsked, OutputTold; Borrow…, Future… (references);
+        Describe…, Piece…, PullLeft (copies of objects);
         StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
@@ -166,10 +167,6 @@ class About(NamedTuple):
     about: dict[str, Any]
 
 
-class DrainWanted(NamedTuple):
-    """The receiver is to leave the cluster when what runs there has ended."""
-
-
 class OutputAsked(NamedTuple):
     """Whether all that the sender's pools have printed up to now is on its way; the answer is OutputTold."""
 
@@ -178,6 +175,16 @@ class OutputAsked(NamedTuple):
 
 class OutputTold(NamedTuple):
     number: int
+
+
+class NodeSaid(NamedTuple):
+    """For the node there: what ToPeer has."""
+
+    data: bytes
+
+
+class DrainAsked(NamedTuple):
+    """The machine is to leave the cluster."""
 
 
 class Members(NamedTuple):
@@ -321,9 +328,10 @@ MESSAGES: tuple[type[Any], ...] = (
     Heartbeat,
     Members,
     About,
-    DrainWanted,
     OutputAsked,
     OutputTold,
+    NodeSaid,
+    DrainAsked,
     StoreShared,
     StoreOpened,
     StoreBytes,

@@ -147,7 +147,7 @@ def check_address(address: str | None) -> None:
     """ValueError for an address that no runtime serves."""
     if address in (None, "local", "auto"):
         return
-    if not isinstance(address, str) or not address.startswith("dpool://"):
+    if not str(address).startswith("dpool://"):
         raise ValueError(
             f"address {address!r}: it is None (as DPOOL_ADDRESS says, or this machine alone), 'local', 'auto' (the cluster "
             "that this machine is in), or 'dpool://HOST:PORT'"
@@ -166,6 +166,16 @@ def _at(address: str) -> None:
 
     if driver.runtime().config.address != wanted:
         driver.configure(address=wanted)
+
+
+def cluster_cpus() -> int:
+    """The CPUs of the cluster that this program uses; 0 if it uses this machine alone. Waits for the node to say so."""
+    driver: Any = sys.modules.get("dpool._core.driver")
+    address = driver.runtime().config.address if driver is not None else from_environment().address
+    if not address:
+        return 0
+    runtime: Any = open_runtime(None)
+    return int(runtime.cpus())
 
 
 def open_runtime(address: str | None) -> Runtime:

@@ -1,8 +1,8 @@
 """Where a lease may be, said in its shape: wishes, machines by name, placement groups.
 
 ```
- @spread, @prefer|NODE, @near|NODE, @fixed     wishes: whoever has several machines looks at them, an account never
- node|NODE                                     every machine of a cluster offers its own name: only there
+ @spread, @prefer|NODE, @near|HOME, @fixed     wishes: whoever has several machines looks at them, an account never
+ node|NODE, home|HOME                          every machine of a cluster offers its own names: only there
  num_cpus|GROUP, num_cpus|GROUP|2              what a group's bundles have set aside: of any bundle, of the third one
  group|GROUP, group|GROUP|2                    a bundle of the group is here
 ```
@@ -15,7 +15,6 @@ Pure. Source of the names of groups: Ray's, whose bundles are custom resources, 
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpool._core.logic.resources import UNIT, Shape, check_shape
@@ -31,22 +30,14 @@ PREFER = "@prefer|"
 NEAR = "@near|"
 """The amount is the number of bytes that lie there."""
 NODE = "node|"
+HOME = "home|"
+"""What wishes to be near something call a machine: the tag with which the ids of its objects begin."""
 GROUP = "group|"
 ENDLESS = (1 << 40) * UNIT
 """How much there is of a name that is not used up."""
 PACKED, SPREAD_OUT = "PACK", "SPREAD"
 STRICT_PACK, STRICT_SPREAD = "STRICT_PACK", "STRICT_SPREAD"
 STRATEGIES = (PACKED, SPREAD_OUT, STRICT_PACK, STRICT_SPREAD)
-
-
-def node_id(session: str) -> str:
-    """The name of the machine whose session directory this is; the end of it is random."""
-    return node_of(bytes.fromhex(session.rpartition("-")[2]))
-
-
-def node_of(tag: bytes) -> str:
-    """The same from the random part of the directory's name, with which the ids of its objects begin."""
-    return sha256(tag).hexdigest()[:32]
 
 
 def needs(shape: Shape) -> Shape:
@@ -106,6 +97,18 @@ def visible(resources: Mapping[str, int]) -> dict[str, int]:
     return {name: amount for name, amount in resources.items() if "|" not in name}
 
 
+def in_all(
+    machines: Iterable[tuple[str, str, Mapping[str, int], Mapping[str, int], bool]],
+) -> dict[str, tuple[int, int]]:
+    """Name → what all machines have, what of it is free; without the names that are ours."""
+    found: dict[str, tuple[int, int]] = {}
+    for _, _, total, free, _ in machines:
+        for name, amount in visible(total).items():
+            known = found.get(name, (0, 0))
+            found[name] = known[0] + amount, known[1] + free.get(name, 0)
+    return found
+
+
 def plan(
     bundles: Iterable[Shape], strategy: str, free: Mapping[str, Mapping[str, int]], prefer: str = ""
 ) -> list[str] | None:
@@ -137,11 +140,11 @@ def plan(
             order = sorted(names, key=lambda name: (used.count(name), names.index(name)))
             if strategy == STRICT_SPREAD:
                 order = [name for name in order if name not in used]
-        name = next((name for name in order if _take(left[name], wanted[at])), None)
-        if name is None:
+        chosen = next((name for name in order if _take(left[name], wanted[at])), None)
+        if chosen is None:
             return None
-        used.append(name)
-        found[at] = name
+        used.append(chosen)
+        found[at] = chosen
     return [name for name in found if name is not None]
 
 

@@ -261,15 +261,5 @@ def gpus_of(asked: Shape) -> int:
 
 
 __all__ = [
-    "CPUS",
-    "GPUS",
-    "MEMORY",
-    "UNIT",
-    "Account",
-    "Shape",
-    "amount_of",
-    "check_shape",
-    "describe",
-    "gpus_of",
-    "shape",
-]
+    "CPUS", "GPUS", "MEMORY", "UNIT", "Account", "Shape", "amount_of", "check_shape", "describe", "gpus_of", "shape",
+]  # fmt: skip

@@ -464,8 +464,10 @@ class LocalScheduler:
         queue: requests in the order in which they came.
         scarce: one of them waits for resources (or did when it was last looked), and everybody has been told.
         dissolving: placement groups that are to end, and have something left here.
-        choosy: requests with wishes wait until it is decided where they go; but for those of the client `foreign`,
-            which come from elsewhere.
+        choosy: there are other machines, and requests with wishes wait until it is decided where they go.
+        settled: clients whose requests are for this machine: the node itself, which asks for actors, and whoever
+            asks for other machines.
+        draining: what is asked for from now on goes elsewhere, if it can.
     """
 
     def __init__(self, account: Account) -> None:
@@ -477,7 +479,8 @@ class LocalScheduler:
         self.scarce = False
         self.dissolving: set[str] = set()
         self.choosy = False
-        self.foreign = -1
+        self.draining = False
+        self.settled = {0}
         self._next_worker = 1
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
             ClientJoined: self._client_joined,
@@ -669,22 +672,37 @@ class LocalScheduler:
         self._next_worker += 1
         return self._next_worker - 1
 
-    def could_go(self, client: int) -> list[tuple[int, Shape, int]]:
-        """(pool, shape, how many) of the leases that wait for resources, or for what this machine has not in total;
-        oldest first, but for those of `client`: they come from elsewhere.
+    def could_go(self, client: int = -1) -> list[tuple[int, Shape, int]]:
+        """(pool, shape, how many) of the leases that wait for resources, for what this machine has not in total, or
+        for a decision; oldest first, without those that are for this machine, or are `client`'s.
         """
         found: list[tuple[int, Shape, int]] = []
         room: dict[int, int] = {}
         for request in self.queue:
             pool = request.pool
-            if pool.client == client:
+            if pool.client in self.settled or pool.client == client or request.bare:
                 continue
             left = room.setdefault(pool.number, pool.max_workers - len(pool.workers) - len(pool.abroad))
+            if request.decided and self.choosy and _has_wishes(request.shape):
+                continue  # it stays
+            if not request.decided:
+                left += len(pool.idle)
             count = min(request.count, left)
-            if count > 0 and not request.bare:
+            if count > 0:
                 room[pool.number] -= count
                 found.append((pool.number, request.shape, count))
         return found
+
+    def has_room(self, number: int) -> bool:
+        """Whether the pool may have a worker more, here or elsewhere."""
+        pool = self.pools[number]
+        return len(pool.workers) + len(pool.abroad) < pool.max_workers
+
+    def drain(self) -> None:
+        """What waits, and what is asked for from now on, goes elsewhere, if it can."""
+        self.draining = True
+        for request in self.queue:
+            request.decided = request.pool.client in self.settled
 
     def waiting(self) -> int:
         """Leases that wait for nothing but resources that others hold."""
@@ -716,7 +734,8 @@ class LocalScheduler:
         self.queue.appendleft(self._new_request(pool, event.shape, 1, True, event.bare))
 
     def _new_request(self, pool: _Pool, shape: Shape, count: int, decided: bool, bare: bool = False) -> _Request:
-        request = _Request(pool, shape, count, decided or pool.client == self.foreign or not _has_wishes(shape), bare)
+        decided = decided or pool.client in self.settled or not (self.draining or _has_wishes(shape))
+        request = _Request(pool, shape, count, decided, bare)
         request.feasible = self._feasible(request.needs)
         return request
 
