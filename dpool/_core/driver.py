@@ -308,7 +308,9 @@ class NativeRuntime:
                 launch.end_with_node(here.worker.node_pid)
                 raise
         elif self.config.address:
-            self._join(self.config.address)
+            from dpool._core import joining
+
+            self.session = joining.join(self.config, self.config.address)
             sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
@@ -341,22 +343,6 @@ class NativeRuntime:
             )
         if here.worker is None:
             self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self._node))
-
-    def _join(self, address: str) -> None:
-        """Find the node of this machine that belongs to the cluster."""
-        from dpool._core import gateway_start
-        from dpool.errors import StartupError
-
-        found = gateway_start.running(self.config)
-        if address != "auto":
-            where = address.removeprefix("dpool://")
-            found = [one for one in found if one.address == where] or [one for one in found if one.head == where]
-        if not found:
-            raise StartupError(
-                f"no node of a cluster runs on this machine (address={address!r}): start one with "
-                "`dpool start --head`, or `dpool start --address dpool://HOST:PORT`"
-            )
-        self.session = found[0].session
 
     def _start_timeout(self, node: wire.ControlChannel) -> None:
         if self._node is node and self.welcome is None and self.pools:
@@ -509,15 +495,18 @@ class NativeRuntime:
         elif kind is Refused:
             self._node_closed(self._node, f"refused us: {message.reason}")
 
-    def catch_up_output(self) -> None:
-        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
+    def catch_up_output(self, wait_s: float = 0.0) -> None:
+        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`.
+
+        `wait_s`: counted or not, and wait for so long.
+        """
         pools = list(self.pools.values())
         if not pools or os.getpid() != self.pid or self.dispatching_here() or not all(p.may_wait() for p in pools):
             return
-        if any([pool.has_written() for pool in pools]):
+        if any([pool.has_written() for pool in pools]) or wait_s:
             number = next(self._output_asked)
             self.tell(AskOutput(number))
-            self.wait_until(lambda: self._output_told >= number or self.node_lost, OUTPUT_S)
+            self.wait_until(lambda: self._output_told >= number or self.node_lost, wait_s or OUTPUT_S)
 
     def notice(self, text: str) -> None:
         """Warn the user once."""

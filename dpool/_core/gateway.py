@@ -34,6 +34,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
@@ -178,6 +179,7 @@ class Gateway:
         self.store = StoreTunnel(self)
         self.streams = Streams(self)
         self.actors = ActorLinks(self, _Abroad, _Guest)
+        self.about = GatewayAbout(self)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
@@ -195,11 +197,12 @@ class Gateway:
                 self._settings.config, self._settings.path,
             )
         )  # fmt: skip
-        address = self.net.listen(self._settings.ip, self._settings.port)
-        _log("gateway.listens", address=address)
+        if not self.config.client:  # nobody connects to a client
+            address = self.net.listen(self._settings.ip, self._settings.port)
+            _log("gateway.listens", address=address)
         if self._settings.head:
             self.net.connect(self._settings.head)
-            self._at(JOIN_S, self._late)
+            self._at(min(JOIN_S, self.config.start_timeout_s), self._late)
         self._at(PING_S, self._ping)
         signal.signal(signal.SIGTERM, lambda *_: self.end("it was told to (SIGTERM)"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -759,6 +762,7 @@ class Gateway:
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        self.about.peer_up(event.name)
         if not self._settings.head and self.store.shared is not None:
             self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
@@ -779,6 +783,7 @@ class Gateway:
         if greeting is None:
             return
         self.store.peer_down(event.name)
+        self.about.peer_down(event.name)
         self.objects.peer_down(event.name, greeting.host, event.reason)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
@@ -838,6 +843,9 @@ class Gateway:
         m.ActorKill: lambda self, *said: self.actors.kill(*said),
         m.ActorGone: lambda self, *said: self.actors.gone(*said),
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
+        m.AboutReport: lambda self, message, fds: self.about.report(message),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
         m.ObjectsFreed: lambda self, *said: self.objects.freed(*said),
@@ -866,6 +874,9 @@ class Gateway:
         pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
         pm.ActorKilled: lambda self, *said: self.actors.killed(*said),
         pm.StoreShared: _store_shared,
+        pm.About: lambda self, peer, message: self._tell(m.PeerAbout(peer, message.about)),
+        pm.OutputAsked: lambda self, peer, message: self.about.output_asked(peer, message.number),
+        pm.OutputTold: lambda self, peer, message: self.about.output_told(peer, message.number),
         pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
         pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
         pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 Shape = tuple[tuple[str, int], ...]
 GATEWAY = -1
+VISITOR = -2
 
 
 class ProtocolError(Exception):
@@ -38,7 +39,7 @@ class Hello(NamedTuple):
     label: str
     """What the program is called, for people."""
     worker: int
-    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway."""
+    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway; VISITOR: it only asks."""
     config: tuple[Any, ...]
     path: list[str]
     """The driver's `sys.path`: where the node finds what it imports later."""
@@ -136,6 +137,16 @@ class AskOutput(NamedTuple):
 
 class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
+
+
+class AskStatus(NamedTuple):
+    """The answer is StatusTold."""
+
+
+class AskDrain(NamedTuple):
+    """The machine at that address is to leave the cluster when what runs there has ended. The answer is DrainTold."""
+
+    address: str
 
 
 # node → driver
@@ -242,6 +253,19 @@ class Retire(NamedTuple):
     worker: int
 
 
+class StatusTold(NamedTuple):
+    """What each machine of the cluster says of itself, the one that was asked first; see node_about.py."""
+
+    machines: list[dict[str, Any]]
+
+
+class DrainTold(NamedTuple):
+    """It has been told to, or cannot be; `why` is for people."""
+
+    begun: bool
+    why: str
+
+
 class Closed(NamedTuple):
     """All workers of a closed pool are gone, their output delivered."""
 
@@ -334,6 +358,18 @@ class LoadReport(NamedTuple):
     task_s: float
     draining: bool
     bytes_per_s: float = 0.0
+
+
+class AboutReport(NamedTuple):
+    """What this machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class AskOutputAbroad(NamedTuple):
+    """As AskOutput, of all machines that have workers for this one's pools; the answer is OutputAbroadTold."""
+
+    number: int
 
 
 class StoreServer(NamedTuple):
@@ -450,6 +486,17 @@ class PeerUp(NamedTuple):
 class PeerDown(NamedTuple):
     node: bytes
     reason: str
+
+
+class PeerAbout(NamedTuple):
+    """What another machine says of itself."""
+
+    node: bytes
+    about: dict[str, Any]
+
+
+class OutputAbroadTold(NamedTuple):
+    number: int
 
 
 class PeerLoad(NamedTuple):
@@ -957,6 +1004,10 @@ CONTROL: tuple[type[Any], ...] = (
     TasksDelivered,
     AskOutput,
     Bye,
+    AskStatus,
+    AskDrain,
+    StatusTold,
+    DrainTold,
     Welcome,
     Refused,
     Grant,
@@ -986,10 +1037,14 @@ CONTROL: tuple[type[Any], ...] = (
     PeerUp,
     PeerDown,
     PeerLoad,
+    PeerAbout,
+    AboutReport,
+    Drain,
+    AskOutputAbroad,
+    OutputAbroadTold,
     LoadReport,
     ToPeer,
     FromPeer,
-    Drain,
     Pace,
     GroupCreate,
     GroupRemove,

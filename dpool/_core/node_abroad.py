@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import messages as m
 from dpool._core.ids import tag_of
 from dpool._core.logic import scheduler as s
+from dpool._core.node_about import NodeAbout
 from dpool._core.logic.placement import Cluster, Load, average
 from dpool._core.logic.places import HOME, NODE, needs
 from dpool._core.logic.resources import CPUS, UNIT, Shape, describe
@@ -74,6 +75,9 @@ class NodeAbroad:
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
+        self.about = NodeAbout(node, self)
+        self.went: set[int] = set()
+        """Pools that have, or had, workers elsewhere."""
         self._considering = False
         self._numbers = 0
         self._pace = (0.0, 0.0)
@@ -143,6 +147,7 @@ class NodeAbroad:
     def _send_abroad(self, pool: int, shape: m.Shape, takes: m.Shape, node: bytes) -> None:
         worker = self._node.scheduler.new_worker()
         self._node._do(s.WentAbroad(pool, shape, worker))
+        self.went.add(pool)
         self.cluster.placed(node, takes)
         self._leases[worker] = _Lease(worker, pool, node, shape, takes)
         known = self._node._pools[pool]
@@ -182,7 +187,8 @@ class NodeAbroad:
         free = {name: amount for name, (_, amount) in resources.items()}
         scheduler = self._node.scheduler
         task_s, bytes_per_s = (float(f"{value:.2g}") for value in self._pace)
-        return m.LoadReport(total, free, scheduler.waiting(), task_s, scheduler.draining, bytes_per_s)
+        takes_none = scheduler.draining or self._node.config.client
+        return m.LoadReport(total, free, scheduler.waiting(), task_s, takes_none, bytes_per_s)
 
     def pace(self, message: m.Pace) -> None:
         """Somebody has measured."""
@@ -266,6 +272,7 @@ class NodeAbroad:
             self._reported = report
             self._tell(report)
         self.health.beat(report)
+        self.about.beat()
         self._tell_size()
         self._node._at(monotonic() + self._node.config.heartbeat_s, self.report)
         self.consider()
@@ -335,6 +342,7 @@ class NodeAbroad:
     def _peer_down(self, message: m.PeerDown, fds: list[int]) -> None:
         host = self._hosts.pop(message.node, "")
         self.cluster.gone(message.node)
+        self.about.gone(message.node)
         self._homes = {home: node for home, node in self._homes.items() if node != message.node}
         if not self._hosts:
             self._node.scheduler.choosy = False
@@ -380,6 +388,8 @@ class NodeAbroad:
         m.StoreAt: _store_at,
         m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
         m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),
+        m.PeerAbout: lambda self, message, fds: self.about.heard(message),
+        m.OutputAbroadTold: lambda self, message, fds: self.about.output_told(message.number),
     }
 
     # -- what submitters say
@@ -415,6 +425,7 @@ class NodeAbroad:
                 self._tell(m.RemoteSignal(lease.worker, signal.SIGKILL))
             elif not lease.granted:
                 self.returned(lease.worker, True)
+        self.went.discard(pool)
         self._tell(m.RemotePoolClosed(pool, kill))
 
     def _tell(self, message: Any) -> None:

@@ -6,7 +6,8 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members; Borrow…, Future… (references); Describe…, Piece…, PullLeft (copies of objects);
+ both:  Heartbeat, Members, About, DrainAsked; OutputAsked, OutputTold; Borrow…, Future… (references);
+        Describe…, Piece…, PullLeft (copies of objects);
         StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
@@ -160,6 +161,22 @@ class Heartbeat(NamedTuple):
     bytes_per_s: float
     seen: dict[bytes, int]
     draining: bool
+
+
+class About(NamedTuple):
+    """What a machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class OutputAsked(NamedTuple):
+    """Whether all that the sender's pools have printed up to now is on its way; the answer is OutputTold."""
+
+    number: int
+
+
+class OutputTold(NamedTuple):
+    number: int
 
 
 class NodeSaid(NamedTuple):
@@ -355,6 +372,9 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    About,
+    OutputAsked,
+    OutputTold,
     NodeSaid,
     DrainAsked,
     StoreShared,
