@@ -203,6 +203,11 @@ class NodeAbroad:
         if path:
             self._tell(m.StoreServer(path, user, password))
 
+    def _far_ended(self, message: m.FarEnded, fds: list[int]) -> None:
+        """A process of another machine, which had locks or queues of ours, perhaps."""
+        if self._node._sync is not None:
+            self._node._sync.far_ended(message.pid)
+
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
         if load.node in self._hosts:
@@ -217,6 +222,7 @@ class NodeAbroad:
         m.PeerUp: _peer_up,
         m.PeerDown: _peer_down,
         m.PeerLoad: _peer_load,
+        m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
     }
 
