@@ -37,6 +37,7 @@ from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
+from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
 from dpool._core.ids import tag_of
@@ -186,6 +187,7 @@ class Gateway:
         self._on(sock.fileno(), self._node_event)
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
+        self.tunnels = Tunnels(self, settings.session, _log)
 
     # -- the loop
 
@@ -759,6 +761,7 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self.objects.peer_up(event.name, event.greeting)
+        self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
@@ -784,6 +787,7 @@ class Gateway:
             return
         self.store.peer_down(event.name)
         self.about.peer_down(event.name)
+        self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
@@ -819,6 +823,7 @@ class Gateway:
         pm.TaskFrame: _task_frame,
         pm.ResultFrame: _result_frame,
         pm.FutureTold: lambda self, *said: self.objects.future_told(*said),
+        pm.TunnelData: lambda self, *said: self.tunnels.data(*said),
         pm.Described: lambda self, *said: self.objects.transfers.described(*said),
     }
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
@@ -891,6 +896,10 @@ class Gateway:
         pm.PieceRedirected: lambda self, *said: self.objects.transfers.redirected(*said),
         pm.PieceDenied: lambda self, *said: self.objects.transfers.denied(*said),
         pm.PullLeft: lambda self, *said: self.objects.transfers.left(*said),
+        pm.TunnelOpened: lambda self, *said: self.tunnels.opened(*said),
+        pm.TunnelRead: lambda self, *said: self.tunnels.read(*said),
+        pm.TunnelClosed: lambda self, *said: self.tunnels.closed(*said),
+        pm.ProcessEnded: lambda self, *said: self.tunnels.process_ended(*said),
     }
 
 

@@ -162,6 +162,10 @@ class Objects:
         """The gateway of the object's home, if there is a link to it."""
         return self._homes.get(ids.home_of(obj))
 
+    def why_lost(self, obj: bytes) -> str:
+        """Why the object's home is no machine of the cluster any more; empty if it is one, or has never been."""
+        return self._lost_homes.get(ids.home_of(obj), "")
+
     def why_away(self, obj: bytes) -> str:
         """Why there is none."""
         known = self._lost_homes.get(ids.home_of(obj))

@@ -366,6 +366,11 @@ class NodeAbroad:
         if path:
             self._tell(m.StoreServer(path, user, password))
 
+    def _far_ended(self, message: m.FarEnded, fds: list[int]) -> None:
+        """A process of another machine, which had locks or queues of ours, perhaps."""
+        if self._node._sync is not None:
+            self._node._sync.far_ended(message.pid)
+
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
         if load.node in self._hosts:
@@ -385,6 +390,7 @@ class NodeAbroad:
         m.PeerLoad: _peer_load,
         m.FromPeer: _from_peer,
         m.Pace: lambda self, message, fds: self.pace(message),
+        m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
         m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
         m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),

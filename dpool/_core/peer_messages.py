@@ -354,6 +354,50 @@ class PullLeft(NamedTuple):
     whole: bool
 
 
+class TunnelOpened(NamedTuple):
+    """A process of the sender's machine speaks to our node, or to who listens at a Unix socket of ours."""
+
+    tunnel: int
+    pid: int
+    path: str
+
+
+class TunnelData(NamedTuple):
+    """A packet, or bytes of a stream, is the buffer. `yours`: who receives this has numbered the tunnel.
+
+    `streams`: numbers of tunnels that begin with this packet, one for each descriptor in it; `refs`: the objects that
+    it refers to.
+    """
+
+    tunnel: int
+    yours: bool
+    streams: list[int]
+    refs: list[bytes]
+
+
+class TunnelRead(NamedTuple):
+    """So many packets, or bytes, have been passed on in all."""
+
+    tunnel: int
+    yours: bool
+    passed: int
+
+
+class TunnelClosed(NamedTuple):
+    """The other end has closed. `unread`: not all that was passed on had been read."""
+
+    tunnel: int
+    yours: bool
+    passed: int
+    unread: bool
+
+
+class ProcessEnded(NamedTuple):
+    """All that a process said through tunnels has been sent; it has ended."""
+
+    pid: int
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -400,6 +444,11 @@ MESSAGES: tuple[type[Any], ...] = (
     PieceRedirected,
     PieceDenied,
     PullLeft,
+    TunnelOpened,
+    TunnelData,
+    TunnelRead,
+    TunnelClosed,
+    ProcessEnded,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
 
