@@ -8,6 +8,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_GCS_TIMEOUT_S` | seconds to wait for that Redis where there is no going on without it | 10 |
+| `DPOOL_SILENCE_S` | seconds without a word after which another machine of the cluster is given up | 10 |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
 | `DPOOL_TMPDIR` | where session directories are made | the system's temporary directory |
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
@@ -35,6 +36,7 @@ class Config(NamedTuple):
     gcs: str = "on"
     redis_url: str = ""
     gcs_timeout_s: float = 10.0
+    silence_s: float = 10.0
     linger_s: float = 2.0
     tmpdir: str = ""
     start_timeout_s: float = 30.0
@@ -75,7 +77,7 @@ class Config(NamedTuple):
         """Itself, or a ValueError that names the setting that cannot be."""
         if self.gcs not in ("on", "off"):
             raise ValueError(f"DPOOL_GCS is 'on' or 'off', not {self.gcs!r}")
-        for name in ("gcs_timeout_s", "start_timeout_s", "stopped_worker_s", "tick_s", "frame_s"):
+        for name in ("silence_s", "gcs_timeout_s", "start_timeout_s", "stopped_worker_s", "tick_s", "frame_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
         if self.linger_s < 0:
@@ -145,6 +147,7 @@ def from_environment() -> Config:
         gcs=env.get("DPOOL_GCS", default.gcs).lower() or default.gcs,
         redis_url=env.get("DPOOL_REDIS_URL", ""),
         gcs_timeout_s=_number("DPOOL_GCS_TIMEOUT_S", default.gcs_timeout_s),
+        silence_s=_number("DPOOL_SILENCE_S", default.silence_s),
         linger_s=_number("DPOOL_LINGER_S", default.linger_s),
         tmpdir=env.get("DPOOL_TMPDIR", ""),
         start_timeout_s=_number("DPOOL_START_TIMEOUT_S", default.start_timeout_s),

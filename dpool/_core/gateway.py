@@ -34,7 +34,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
-from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
 LOOK_S = 0.002
@@ -45,6 +45,8 @@ PING_S = 1.0
 HEARTBEAT_S = 0.1
 JOIN_S = 20.0
 NODE_END_S = 10.0
+RETURN_S = 600.0
+"""How long a machine is called whose link broke."""
 PIECE = MAX_MESSAGE_BYTES // 2
 
 
@@ -134,7 +136,9 @@ class Gateway:
         version, python = m.versions()
         self.host = socket.gethostname()
         greeting = Greeting(os.urandom(16), "", self.host, version, python, {"nodes": []})
-        self.net = Net(key, greeting)
+        self.net = Net(key, greeting, self.config.silence_s)
+        self._belongs = False
+        """We have joined the cluster."""
         self.peers: dict[bytes, Greeting] = {}
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
@@ -214,7 +218,13 @@ class Gateway:
         self._at(PING_S, self._ping)
 
     def _late(self) -> None:
-        self.net.give_up(self._settings.head)
+        if not self._belongs:
+            self.net.give_up(self._settings.head)
+
+    def _await_return(self, address: str) -> None:
+        """A link broke whose other side did not say good-bye: it may be the network's fault, and come back."""
+        self.net.connect(address)
+        self._at(RETURN_S, partial(self.net.give_up, address))
 
     # -- our node
 
@@ -261,6 +271,7 @@ class Gateway:
         head = self._settings.head or address
         known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
         if self._welcome and known:
+            self._belongs = True
             self._joined(self._settings.session, address, head)
             self._joined = lambda *_: None
 
@@ -626,11 +637,12 @@ class Gateway:
     def _peer_down(self, event: Down) -> None:
         greeting = self.peers.pop(event.name, None)
         _log("peer.down", name=event.name.hex(), address=event.address, reason=event.reason)
-        if event.address == self._settings.head and greeting is None:
+        if event.address == self._settings.head and not self._belongs:
             self.end(f"the head at {event.address} cannot be joined: {event.reason}")
             return
         if greeting is None:
             return
+        self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
             self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))
@@ -641,13 +653,17 @@ class Gateway:
                 del self._guest_pools[peer, number]
                 self._tell(m.ClosePool(pool.number, True))
         self._tell(m.PeerDown(event.name, event.reason))
+        if greeting.address and event.reason != LEFT:
+            self._await_return(greeting.address)
 
     def _peer_said(self, event: Message) -> None:
         try:
-            message = pm.decode(event.payload)
+            self._handle(event)
         except m.ProtocolError as error:
-            self.net.drop(event.name, f"malformed: {error}")
-            return
+            self.net.drop(event.name, f"it sent something malformed: {error}")
+
+    def _handle(self, event: Message) -> None:
+        message = pm.decode(event.payload)
         if isinstance(message, (pm.TaskFrame, pm.ResultFrame)):
             frame = b"".join(event.buffers)
             if isinstance(message, pm.TaskFrame):
