@@ -13,6 +13,8 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
   object store that lies (a list, see `storage.Place`).
 
+To a worker on another machine goes a sixth part, which the gateways take off: see `carried.py`.
+
 A call that yields (STREAM) is answered by a frame for each item before its own result, which is their number:
 `(-task, False, index, [value])`; before the first one, with index -1, comes a pipe: see `stream.py`.
 

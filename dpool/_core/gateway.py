@@ -34,6 +34,9 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_objects import Objects, Steps
+from dpool._core.gateway_store import StoreTunnel
+from dpool._core.ids import tag_of
 from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
@@ -42,7 +45,6 @@ LOOK_S = 0.002
 TRUST_S = 0.001
 """Between storing a LIMIT and trusting what the page says (as in lane.py)."""
 PING_S = 1.0
-HEARTBEAT_S = 0.1
 JOIN_S = 20.0
 NODE_END_S = 10.0
 RETURN_S = 600.0
@@ -65,12 +67,16 @@ class Settings(NamedTuple):
 class _Abroad:
     """A lease that a worker of another machine has given to a submitter here."""
 
-    __slots__ = ("end", "lease", "outgoing", "peer", "pool")
+    __slots__ = ("end", "lease", "outgoing", "peer", "pid", "pool", "steps")
 
-    def __init__(self, lease: int, pool: int, peer: bytes) -> None:
+    def __init__(self, lease: int, pool: int, peer: bytes, pid: int) -> None:
         self.lease = lease
         self.pool = pool
         self.peer = peer
+        self.pid = pid
+        """Of the submitter."""
+        self.steps = Steps()
+        """What is to be told to the submitter, in order."""
         self.outgoing: Outgoing | None = None
         self.end: m.RemoteDied | None = None
 
@@ -78,7 +84,7 @@ class _Abroad:
 class _Guest:
     """A lease of a worker here that a submitter of another machine has."""
 
-    __slots__ = ("incoming", "lease", "peer", "pool", "wanted", "worker")
+    __slots__ = ("incoming", "lasting", "lease", "peer", "pool", "steps", "tokens", "told", "wanted", "worker")
 
     def __init__(self, peer: bytes, lease: int, pool: _GuestPool, shape: m.Shape) -> None:
         self.peer = peer
@@ -87,6 +93,14 @@ class _Guest:
         self.wanted = shape
         self.worker = 0
         self.incoming: Incoming | None = None
+        self.steps = Steps()
+        """Frames for the worker, in order."""
+        self.tokens: list[int] = []
+        """Under which the gateway holds what the frame refers to that is under way, …"""
+        self.lasting: list[int] = []
+        """… and what the worker's functions refer to."""
+        self.told = 0
+        """The last task of whose result's references the submitter's side has been told by a journal."""
 
 
 class _GuestPool:
@@ -135,15 +149,19 @@ class Gateway:
         """Peer → leases that it has asked for in all."""
         version, python = m.versions()
         self.host = socket.gethostname()
-        greeting = Greeting(os.urandom(16), "", self.host, version, python, {"nodes": []})
-        self.net = Net(key, greeting, self.config.silence_s)
+        about = {"nodes": [], "tag": tag_of(settings.session)}
+        greeting = Greeting(os.urandom(16), "", self.host, version, python, about)
+        self.net = Net(key, greeting, self.config.node_timeout_s)
         self._belongs = False
         """We have joined the cluster."""
         self.peers: dict[bytes, Greeting] = {}
+        self.store = StoreTunnel(self)
+        self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
         self._on(sock.fileno(), self._node_event)
         self._on(self.net.fileno(), self._net_event)
+        self.objects = Objects(self, settings.session, _log)
 
     # -- the loop
 
@@ -151,8 +169,8 @@ class Gateway:
         """Serve until told to leave, or until the node is gone."""
         self._tell(
             m.Hello(
-                PROTOCOL, *m.versions(), os.getpid(), os.urandom(8), "gateway", m.GATEWAY, self._settings.config,
-                self._settings.path,
+                PROTOCOL, *m.versions(), os.getpid(), self.net.greeting.name, "gateway", m.GATEWAY,
+                self._settings.config, self._settings.path,
             )
         )  # fmt: skip
         address = self.net.listen(self._settings.ip, self._settings.port)
@@ -169,20 +187,18 @@ class Gateway:
                 self._turn()
         finally:
             _log("gateway.ends", reason=self.ending)
-            self.net.close()
             self._leave_node()
+            self.objects.close()
+            self.store.close()
+            self.net.close()
 
     def _leave_node(self) -> None:
-        """End the node, and wait until it has tidied up."""
-        try:
-            self._node.send(m.Bye())
-            self._node.sock.settimeout(NODE_END_S)
-            while True:
-                _, fds = self._node.receive(0)
-                for fd in fds:
-                    os.close(fd)
-        except (wire.Closed, wire.DescriptorsLost, m.ProtocolError, OSError):
-            self._node.close()
+        """End the node, and serve on until it has tidied up: it says good-bye to the control store through us."""
+        self._tell(m.Bye())
+        until = monotonic() + NODE_END_S
+        while not self._node_gone and monotonic() < until:
+            self._turn()
+        self._node.close()
 
     def _turn(self) -> None:
         timeout = max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
@@ -232,7 +248,7 @@ class Gateway:
         try:
             self._node.send(message, fds)
         except wire.Closed:
-            self.end("the node is gone")
+            self._lost_node("")
             return
         self._watch_writing(self._node.fileno(), self._node.pending)
 
@@ -252,7 +268,7 @@ class Gateway:
         except (BlockingIOError, InterruptedError):
             return
         except (wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
-            self.end(f"the node is gone ({error})")
+            self._lost_node(f" ({error})" * bool(str(error)))
             return
         handler = self._FROM_NODE.get(type(message))
         if handler is not None:
@@ -260,17 +276,41 @@ class Gateway:
         for fd in fds:
             os.close(fd)
 
+    def _lost_node(self, why: str) -> None:
+        self.end(f"the node is gone{why}")
+        self._node_gone = True
+        self._off(self._node.fileno())
+
     def _welcomed(self, message: m.Welcome, fds: list[int]) -> None:
         self._welcome = True
         os.waitpid(self._node_pid, 0)  # the node stands on its own
+        if not self._settings.head:
+            on = self.config.gcs == "on"
+            self.store.begin(os.path.basename(self._settings.session) if on else "", self.config.redis_url)
+            self._tell_store(self.config.redis_url)
+            for peer in self.peers:
+                self._say_if_up(peer, self.store.shared)
         self._perhaps_joined()
+
+    def _tell_store(self, url: str) -> None:
+        """The node hears where the cluster's control store is."""
+        shared = self.store.shared
+        if shared is not None:
+            self._tell(m.StoreAt(shared.session, url, self.net.greeting.address))
+
+    def _store_shared(self, peer: bytes, message: pm.StoreShared) -> None:
+        """The head says where it is."""
+        if self._settings.head and self.store.shared is None:
+            url = self.store.learned(peer, message)
+            self._tell_store((self.config.redis_url or url) if message.url else url)
+            self._perhaps_joined()
 
     def _perhaps_joined(self) -> None:
         """The node has answered, and so has the head."""
         address = self.net.greeting.address
         head = self._settings.head or address
         known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
-        if self._welcome and known:
+        if self._welcome and known and self.store.shared is not None:
             self._belongs = True
             self._joined(self._settings.session, address, head)
             self._joined = lambda *_: None
@@ -297,7 +337,7 @@ class Gateway:
     def _remote_lease(self, message: m.RemoteLease, fds: list[int]) -> None:
         """The node wants a worker from another machine."""
         pool = (message.pool, message.node)
-        self._abroad[message.worker] = _Abroad(message.worker, message.pool, message.node)
+        self._abroad[message.worker] = _Abroad(message.worker, message.pool, message.node, message.pid)
         try:
             if pool not in self._pools:
                 self._pools[pool] = True
@@ -375,8 +415,9 @@ class Gateway:
             wanted = select.EPOLLIN * outgoing.wants_frames() | select.EPOLLOUT * outgoing.wants_to_write()
             self._epoll.modify(outgoing.fileno(), wanted)
 
-    def _forward(self, abroad: _Abroad, frame: bytes) -> None:
-        self._say_if_up(abroad.peer, pm.TaskFrame(abroad.lease), frame)
+    def _forward(self, abroad: _Abroad, frame: bytes, carried: Any) -> None:
+        blob = b"" if carried is None else pickle.dumps(carried)
+        self._say_if_up(abroad.peer, pm.TaskFrame(abroad.lease, len(blob)), blob + frame)
         self._at(LOOK_S, partial(self._look, abroad))
 
     def _look(self, abroad: _Abroad) -> None:
@@ -389,10 +430,19 @@ class Gateway:
 
     def _result_frame(self, peer: bytes, message: pm.ResultFrame, frame: bytes) -> None:
         abroad = self._abroad.get(message.lease)
+        refs = pickle.loads(frame[: message.carried]) if message.carried else []
         if abroad is None or abroad.outgoing is None:
+            if refs:
+                self._say_if_up(peer, pm.RefsTaken(refs))  # nobody wants them
+            return
+        answer = partial(self._answer, abroad, frame[message.carried :], message.end)
+        self.objects.results_came(abroad, refs, answer)
+
+    def _answer(self, abroad: _Abroad, frame: bytes, end: bool) -> None:
+        if abroad.outgoing is None:
             return
         try:
-            abroad.outgoing.results(frame)
+            abroad.outgoing.results(frame, end)
             abroad.outgoing.readable()
         except (wire.Closed, OSError):
             self._off(abroad.outgoing.fileno())
@@ -402,22 +452,30 @@ class Gateway:
     def _limit_told(self, peer: bytes, message: pm.LimitTold) -> None:
         abroad = self._abroad.get(message.lease)
         if abroad is not None and abroad.outgoing is not None:
-            abroad.outgoing.limited(message.limit, Snapshot(*message[2:]))
+            told = partial(abroad.outgoing.limited, message.limit, Snapshot(*message[2:-1]))
+            self.objects.results_came(abroad, message.refs, told)
+        elif message.refs:
+            self._say_if_up(peer, pm.RefsTaken(message.refs))
 
     def _worker_ended(self, peer: bytes, message: pm.WorkerEnded) -> None:
         abroad = self._abroad.get(message.lease)
         if abroad is not None:
             where = f"{message.log_file} on {self.peers[peer].host}" if peer in self.peers else message.log_file
             end = m.RemoteDied(message.lease, message.pid, message.signal, message.exit_code, message.reason, where)
-            self._lost_abroad(abroad, Snapshot(*message[6:]), end)
+            lost = partial(self._lost_abroad, abroad, Snapshot(*message[6:-1]), end)
+            self.objects.results_came(abroad, message.refs, lost)
+        elif message.refs:
+            self._say_if_up(peer, pm.RefsTaken(message.refs))
 
     def _lost_abroad(self, abroad: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
-        del self._abroad[abroad.lease]
+        if self._abroad.pop(abroad.lease, None) is None:
+            return
         if abroad.outgoing is not None:
             if snapshot is not None:
                 abroad.outgoing.died(snapshot)
             self._off(abroad.outgoing.fileno())
             abroad.outgoing.close()
+            abroad.outgoing = None
         self._tell(end)
 
     # -- workers here, for submitters of other machines
@@ -483,7 +541,7 @@ class Gateway:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
 
     def _send_back(self, guest: _Guest, frame: bytes) -> None:
-        self._say_if_up(guest.peer, pm.ResultFrame(guest.lease), frame)
+        self.objects.result_frame(guest, frame)
 
     def _worker_event(self, guest: _Guest, mask: int) -> None:
         incoming = guest.incoming
@@ -497,8 +555,8 @@ class Gateway:
     def _task_frame(self, peer: bytes, message: pm.TaskFrame, frame: bytes) -> None:
         guest = self._guests.get((peer, message.lease))
         if guest is not None and guest.incoming is not None:
-            guest.incoming.frame(frame)
-            self._watch_writing(guest.incoming.fileno(), guest.incoming.wants_to_write())
+            carried = pickle.loads(frame[: message.carried]) if message.carried else None
+            self.objects.task_frame(guest, frame[message.carried :], carried)
 
     def _limit_asked(self, peer: bytes, message: pm.LimitAsked) -> None:
         guest = self._guests.get((peer, message.lease))
@@ -508,7 +566,10 @@ class Gateway:
 
     def _tell_limit(self, guest: _Guest, limit: int) -> None:
         if guest.incoming is not None:
-            self._say_if_up(guest.peer, pm.LimitTold(guest.lease, limit, *guest.incoming.snapshot()))
+            guest.incoming.readable()  # what it has answered comes before what it has noted since
+            snapshot = guest.incoming.snapshot()
+            refs = self.objects.journal(guest, snapshot)
+            self._say_if_up(guest.peer, pm.LimitTold(guest.lease, limit, *snapshot, refs))
 
     def _aimed(self, peer: bytes, message: pm.Aimed) -> None:
         guest = self._guests.get((peer, message.lease))
@@ -546,8 +607,10 @@ class Gateway:
         if retire:
             guest.incoming.frame(_EXIT)
         snapshot = guest.incoming.snapshot()
-        self._say_if_up(guest.peer, pm.WorkerEnded(guest.lease, 0, 0, 0, "returned", "", *snapshot))
+        refs = self.objects.journal(guest, snapshot)
+        self._say_if_up(guest.peer, pm.WorkerEnded(guest.lease, 0, 0, 0, "returned", "", *snapshot, refs))
         guest.incoming = None
+        self.objects.lease_ended(guest)
         self._tell(m.ReturnLease(guest.pool.number, guest.worker, retire))
 
     def _retire(self, message: m.Retire, fds: list[int]) -> None:
@@ -564,17 +627,25 @@ class Gateway:
             idle.close()
         guest = pool.workers.pop(message.worker, None)
         if guest is None or guest.incoming is None:
+            if message.unclaimed:
+                self.objects.worker_died(message.pid)
             return
         guest.incoming.readable()  # its last words
         self._off(guest.incoming.fileno())
         self._writing.discard(guest.incoming.fileno())
         del self._guests[guest.peer, guest.lease]
+        snapshot = guest.incoming.snapshot()
+        refs = self.objects.journal(guest, snapshot)
         end = pm.WorkerEnded(
             guest.lease, message.pid, message.signal, message.exit_code, message.reason, message.log_file,
-            *guest.incoming.snapshot(),
+            *snapshot, refs,
         )  # fmt: skip
         self._say_if_up(guest.peer, end)
         guest.incoming.close()
+        guest.incoming = None
+        if message.unclaimed:
+            self.objects.worker_died(message.pid)
+        self.objects.lease_ended(guest)
 
     def _closed(self, message: m.Closed, fds: list[int]) -> None:
         pool = self._by_number.pop(message.pool, None)
@@ -595,7 +666,7 @@ class Gateway:
 
     # -- other gateways
 
-    def _say(self, peer: bytes, message: Any, frame: bytes | None = None) -> None:
+    def _say(self, peer: bytes, message: Any, frame: Any = None) -> None:
         """Send to a gateway; NoLink if that cannot be."""
         if frame is None:
             self.net.send(peer, pm.encode(message))
@@ -603,7 +674,7 @@ class Gateway:
         pieces = [memoryview(frame)[at : at + PIECE] for at in range(0, len(frame), PIECE)]
         self.net.send(peer, pm.encode(message), pieces)
 
-    def _say_if_up(self, peer: bytes, message: Any, frame: bytes | None = None) -> None:
+    def _say_if_up(self, peer: bytes, message: Any, frame: Any = None) -> None:
         """The same; if there is no link, all that it is about has ended or is about to."""
         try:
             self._say(peer, message, frame)
@@ -622,9 +693,12 @@ class Gateway:
     def _peer_up(self, event: Up) -> None:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
+        self.objects.peer_up(event.name, event.greeting)
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        if not self._settings.head and self.store.shared is not None:
+            self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
         self._perhaps_joined()
 
@@ -642,10 +716,13 @@ class Gateway:
             return
         if greeting is None:
             return
+        self.store.peer_down(event.name)
+        self.objects.peer_down(event.name, greeting.host, event.reason)
         self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
-            self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))
+            end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
+            self.objects.results_came(abroad, [], partial(self._lost_abroad, abroad, None, end))
         for opened in [one for one in self._pools if one[1] == event.name]:
             del self._pools[opened]
         for (peer, number), pool in list(self._guest_pools.items()):
@@ -664,15 +741,20 @@ class Gateway:
 
     def _handle(self, event: Message) -> None:
         message = pm.decode(event.payload)
-        if isinstance(message, (pm.TaskFrame, pm.ResultFrame)):
-            frame = b"".join(event.buffers)
-            if isinstance(message, pm.TaskFrame):
-                self._task_frame(event.name, message, frame)
-            else:
-                self._result_frame(event.name, message, frame)
-            return
-        self._FROM_PEERS[type(message)](self, event.name, message)
+        with_frame = self._WITH_FRAME.get(type(message))
+        if with_frame is not None:
+            with_frame(self, event.name, message, b"".join(event.buffers))
+        elif isinstance(message, pm.PieceSent):
+            self.objects.transfers.piece_sent(event.name, message, event.buffers[0] if event.buffers else _EMPTY)
+        else:
+            self._FROM_PEERS[type(message)](self, event.name, message)
 
+    _WITH_FRAME: dict[type[Any], Callable[[Any, bytes, Any, bytes], None]] = {  # noqa: RUF012
+        pm.TaskFrame: _task_frame,
+        pm.ResultFrame: _result_frame,
+        pm.FutureTold: lambda self, *said: self.objects.future_told(*said),
+        pm.Described: lambda self, *said: self.objects.transfers.described(*said),
+    }
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
         m.Welcome: _welcomed,
         m.Refused: _refused,
@@ -687,6 +769,10 @@ class Gateway:
         m.Retire: _retire,
         m.Closed: _closed,
         m.Output: _output,
+        m.StoreServer: lambda self, message, fds: self.store.server_up(message),
+        m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
+        m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
+        m.ObjectsFreed: lambda self, *said: self.objects.freed(*said),
     }
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
@@ -704,9 +790,25 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.StoreShared: _store_shared,
+        pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
+        pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
+        pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),
+        pm.RefsTaken: lambda self, *said: self.objects.refs_taken(*said),
+        pm.BorrowAsked: lambda self, *said: self.objects.borrow_asked(*said),
+        pm.BorrowTold: lambda self, *said: self.objects.borrow_told(*said),
+        pm.BorrowEnded: lambda self, *said: self.objects.borrow_ended(*said),
+        pm.FutureAsked: lambda self, *said: self.objects.future_asked(*said),
+        pm.DescribeAsked: lambda self, *said: self.objects.transfers.describe(*said),
+        pm.NotThere: lambda self, *said: self.objects.transfers.not_there(*said),
+        pm.PieceAsked: lambda self, *said: self.objects.transfers.piece_asked(*said),
+        pm.PieceRedirected: lambda self, *said: self.objects.transfers.redirected(*said),
+        pm.PieceDenied: lambda self, *said: self.objects.transfers.denied(*said),
+        pm.PullLeft: lambda self, *said: self.objects.transfers.left(*said),
     }
 
 
+_EMPTY = memoryview(b"")
 _EXIT = pickle.dumps((0, frames.EXIT, None, 0, []), 5)
 """The frame after which a worker leaves."""
 

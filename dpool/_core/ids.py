@@ -15,6 +15,7 @@ from hashlib import blake2b
 ID_BYTES = 16
 INDEX_BYTES = 4
 MAX_OUTPUT_INDEX = 2 ** (8 * INDEX_BYTES) - 1
+TAG_BYTES = 6
 
 TaskID = bytes
 """16 bytes."""
@@ -26,6 +27,8 @@ JobID = bytes
 """16 bytes, random: one run of one driver."""
 NodeID = bytes
 """16 bytes, random: one start of one node."""
+Tag = bytes
+"""6 bytes: the node whose store counts the holders of an object; the object's id begins with it."""
 
 
 def task_id(parent: TaskID, index: int) -> TaskID:
@@ -52,3 +55,17 @@ def split_object_id(obj: ObjectID) -> tuple[TaskID, int]:
 def function_id(definition: bytes) -> FunctionID:
     """The id of a function: the hash of its pickled definition."""
     return blake2b(definition, digest_size=ID_BYTES, person=b"dpool-func").digest()
+
+
+def tag_of(session: str) -> Tag:
+    """The tag of the node whose session directory this is: the random part of its name."""
+    try:
+        tag = bytes.fromhex(session[-2 * TAG_BYTES :])
+    except ValueError:
+        tag = b""
+    return tag if len(tag) == TAG_BYTES else blake2b(session.encode(), digest_size=TAG_BYTES).digest()
+
+
+def home_of(obj: ObjectID) -> Tag:
+    """The tag of the node that counts the holders of an object."""
+    return obj[:TAG_BYTES]

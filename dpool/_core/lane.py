@@ -204,6 +204,7 @@ class Link:
         "pending_ship",
         "pid",
         "receiver",
+        "remote",
         "shipped",
         "sock",
         "unread",
@@ -218,6 +219,8 @@ class Link:
         """The worker's own end: reading from it takes unread frames back."""
         self.unread = wire.Receiver(peer)
         self.page = page
+        self.remote = page.slots[frames.LIMIT_SEEN] != frames.AT_ONCE
+        """The worker is on another machine."""
         self.receiver = wire.Receiver(sock)
         self.shipped = Shipped()
         self.pending_ship: list[Any] = []
@@ -395,6 +398,12 @@ class Lane:
             flags |= frames.EXIT
         first = numbers[0]
         same = first if numbers.count(first) == len(numbers) else numbers
+        if link.remote:
+            from dpool._core.carried import in_tasks
+
+            carried = in_tasks(tasks)
+            if carried is not None:
+                return dumps((slot.next_seq, flags, ship, same, calls, carried), 5)
         return dumps((slot.next_seq, flags, ship, same, calls), 5)
 
     def _sent(self, slot: Slot, frame: Frame) -> None:
@@ -723,7 +732,7 @@ class Lane:
         """`_take_unread`; cut short anywhere, it can be called again."""
         receiver = slot.link.unread
         try:
-            base, _, ship, _, _ = wire.loads(receiver.receive(wire.DONTWAIT))
+            base, _, ship, *_ = wire.loads(receiver.receive(wire.DONTWAIT))
         except (OSError, wire.Closed, wire.DescriptorsLost):
             return False
         if ship is not None:

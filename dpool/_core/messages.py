@@ -3,7 +3,7 @@
 ```
 driver ──Hello OpenPool RequestLeases ReturnLease Kill …──► node ──Spawn, SpawnProgram──► zygote
 driver ◄─Welcome Grant WorkerUp WorkerDied Output Notice── node ◄─Spawned, SpawnFailed── zygote/worker
-node ──Remote…, LoadReport──► gateway ──Remote…, Peer…──► node      (of a machine in a cluster)
+node ──Remote…, LoadReport, Object…──► gateway ──Remote…, Peer…──► node      (of a machine in a cluster)
 driver ──ActorCreate, ConnectActor──► node ──Grant (of a link), ActorGone──► driver      (whoever calls an actor)
 any process ──Store…, Sync…──► node ──answers──► that process      (sockets of their own)
 driver ──frames of tasks──► worker ──frames of results──► driver      (see frames.py)
@@ -259,6 +259,8 @@ class RemoteLease(NamedTuple):
     """The node's number."""
     setup: bytes
     shape: Shape
+    pid: int
+    """The process that submits."""
 
 
 class RemoteEnd(NamedTuple):
@@ -290,7 +292,45 @@ class LoadReport(NamedTuple):
     draining: bool
 
 
+class StoreServer(NamedTuple):
+    """The node's own control store answers here; for machines that have none."""
+
+    path: str
+    user: str
+    password: str
+
+
+class ObjectWanted(NamedTuple):
+    """A process here asks for an object of another machine: get it into the store, or say StoreAway."""
+
+    obj: bytes
+
+
+class FutureWanted(NamedTuple):
+    """A process here watches a future of another machine: say StoreFulfil when it is known what became of it."""
+
+    obj: bytes
+
+
+class ObjectsFreed(NamedTuple):
+    """Nobody here holds these objects of other machines any more."""
+
+    objs: list[bytes]
+    seen: int
+    """StoreHolds of the gateway's that had been read by then."""
+
+
 # gateway → node
+
+
+class StoreAt(NamedTuple):
+    """Where the control store of the cluster is. `session`: what its keys carry, empty: there is none; `url`: empty:
+    the node is to start it; `address`: that of the gateway.
+    """
+
+    session: str
+    url: str
+    address: str
 
 
 class RemoteUp(NamedTuple):
@@ -356,6 +396,8 @@ class Spawn(NamedTuple):
     node_pid: int
     session: str
     setup: bytes
+    submitter: int = 0
+    """The process that stands for the one that the setup names, which is on another machine; 0: it is here."""
 
 
 class SpawnProgram(NamedTuple):
@@ -550,7 +592,57 @@ class StoreWatch(NamedTuple):
     obj: bytes
 
 
+# the gateway's connection to the store → node; see node_lending.py
+
+
+class StoreLend(NamedTuple):
+    """Another machine holds these objects too, under the number `peer`. The answer is StoreLent."""
+
+    request: int
+    objs: list[bytes]
+    peer: int
+
+
+class StoreLendEnd(NamedTuple):
+    """It does not hold these any more."""
+
+    objs: list[bytes]
+    peer: int
+
+
+class StorePeerGone(NamedTuple):
+    """It holds nothing any more."""
+
+    peer: int
+
+
+class StoreInside(NamedTuple):
+    """Which references lie in the object? The answer is StoreContents."""
+
+    request: int
+    obj: bytes
+
+
+class StoreAway(NamedTuple):
+    """An object of another machine that was wanted cannot be had, for this reason."""
+
+    obj: bytes
+    why: str
+
+
 # node → store client
+
+
+class StoreLent(NamedTuple):
+    """`refused`: those of the objects that are not there any more."""
+
+    request: int
+    refused: list[bytes]
+
+
+class StoreContents(NamedTuple):
+    request: int
+    objs: list[bytes]
 
 
 class ActorCreate(NamedTuple):
@@ -769,6 +861,11 @@ CONTROL: tuple[type[Any], ...] = (
     PeerDown,
     PeerLoad,
     LoadReport,
+    StoreServer,
+    StoreAt,
+    ObjectWanted,
+    FutureWanted,
+    ObjectsFreed,
     Spawn,
     SpawnProgram,
     Spawned,
@@ -791,6 +888,13 @@ CONTROL: tuple[type[Any], ...] = (
     StorePromise,
     StoreFulfil,
     StoreWatch,
+    StoreLend,
+    StoreLendEnd,
+    StorePeerGone,
+    StoreInside,
+    StoreAway,
+    StoreLent,
+    StoreContents,
     ActorCreate,
     ActorFind,
     ActorKill,

@@ -311,9 +311,12 @@ class Node:
             sys.path[:] = message.path
             self._preload()
         self._do(s.ClientJoined(client.number))
+        if self._records is not None and message.worker == 0:
+            self._records.job_began(message)
         if message.worker == m.GATEWAY:
             from dpool._core.node_abroad import NodeAbroad
 
+            self.node_id = message.job  # one name for both, in the whole cluster
             self._abroad = NodeAbroad(self, client, _log)
             self._at(monotonic(), self._abroad.report)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
@@ -628,13 +631,30 @@ class Node:
             return
         for fd in proc.pipes:
             self._on(fd, partial(self._pipe_event, proc, fd))
-        proc.order = m.Spawn(order.worker, pool.started, proc.place, os.getpid(), self.session, pool.setup)
+        proc.order = m.Spawn(
+            order.worker, pool.started, proc.place, os.getpid(), self.session, pool.setup, self._stand_in(pool)
+        )
         self._have_forked(proc)
         if self._records is None and self.config.gcs == "on":
             try:
                 self._soon_record()
             except (OSError, ImportError) as error:  # no descriptors left; the next worker is another occasion
                 _log("recorder.failed", error=error)
+
+    def _stand_in(self, pool: Pool) -> int:
+        """The gateway's process, if it submits for another machine's; else 0."""
+        if self._abroad is None or pool.client is not self._abroad.gateway or pool.actors is not None:
+            return 0
+        return int(pool.client.hello.pid) if pool.client.hello is not None else 0
+
+    def tell_gateway(self, message: Any) -> None:
+        """Say something to the gateway, if there is one."""
+        if self._abroad is not None:
+            self._send(self._abroad.gateway, message)
+
+    def gateway_pid(self) -> int:
+        """The gateway's process; 0: there is none."""
+        return 0 if self._abroad is None else int(self._abroad.gateway.hello.pid)
 
     def _free_place(self, pool: int) -> int:
         """The lowest place that no worker of the pool has; one that has ended is still being looked after."""
@@ -1007,14 +1027,20 @@ class Node:
         """Start recording, but not before the first result is out."""
         from dpool._core.recorder import Recorder
 
-        driver = next((c for c in self._clients.values() if c.driver and c.hello is not None), None)
-        if driver is None or driver.hello is None:
+        drivers = [c.hello for c in self._clients.values() if c.driver and c.hello is not None]
+        if not drivers or (self._abroad is not None and self._abroad.store_at is None):
             return
         self._records = Recorder(self)
-        self._records.job_began(driver.hello)
+        for hello in drivers:
+            if hello.worker == 0:
+                self._records.job_began(hello)
         if self._actors is not None:
             self._actors.record_all()
         self._at(monotonic() + 0.25, self._records.start)
+
+    def shares_store(self) -> bool:
+        """Whether other nodes use the same control store."""
+        return self.config.gcs == "on" and (bool(self.config.redis_url) or self._abroad is not None)
 
     def records(self) -> Any:
         """The recorder to the control store, there before the first worker; None without a store."""

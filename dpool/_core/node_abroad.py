@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import messages as m
 from dpool._core.logic import scheduler as s
 from dpool._core.logic.placement import Cluster, Load, Task
+from dpool._core.node_health import Health
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
 
 HERE = b""
-REPORT_S = 0.1
 REFUSED_S = 0.05
 """A machine that refused is not asked again before then; its next heartbeat will say why."""
 
@@ -59,6 +59,9 @@ class NodeAbroad:
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
         self.cluster = Cluster(HERE)
+        self.store_at: m.StoreAt | None = None
+        """Where the control store is, once the gateway has said it."""
+        self.health = Health(node, self._hosts, log)
         self._considering = False
         self._numbers = 0
 
@@ -96,7 +99,9 @@ class NodeAbroad:
         self._node._do(s.WentAbroad(pool, shape, worker))
         self.cluster.placed(node, shape)
         self._leases[worker] = _Lease(worker, pool, node, shape)
-        self._tell(m.RemoteLease(worker, node, pool, self._node._pools[pool].setup, shape))
+        known = self._node._pools[pool]
+        assert known.client.hello is not None
+        self._tell(m.RemoteLease(worker, node, pool, known.setup, shape, known.client.hello.pid))
 
     def feasible_elsewhere(self, shape: m.Shape) -> bool:
         """Whether another machine has that in total."""
@@ -122,7 +127,8 @@ class NodeAbroad:
         if report != self._reported:
             self._reported = report
             self._tell(report)
-        self._node._at(monotonic() + REPORT_S, self.report)
+        self.health.beat(report)
+        self._node._at(monotonic() + self._node.config.heartbeat_s, self.report)
         self.consider()
 
     # -- what the gateway says
@@ -181,6 +187,21 @@ class NodeAbroad:
         host = self._hosts.pop(message.node, "")
         self.cluster.gone(message.node)
         self._log("peer.down", host=host, reason=message.reason)
+        self.health.suspect(message.node, host, message.reason)
+
+    def _store_at(self, message: m.StoreAt, fds: list[int]) -> None:
+        """The control store of the cluster is there, or there is none."""
+        node = self._node
+        self.store_at = message
+        if not message.session:
+            node.config = node.config._replace(gcs="off")
+        elif (records := node.records()) is not None:
+            records.start()
+
+    def store_connected(self, path: str, user: str, password: str) -> None:
+        """The store answers; it is this machine's if it has a path."""
+        if path:
+            self._tell(m.StoreServer(path, user, password))
 
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
@@ -196,6 +217,7 @@ class NodeAbroad:
         m.PeerUp: _peer_up,
         m.PeerDown: _peer_down,
         m.PeerLoad: _peer_load,
+        m.StoreAt: _store_at,
     }
 
     # -- what submitters say

@@ -119,7 +119,6 @@ class NodeActors:
     def _create_or_wait(self, claim: _Claim) -> None:
         message = claim.message
         taken = self.machine.names.get(message.name) if message.name else None
-        config = self._node.config
         if taken is not None:
             found = self._actors[taken] if message.exists_ok else None
             if found is not None:
@@ -128,7 +127,7 @@ class NodeActors:
             claim.reply(m.ActorFound(message.request, taken if found else b"", meta, ""))
         elif message.name in self._claims:
             self._claims[message.name].append(claim)
-        elif (message.name or message.detached) and config.gcs == "on" and config.redis_url:
+        elif (message.name or message.detached) and self._node.shares_store():
             self._claim(claim)
         else:
             self._create(claim)

@@ -36,6 +36,7 @@ from dpool._store.pins import LOOK_AFTER_S, PinPage, place_of
 
 if TYPE_CHECKING:
     from dpool._core.node import Node
+    from dpool._core.node_lending import NodeLending
 
 CHUNK = 16 << 20
 """Bytes that a process leases at a time for small values, or a 64th of a small store."""
@@ -139,6 +140,8 @@ class NodeStore:
         self._memory_jobs = 0
         self._prefaults = 0
         self._prefaulting = False
+        self._lending: NodeLending | None = None
+        """What is held across machines, once there is a gateway."""
         self._do(e.Joined(NODE, os.getpid()))
 
     def _told(self, result: Any) -> None:
@@ -289,8 +292,13 @@ class NodeStore:
         if holder != side.pid:
             self._unclaimed.setdefault(side.pid, {})[obj] = holder
             self._maker[obj] = side.pid
+        if self._lending is not None:
+            self._lending.came(obj)
 
     def _locate(self, side: Side, message: m.StoreLocate) -> None:
+        lending = self._across()
+        if lending is not None and lending.locate(side, message):
+            return
         self._see_uses()
         self._do(e.Locate(side.number, message.request, message.obj, monotonic()))
 
@@ -298,6 +306,9 @@ class NodeStore:
         if self._node.lives(message.holder):
             for obj in message.objs:
                 self._follow(r.Acquire(obj, message.holder))
+        lending = self._across()
+        if lending is not None:
+            lending.held(side)
 
     def _release(self, side: Side, message: m.StoreRelease) -> None:
         if not self._releases:
@@ -419,8 +430,11 @@ class NodeStore:
 
     def _watch(self, side: Side, message: m.StoreWatch) -> None:
         if message.obj not in self._promises:
-            self._send(side.number, m.StoreResolved(message.obj, LOST, b"nobody holds it any more"))
-            return
+            lending = self._across()
+            if lending is None or not lending.watch(message.obj):
+                self._send(side.number, m.StoreResolved(message.obj, LOST, b"nobody holds it any more"))
+                return
+            self._promises[message.obj] = None
         known = self._promises[message.obj]
         if known is not None:
             self._send(side.number, known)
@@ -447,6 +461,11 @@ class NodeStore:
         m.StorePromise: _promise,
         m.StoreFulfil: _fulfil,
         m.StoreWatch: _question,
+        m.StoreLend: lambda self, side, message: self._gateway_said(side, message),
+        m.StoreLendEnd: lambda self, side, message: self._gateway_said(side, message),
+        m.StorePeerGone: lambda self, side, message: self._gateway_said(side, message),
+        m.StoreAway: lambda self, side, message: self._gateway_said(side, message),
+        m.StoreInside: lambda self, side, message: self._gateway_said(side, message),
     }
 
     _QUESTIONS: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
@@ -454,7 +473,49 @@ class NodeStore:
         m.StoreLocate: _locate,
         m.StoreAsk: _ask,
         m.StoreWatch: _watch,
+        m.StoreLend: lambda self, side, message: self._gateway_asked(side, message),
+        m.StoreInside: lambda self, side, message: self._gateway_asked(side, message),
     }
+
+    # -- other machines
+
+    def _across(self) -> NodeLending | None:
+        """What is held across machines; None if there is no gateway."""
+        if self._lending is None and self._node.gateway_pid():
+            from dpool._core.node_lending import NodeLending
+
+            self._lending = NodeLending(self._node, self)
+        return self._lending
+
+    def _gateway_said(self, side: Side, message: Any) -> None:
+        lending = self._across()
+        if lending is None:
+            raise m.ProtocolError(f"{type(message).__name__} is the gateway's to say, and there is none")
+        lending.said(side, message)
+        if type(message) in self._QUESTIONS:
+            self._question(side, message)
+
+    def _gateway_asked(self, side: Side, message: Any) -> None:
+        lending = self._across()
+        assert lending is not None
+        lending.asked(side, message)
+
+    def follow(self, event: Any) -> None:
+        """Apply an event to the references."""
+        self._follow(event)
+
+    def promised(self, obj: bytes) -> bool:
+        """Whether it is a future that somebody has promised."""
+        return obj in self._promises
+
+    def locate_again(self, number: int, request: int, obj: bytes) -> None:
+        """Answer a process that had to wait for an object of another machine."""
+        if number in self._sides:
+            self._do(e.Locate(number, request, obj, monotonic()))
+
+    def answer(self, number: int, message: Any) -> None:
+        """Answer a process, if it is still there."""
+        self._send(number, message)
 
     # -- who holds
 
@@ -465,11 +526,15 @@ class NodeStore:
             self._log("store.illegal", said=event, error=error)
             return
         for order in freed:
+            if self._lending is not None:
+                self._lending.freed(order.obj)
             maker = self._maker.pop(order.obj, None)
             if maker is not None:
                 self._unclaimed.get(maker, {}).pop(order.obj, None)
             if self._promises.pop(order.obj, False) is not False:
                 self._watchers.pop(order.obj, None)
+            elif self._lending is not None and self._lending.foreign(order.obj) and not self.store.knows(order.obj):
+                continue  # an id was all that was here of it
             elif not self._node.sync_freed(order.obj) and not self._node.actor_freed(order.obj):
                 for where in self.store.places(order.obj):  # whoever reads it without holding it must notice
                     self._mark(memory.LEAVING, where)

@@ -185,6 +185,7 @@ def _reduce_by_value(pickler: Pickler, one: ByValue) -> Any:
     ref = one.ref
     _note(pickler, ref)
     if ref._handle is not None:
+        pickler.wanted.append(ref._handle)
         return load_by_value, (ref._handle.place,)
     return load_inline, (ref._data,)
 

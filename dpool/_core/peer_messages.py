@@ -6,7 +6,8 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members
+ both:  Heartbeat, Members; Borrow…, Future… (references); Describe…, Piece…, PullLeft (copies of objects);
+        StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
 Frozen tuples; on the wire one byte that names the type, then the pickled fields, then buffers. The link has proved that
@@ -19,6 +20,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
+from dpool._core.fields import checker
 from dpool._core.messages import ProtocolError, Shape
 
 
@@ -59,9 +61,11 @@ class LeaseReturned(NamedTuple):
 
 
 class TaskFrame(NamedTuple):
-    """The frame is the buffer."""
+    """The buffer is the frame, and in front of it, pickled, the fields of its `Carried`."""
 
     lease: int
+    carried: int = 0
+    """How many bytes these are; 0: it carries nothing."""
 
 
 class LimitAsked(NamedTuple):
@@ -98,9 +102,14 @@ class LeaseRefused(NamedTuple):
 
 
 class ResultFrame(NamedTuple):
-    """The frame is the buffer."""
+    """The buffer is the frame, and in front of it, pickled, the list of the objects that its results refer to. The
+    sender holds them until RefsTaken.
+    """
 
     lease: int
+    end: bool = False
+    """The frame of tasks is done with."""
+    carried: int = 0
 
 
 class LimitTold(NamedTuple):
@@ -110,6 +119,8 @@ class LimitTold(NamedTuple):
     first: int
     noted: int
     journal: bytes
+    refs: list[bytes]
+    """As in ResultFrame: of what the journal notes, as far as that has not been said yet."""
 
 
 class WorkerEnded(NamedTuple):
@@ -125,6 +136,7 @@ class WorkerEnded(NamedTuple):
     first: int
     noted: int
     journal: bytes
+    refs: list[bytes]
 
 
 class Printed(NamedTuple):
@@ -155,6 +167,122 @@ class Members(NamedTuple):
     addresses: list[str]
 
 
+class StoreShared(NamedTuple):
+    """The head says where the control store of the cluster is; `session`: what its keys carry, empty: there is none;
+    `url`: empty: at the head, through its gateway.
+    """
+
+    session: str
+    url: str
+
+
+class StoreOpened(NamedTuple):
+    """To the head: a connection to its Redis; numbers are the sender's."""
+
+    number: int
+
+
+class StoreBytes(NamedTuple):
+    number: int
+    data: bytes
+
+
+class StoreClosed(NamedTuple):
+    number: int
+
+
+# references to objects; see gateway_objects.py
+
+
+class RefsTaken(NamedTuple):
+    """What a frame of results carried is held here now."""
+
+    objs: list[bytes]
+
+
+class BorrowAsked(NamedTuple):
+    """The sender's machine holds these objects, whose home the receiver is. The answer is BorrowTold."""
+
+    objs: list[bytes]
+
+
+class BorrowTold(NamedTuple):
+    """`refused`: those that are not there any more."""
+
+    objs: list[bytes]
+    refused: list[bytes]
+
+
+class BorrowEnded(NamedTuple):
+    """It does not hold these any more."""
+
+    objs: list[bytes]
+
+
+class FutureAsked(NamedTuple):
+    """Say what becomes of this future, whose home the receiver is: FutureTold."""
+
+    obj: bytes
+
+
+class FutureTold(NamedTuple):
+    """The buffer is, pickled, the data of it and the objects that these refer to."""
+
+    obj: bytes
+    kind: int
+
+
+# objects; see transfers.py, and for the words logic/pulls.py and logic/serving.py
+
+
+class DescribeAsked(NamedTuple):
+    """What is this object, whose home the receiver is? The answer is Described or NotThere."""
+
+    obj: bytes
+
+
+class Described(NamedTuple):
+    """The buffer is, pickled, the list of the objects that it contains."""
+
+    obj: bytes
+    size: int
+    copies: list[bytes]
+    """Other gateways that have all of it."""
+
+
+class NotThere(NamedTuple):
+    obj: bytes
+    why: str
+
+
+class PieceAsked(NamedTuple):
+    obj: bytes
+    piece: int
+    join: bool
+    insist: bool
+
+
+class PieceSent(NamedTuple):
+    """The piece is the buffer."""
+
+    obj: bytes
+    piece: int
+
+
+class PieceRedirected(NamedTuple):
+    obj: bytes
+    to: bytes
+
+
+class PieceDenied(NamedTuple):
+    obj: bytes
+
+
+class PullLeft(NamedTuple):
+    obj: bytes
+    whole: bool
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -173,8 +301,27 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    StoreShared,
+    StoreOpened,
+    StoreBytes,
+    StoreClosed,
+    RefsTaken,
+    BorrowAsked,
+    BorrowTold,
+    BorrowEnded,
+    FutureAsked,
+    FutureTold,
+    DescribeAsked,
+    Described,
+    NotThere,
+    PieceAsked,
+    PieceSent,
+    PieceRedirected,
+    PieceDenied,
+    PullLeft,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
+_CHECKS = [checker(kind) for kind in MESSAGES]
 
 
 def encode(message: Any) -> bytes:
@@ -186,7 +333,10 @@ def decode(data: bytes) -> Any:
     """The message in a payload; ProtocolError if it is none of ours."""
     if not data or not 1 <= data[0] <= len(MESSAGES):
         raise ProtocolError(f"unknown message type {data[:1].hex()}")
+    kind, check = MESSAGES[data[0] - 1], _CHECKS[data[0] - 1]
     try:
-        return MESSAGES[data[0] - 1](*pickle.loads(data[1:]))
+        fields = pickle.loads(memoryview(data)[1:])
     except Exception as error:
-        raise ProtocolError(f"malformed {MESSAGES[data[0] - 1].__name__}: {error!r}") from error
+        raise ProtocolError(f"malformed {kind.__name__}: {error!r}") from error
+    check(fields)
+    return kind(*fields)

@@ -19,6 +19,7 @@ One thread each, in the gateway's loop; nothing blocks.
 
 from __future__ import annotations
 
+import operator
 import pickle
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +49,7 @@ class Outgoing:
         sock: the worker's end of the socket.
         page: the page that the submitter sees.
         pid: the worker's, on its own machine.
-        forward: sends a frame there.
+        forward: sends a frame there, and the fields of the `Carried` that came with it, or None.
         ask_limit: says there that tasks from this number on must not begin; the answer goes to `limited`.
     """
 
@@ -57,7 +58,7 @@ class Outgoing:
         sock: socket.socket,
         page: frames.Page,
         pid: int,
-        forward: Callable[[bytes], None],
+        forward: Callable[[bytes, Any], None],
         ask_limit: Callable[[int], None],
     ) -> None:
         self.sock = sock
@@ -72,6 +73,8 @@ class Outgoing:
         self._outbox: deque[bytes] = deque()
         self._asked = frames.NO_LIMIT
         self._ship: Any = None
+        self._carried: Any = None
+        """What came with frames that were kept back."""
         self._aimed = 0
         """As ASKED, when it was last looked at."""
         slots = page.slots
@@ -105,9 +108,9 @@ class Outgoing:
             self._receiver.close_fds()
 
     def _take(self, data: bytes) -> None:
-        base, flags, ship, numbers, calls = wire.loads(data)
+        base, flags, ship, numbers, calls, *carried = wire.loads(data)
         if not calls:
-            self._forward(data)
+            self._forward(data, None)
             return
         slots = self._page.slots
         last = base + len(calls) - 1
@@ -116,6 +119,8 @@ class Outgoing:
         if kept < len(calls):
             last = slots[frames.STARTED] = base + kept - 1
             slots[frames.LIMIT_SEEN] = base + kept
+        if carried and carried[0] is not None:
+            self._carried = carried[0] if self._carried is None else tuple(map(operator.add, self._carried, carried[0]))
         if not kept:
             self._kept_back(ship)
             self._answer(pickle.dumps((base, True, 0, []), 5))
@@ -125,9 +130,12 @@ class Outgoing:
             ship, self._ship = self._ship, None
             numbers = numbers if type(numbers) is int else numbers[:kept]
             data = pickle.dumps((base, flags, ship, numbers, calls[:kept]), 5)
+        elif carried:
+            data = pickle.dumps((base, flags, ship, numbers, calls), 5)
         self._last = last
         self._waits = True
-        self._forward(data)
+        carrying, self._carried = self._carried, None
+        self._forward(data, carrying)
 
     def _kept_back(self, ship: Any) -> None:
         """Definitions whose calls were taken back: they travel with the next frame, for the submitter thinks that the
@@ -146,9 +154,9 @@ class Outgoing:
             self._asked = limit
             self._ask_limit(limit)
 
-    def results(self, data: bytes) -> None:
-        """A frame of results has come."""
-        if wire.loads(data)[1]:
+    def results(self, data: bytes, end: bool) -> None:
+        """A frame of results has come; `end`: of the frame that was forwarded."""
+        if end:
             self._waits = False
             self._asked = frames.NO_LIMIT
         self._answer(data)

@@ -411,6 +411,8 @@ class Exporter:
         except Exception as error:
             raise named(error, f"the arguments of {export.label!r}") from error.__cause__
         payload = pack(parts, pickler.keep)
+        if pickler.wanted and type(payload) is Stored:
+            payload.wanted = tuple(pickler.wanted)
         names = pickler.loads.keys() | pickler.uses.keys()
         if not entry.names.issuperset(names):
             with self._lock:
@@ -457,6 +459,9 @@ class Exporter:
         export = self._inline_export(needs)
         requires = tuple(one.number for one in needs.requires)
         if isinstance(payload, Stored):
+            payload.wanted = tuple(pickler.wanted)
+            if type(payload.wire) is list:
+                payload.wanted += payload.keep
             payload.keep += tuple(keep)
             payload.wire = pickle.dumps((requires, function, payload.wire), PROTOCOL)
             return export, payload

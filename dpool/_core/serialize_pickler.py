@@ -77,6 +77,8 @@ class Pickler(pickle.Pickler):
         self.parts = parts
         self.keep: list[Any] = []
         """Handles of objects in the store that the pickle refers to: they must live as long as it."""
+        self.wanted: list[Any] = []
+        """Of these, the ones whose values are loaded with the pickle."""
         self.stands_in: Callable[[], None] = _may_be
         """Called when an ObjectRef or a Future is met; what it raises ends the pickling."""
         self.reducers = self.dispatch_table = registered()

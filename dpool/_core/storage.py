@@ -60,12 +60,14 @@ class Stored:
     as long.
     """
 
-    __slots__ = ("keep", "wire")
+    __slots__ = ("keep", "wanted", "wire")
 
     def __init__(self, wire: bytes | Place, keep: tuple[Any, ...]) -> None:
         self.wire = wire
         """What travels: the bytes, or the place of the object."""
         self.keep = keep
+        self.wanted: tuple[Any, ...] = ()
+        """Of what it refers to, the Handles of that which whoever loads it needs at once."""
 
 
 class _State:
@@ -108,14 +110,14 @@ def client() -> StoreClient:
     with _Current.lock:
         _Current.connecting += 1
     try:
-        sock = _connect()  # takes the runtime's lock, under which others wait for ours: never the other way round
-        return _connected(sock)
+        # takes the runtime's lock, under which others wait for ours: never the other way round
+        return _connected(*_connect())
     finally:
         with _Current.lock:
             _Current.connecting -= 1
 
 
-def _connected(sock: socket.socket) -> StoreClient:
+def _connected(sock: socket.socket, session: str) -> StoreClient:
     """The client with that socket, unless another thread was faster."""
     from dpool._core.store_client import StoreClient  # not before something large passes: it brings ctypes along
 
@@ -125,7 +127,7 @@ def _connected(sock: socket.socket) -> StoreClient:
             sock.close()
         else:
             earlier = client if client is not None and client.pid == os.getpid() else None
-            client = StoreClient(sock)
+            client = StoreClient(sock, session)
             if earlier is not None:
                 try:
                     earlier.adopt_into(client)
@@ -140,15 +142,17 @@ def _connected(sock: socket.socket) -> StoreClient:
         return client
 
 
-def _connect() -> socket.socket:
+def _connect() -> tuple[socket.socket, str]:
+    """A new socket to the node's store, and the node's session directory."""
     if here.worker is not None:
         try:
-            return launch.connect_node(here.worker.session)
+            return launch.connect_node(here.worker.session), here.worker.session
         except OSError as error:
             raise gone(str(error)) from error
     from dpool._core.driver import runtime
 
-    return runtime().open_store()
+    current = runtime()
+    return current.open_store(), current.session
 
 
 def again(action: Callable[[StoreClient], Any]) -> Any:

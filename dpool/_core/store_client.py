@@ -118,6 +118,21 @@ class _Segment:
         _close(self.fd)  # not before the last thread that is at work on it; the mappings go with their last views
 
 
+class Copy:
+    """Where a copy of another machine's object is being written."""
+
+    __slots__ = ("lease", "obj", "path", "segment", "view")
+
+    def __init__(self, obj: bytes, view: memoryview, lease: _Lease | None, segment: _Segment | None, path: str) -> None:
+        self.obj = obj
+        self.view = view
+        """The bytes of its value."""
+        self.lease = lease
+        """None: it goes to the file `path`, as there is no room in memory."""
+        self.segment = segment
+        self.path = path
+
+
 class _Lease:
     """A range that this process may write to, for as long as this lives: the node is told with each question for room
     which leases there are, so none is lost for good, wherever a signal handler may raise.
@@ -145,8 +160,10 @@ class _View:
 class StoreClient:
     """See the module. One for each process and node."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, session: str) -> None:
         self.pid = os.getpid()
+        self._tag = ids.tag_of(session)
+        """What the ids of objects begin with whose home is our node."""
         self.closed = False
         self._sock = sock
         self._receiver = wire.Receiver(sock)
@@ -162,7 +179,7 @@ class StoreClient:
         self._abandoned: set[int] = set()
         self._left_behind: set[bytes] = set()
         """What this process held in the store of a node that has ended, and could not hand on."""
-        self._prefix = os.urandom(ids.ID_BYTES)
+        self._prefix = self._new_prefix()
         self._made = itertools.count()
         self._segments: dict[int, _Segment] = {}
         self._leases: WeakValueDictionary[int, _Lease] = WeakValueDictionary()
@@ -420,9 +437,13 @@ class StoreClient:
         """The id of another object that this process makes."""
         index = next(self._made)
         if index > ids.MAX_OUTPUT_INDEX:
-            self._prefix, self._made = os.urandom(ids.ID_BYTES), itertools.count(1)
+            self._prefix, self._made = self._new_prefix(), itertools.count(1)
             index = 0
         return ids.object_id(self._prefix, index)
+
+    def _new_prefix(self) -> bytes:
+        """What the next many ids begin with: the node is their home."""
+        return self._tag + os.urandom(ids.ID_BYTES - ids.TAG_BYTES)
 
     def write(self, parts: serde.Parts, contains: list[bytes], holder: int) -> Handle | Place:
         """Store a value; the Handle of it, or for another `holder` (a process id) its place.
@@ -604,11 +625,16 @@ class StoreClient:
         Raises:
             ObjectLost: it is gone, and the text says why.
         """
+        return serde.load(self._flat(place, readonly, copy))
+
+    def _flat(self, place: Place, readonly: bool, copy: bool) -> memoryview:
+        """The bytes of the value."""
         obj = place[0]
         for _ in range(MAX_TRIES):
             flat = self._map(place, readonly, copy)
             if flat is None:
-                answer = self._ask(lambda request: m.StoreLocate(request, obj))
+                ask = self._ask if ids.home_of(obj) == self._tag else self._ask_patiently  # it comes from elsewhere
+                answer = ask(lambda request: m.StoreLocate(request, obj))
                 if isinstance(answer, m.StoreLocated):
                     place = [obj, answer.segment, answer.offset, answer.length, answer.size]
                     handle = self.handles.get(obj)
@@ -616,14 +642,14 @@ class StoreClient:
                         handle.segment, handle.offset, handle.length = place[1:4]
                     continue
                 flat = self._from_file(answer, readonly)
-            return serde.load(flat)
+            return flat
         raise _lost(obj, "it was moved away each time it was looked for")
 
     def _map(self, place: Place, readonly: bool, copy: bool) -> memoryview | None:
         """The object's value in memory, pinned as long as anything refers to it; None if it is not there."""
         obj, number, offset, length, size = place
         segment = self._segments.get(number)
-        if segment is None:
+        if segment is None or offset + length > segment.size:  # it lies on another machine, or did
             return None
         page = self._page
         slot = page.reserve() if not copy and not page.pressed() else 0
@@ -685,6 +711,50 @@ class StoreClient:
             raise _lost(answer.obj, str(error)) from error
         self._page.note_file_read()
         return view.toreadonly() if readonly else view
+
+    # -- copies of what lies on other machines, and what they are made from: for the gateway
+
+    def reserve(self, obj: bytes, size: int) -> Copy:
+        """Room for a copy of an object of another machine.
+
+        Raises:
+            ObjectStoreFull: there is none, not on disk either.
+            OSError, StoreGone.
+        """
+        room = self._room(memory.HEADER + size)
+        if isinstance(room, m.StoreOnDisk):
+            if room.path.startswith("\0"):
+                raise self._full(size, f"no spill directory: {room.path[1:]}")
+            return Copy(obj, memoryview(mmap.mmap(-1, max(1, size)))[:size], None, None, room.path)
+        segment, offset, length = room.range
+        known = self._segments[segment]
+        return Copy(obj, known.for_writing(offset, length)[memory.HEADER :][:size], room, known, "")
+
+    def seal_copy(self, copy: Copy, contains: list[bytes]) -> None:
+        """All of it is there: this process holds the object now, once more."""
+        size = len(copy.view)
+        if copy.lease is None:
+            from dpool._store import spill
+
+            file = spill.write(copy.path, copy.view, copy.obj)
+            self._send(m.StoreSealFile(copy.obj, size, file.path, file.crc, self.pid, contains))
+            return
+        segment, offset, length = copy.lease.range
+        assert copy.segment is not None
+        memory.write_header(copy.segment.for_writing(offset, memory.HEADER), copy.obj, size)
+        self._send(m.StoreSeal(copy.obj, segment, offset, length, size, self.pid, contains))
+
+    def drop_copy(self, copy: Copy) -> None:
+        """It is not wanted any more."""
+        if copy.lease is not None:
+            self._give_back(copy.lease)
+
+    def look_at(self, obj: bytes) -> tuple[memoryview, list[bytes]]:
+        """The bytes of an object of this node's, which stay as they are while anything refers to them; and what it
+        contains. ObjectLost if it is gone.
+        """
+        contents: m.StoreContents = self._ask(lambda request: m.StoreInside(request, obj))
+        return self._flat([obj, 0, 0, 0, 0], True, False), contents.objs
 
     # -- questions
 

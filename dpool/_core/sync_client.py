@@ -388,7 +388,7 @@ class Link:
                 from dpool._core.store_client import StoreClient
 
                 try:
-                    self._store = StoreClient(launch.connect_node(self.session))
+                    self._store = StoreClient(launch.connect_node(self.session), self.session)
                 except OSError as error:
                     raise storage.StoreGone(str(error)) from error
             return self._store

@@ -32,6 +32,8 @@ def run_worker(message: Spawn, fds: list[int]) -> None:
     _streams(out_fd, err_fd)
     _signals()
     setup: Setup = pickle.loads(message.setup)
+    if message.submitter:
+        setup = setup._replace(driver_pid=message.submitter)
     page = Page(page_fd)
     for fd in (page_fd, out_fd, err_fd):
         os.close(fd)

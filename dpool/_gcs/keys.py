@@ -7,7 +7,8 @@ key, or one Lua script touches one key. Ids stand in keys and field names as hex
 | key | type | fields or members |
 |---|---|---|
 | `dpool:sessions` | sorted set | session → time it was last seen alive (a server shared by several sessions only) |
-| `…:nodes` | hash | `epoch` → last epoch given; `row:<node>` → JSON; `token:<node>` → token of its registration |
+| `…:nodes` | hash | `epoch` → last epoch given; `row:<node>` → JSON; `token:<node>` → token of its registration; |
+| | | `gone:<node>` → JSON, of one that was lost |
 | `…:loads` | hash | `<node>` → its latest load report |
 | `…:jobs` | hash | `<job>` → JSON |
 | `…:job_functions:{<job>}` | set | ids of the functions the job uses |

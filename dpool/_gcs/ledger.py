@@ -195,12 +195,13 @@ class Ledger:
 
     def jobs(self) -> list[JobID]:
         """The jobs of this node's drivers that have not ended."""
-        jobs = ((job_id, job) for job_id, job in self._jobs.items() if job_id != DETACHED)
-        return [job_id for job_id, job in jobs if job.row is None or job.row.node_id == self.node_id]
+        jobs = self._jobs.items()
+        return [job_id for job_id, job in jobs if job.row is not None and job.row.node_id == self.node_id]
 
-    def detached(self) -> list[ObjectID]:
-        """The actors of this node that end with no job."""
-        return [*self._jobs[DETACHED].actors] if DETACHED in self._jobs else []
+    def staying(self) -> list[ObjectID]:
+        """The actors of this node that end with no job of its own: detached ones, and those of other nodes' jobs."""
+        ending = self.jobs()
+        return [actor_id for actor_id, job_id in self._actor_jobs.items() if job_id not in ending]
 
     def _job(self, job_id: JobID) -> _Job | None:
         """The job's rows; None if it has ended: what comes late for it is ignored."""

@@ -107,6 +107,10 @@ class Store:
         """Bytes of memory that the store has from the system."""
         return self._arena.resident
 
+    def knows(self, obj: bytes) -> bool:
+        """Whether it is here, or was and is lost."""
+        return obj in self._books.objects
+
     def places(self, obj: bytes) -> list[Range]:
         """Where in memory an object lies."""
         entry = self._books.objects.get(obj)

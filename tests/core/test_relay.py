@@ -32,8 +32,10 @@ class Lease:
             os.close(fd)
         self.to_worker: list[bytes] = []
         self.limits: list[int] = []
-        self.outgoing = Outgoing(there, outgoing_page, 77, self.to_worker.append, self.limits.append)
-        self.incoming = Incoming(here, incoming_page, self.outgoing.results)
+        self.outgoing = Outgoing(
+            there, outgoing_page, 77, lambda frame, carried: self.to_worker.append(frame), self.limits.append
+        )
+        self.incoming = Incoming(here, incoming_page, lambda data: self.outgoing.results(data, wire.loads(data)[1]))
         self.far.slots[frames.LIMIT] = frames.NO_LIMIT
 
     def submit(self, base: int, calls: int, ship: Any = None, flags: int = 0) -> None:

@@ -225,7 +225,7 @@ def test_a_detached_actor_outlives_its_job():
         PutActor(actor(1, detached=True, name="n")),
         PutName("n", actor(1).actor_id, N),
     ]
-    assert (ledger.jobs(), ledger.detached()) == ([], [actor(1).actor_id])
+    assert (ledger.jobs(), ledger.staying()) == ([], [actor(1).actor_id])
 
 
 class Outages(RuleBasedStateMachine):

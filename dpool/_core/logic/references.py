@@ -115,6 +115,16 @@ class References:
         entry = self._objects.get(obj)
         return dict(entry.holders) if entry else {}
 
+    def contents(self, obj: ObjectID) -> list[ObjectID]:
+        """The objects that it contains."""
+        entry = self._objects.get(obj)
+        return list(entry.contents) if entry else []
+
+    def contained(self, obj: ObjectID) -> bool:
+        """Whether it lies inside another one."""
+        entry = self._objects.get(obj)
+        return entry is not None and bool(entry.inside)
+
     def handle(self, event: Event) -> list[Instruction]:
         """Apply one event.
 
