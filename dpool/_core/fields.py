@@ -38,7 +38,7 @@ def checker(kind: type[Any]) -> Callable[[tuple[Any, ...]], None]:
     def check(fields: tuple[Any, ...]) -> None:
         if type(fields) is not tuple or not required <= len(fields) <= len(tests):
             raise ProtocolError(f"malformed {kind.__name__}: it has other fields")
-        for (name, test), value in zip(tests, fields):
+        for (name, test), value in zip(tests, fields, strict=False):
             if not test(value):
                 raise ProtocolError(f"malformed {kind.__name__}: {name} is a {type(value).__name__}")
 
@@ -89,9 +89,13 @@ def _test(hint: Any) -> Test:
 
 def _fixed(kind: type[Any], tests: list[Test]) -> Test:
     def fits(value: Any) -> bool:
-        return type(value) in (kind, tuple) and len(value) == len(tests) and all(t(v) for t, v in zip(tests, value))
+        return type(value) in (kind, tuple) and len(value) == len(tests) and all(map(_pass, tests, value))
 
     return fits
+
+
+def _pass(test: Test, value: Any) -> bool:
+    return test(value)
 
 
 def _several(kind: type[Any], test: Test) -> Test:

@@ -393,8 +393,7 @@ class Net:
             return
         for known in list(self._links.values()):
             if known.name == greeting.name or (known.address and known.address == greeting.address):
-                if known.route or known.name != greeting.name:
-                    self._lost(known, "it has connected anew")
+                self._lost(known, "it has connected anew")
         link = self._calling.get(greeting.address) if greeting.address else None
         if link is None:
             link = _Link(greeting.address)
