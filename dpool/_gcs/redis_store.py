@@ -56,6 +56,8 @@ Command = tuple[Any, ...]
 class Link(Protocol):
     """A connection to a server; see `resp.SocketLink`."""
 
+    connections: int
+
     def execute(self, commands: Sequence[Command]) -> list[Any]:
         """The commands' answers, in one go."""
 
@@ -160,9 +162,6 @@ class RedisStore:
         self._link = link
         self._where = where
         self._max_events = max_events
-        self.connections = 0
-        """How often it has connected: a server that was started again may have forgotten what it was told."""
-        client.connection_pool.connection_kwargs["redis_connect_func"] = self._connected
         self._encoders: dict[type, Callable[[Any], Iterator[Command]]] = {
             Beat: self._beat,
             PutJob: self._put_job,
@@ -182,9 +181,10 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._session} at {self._where}>"
 
-    def _connected(self, connection: Any) -> None:
-        connection.on_connect()
-        self.connections += 1
+    @property
+    def connections(self) -> int:
+        """How often it has connected: a server that was started again may have forgotten what it was told."""
+        return self._link.connections
 
     # --- running commands -------------------------------------------------------------------------------------------
 
