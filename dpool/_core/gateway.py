@@ -38,6 +38,7 @@ from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.ids import tag_of
 from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.pool_crash import LINK_DOWN
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
 LOOK_S = 0.002
@@ -49,7 +50,7 @@ JOIN_S = 20.0
 NODE_END_S = 10.0
 RETURN_S = 600.0
 """How long a machine is called whose link broke."""
-PIECE = MAX_MESSAGE_BYTES // 2
+PIECE = MAX_MESSAGE_BYTES
 
 
 class Settings(NamedTuple):
@@ -720,7 +721,7 @@ class Gateway:
         self.objects.peer_down(event.name, greeting.host, event.reason)
         self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
-            reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
+            reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
             self.objects.results_came(abroad, [], partial(self._lost_abroad, abroad, None, end))
         for opened in [one for one in self._pools if one[1] == event.name]:

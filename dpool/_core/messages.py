@@ -185,6 +185,8 @@ class WorkerDied(NamedTuple):
     log_file: str
     unclaimed: bool = False
     """It made objects for its submitter, who perhaps never heard of them."""
+    host: str = ""
+    """Another machine's, if it ran there."""
 
 
 class Output(NamedTuple):

@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from dpool._core.cluster_key import ClusterKey
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Of one part. ZeroMQ closes a peer that says it will send more, before it has sent it; so nobody who has not proved
-who it is can make us hold more than that."""
+"""Of one part, whose sender may add `HEADROOM` of its own. ZeroMQ closes a peer that says it will send more, before it
+has sent it; so nobody who has not proved who it is can make us hold more than that."""
+HEADROOM = 4096
 SEAL_BYTES = 64
 """What encryption adds to a part, at most."""
 HIGH_WATER = 10_000
@@ -64,7 +65,8 @@ _ACCEPTED, _PROVED, _GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_HANDSHAKE_SUCCEEDED, z
 
 _ROUTE_NUMBER = 8
 
-GREETING, REFUSAL, MESSAGE, GOODBYE, PING = b"G", b"R", b"M", b"B", b"P"
+GREETING, REFUSAL, MESSAGE, LONG, GOODBYE, PING = b"G", b"R", b"M", b"L", b"B", b"P"
+"""What a message is; LONG, with their number behind it: one whose payload comes in several parts."""
 
 
 class Greeting(NamedTuple):
@@ -223,7 +225,7 @@ class Net:
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
-        socket.maxmsgsize = MAX_MESSAGE_BYTES + SEAL_BYTES
+        socket.maxmsgsize = MAX_MESSAGE_BYTES + HEADROOM + SEAL_BYTES
         socket.heartbeat_ivl = self._silence_ms // PINGS
         socket.heartbeat_timeout = self._silence_ms
         socket.handshake_ivl = HANDSHAKE_MS
@@ -267,7 +269,7 @@ class Net:
     # -- messages
 
     def send(self, name: bytes, payload: bytes, buffers: Sequence[Any] = ()) -> None:
-        """Send one message; each part at most `MAX_MESSAGE_BYTES`.
+        """Send one message; each of the buffers has at most `MAX_MESSAGE_BYTES`, the payload any number.
 
         Raises:
             NoLink: it is not up; nothing was sent.
@@ -275,7 +277,12 @@ class Net:
         link = self._links.get(name)
         if link is None or not link.up:
             raise NoLink(f"there is no link to the gateway {name.hex()}")
-        self._push(link, [MESSAGE, payload, *buffers])
+        if len(payload) <= MAX_MESSAGE_BYTES + HEADROOM:
+            self._push(link, [MESSAGE, payload, *buffers])
+            return
+        view = memoryview(payload)
+        pieces = [view[at : at + MAX_MESSAGE_BYTES] for at in range(0, len(view), MAX_MESSAGE_BYTES)]
+        self._push(link, [LONG + len(pieces).to_bytes(4, "little"), *pieces, *buffers])
 
     def _push(self, link: _Link, parts: list[Any]) -> None:
         if link.outbox:
@@ -376,6 +383,10 @@ class Net:
     def _heard(self, link: _Link, kind: bytes, rest: list[zmq.Frame]) -> None:
         if kind == MESSAGE and rest:
             self._ready.append(Message(link.name, rest[0].bytes, [memoryview(frame.buffer) for frame in rest[1:]]))
+        elif kind[:1] == LONG:
+            pieces = int.from_bytes(kind[1:5], "little")
+            payload = b"".join(frame.buffer for frame in rest[:pieces])
+            self._ready.append(Message(link.name, payload, [memoryview(frame.buffer) for frame in rest[pieces:]]))
         elif kind == GOODBYE:
             self._lost(link, LEFT)
 

@@ -170,7 +170,7 @@ class NodeAbroad:
         if pool is not None and lease.granted:
             self._node._send(pool.client, m.WorkerDied(
                 pool.number, lease.worker, message.pid, message.signal, message.exit_code, message.reason,
-                message.log_file,
+                message.log_file, False, lease.host,
             ))  # fmt: skip
         self._node._do(s.BackFromAbroad(lease.pool, lease.worker, not lease.granted and not lease.returned))
 
