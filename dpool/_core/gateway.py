@@ -37,11 +37,12 @@ from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
-from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
+from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
-from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.pool_crash import LINK_DOWN
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
 LOOK_S = 0.002
@@ -51,7 +52,9 @@ TRUST_S = 0.001
 PING_S = 1.0
 JOIN_S = 20.0
 NODE_END_S = 10.0
-PIECE = MAX_MESSAGE_BYTES // 2
+RETURN_S = 600.0
+"""How long a machine is called whose link broke."""
+PIECE = MAX_MESSAGE_BYTES
 
 
 class Settings(NamedTuple):
@@ -172,7 +175,9 @@ class Gateway:
         self.host = socket.gethostname()
         about = {"nodes": [], "tag": tag_of(settings.session)}
         greeting = Greeting(os.urandom(16), "", self.host, version, python, about)
-        self.net = Net(key, greeting)
+        self.net = Net(key, greeting, self.config.node_timeout_s)
+        self._belongs = False
+        """We have joined the cluster."""
         self.peers: dict[bytes, Greeting] = {}
         self.pace = (0.0, 0.0)
         """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
@@ -261,7 +266,13 @@ class Gateway:
         self._at(PING_S, self._ping)
 
     def _late(self) -> None:
-        self.net.give_up(self._settings.head)
+        if not self._belongs:
+            self.net.give_up(self._settings.head)
+
+    def _await_return(self, address: str) -> None:
+        """A link broke whose other side did not say good-bye: it may be the network's fault, and come back."""
+        self.net.connect(address)
+        self._at(RETURN_S, partial(self.net.give_up, address))
 
     # -- our node
 
@@ -332,6 +343,7 @@ class Gateway:
         head = self._settings.head or address
         known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
         if self._welcome and known and self.store.shared is not None:
+            self._belongs = True
             self._joined(self._settings.session, address, head)
             self._joined = lambda *_: None
 
@@ -780,7 +792,7 @@ class Gateway:
     def _peer_down(self, event: Down) -> None:
         greeting = self.peers.pop(event.name, None)
         _log("peer.down", name=event.name.hex(), address=event.address, reason=event.reason)
-        if event.address == self._settings.head and greeting is None:
+        if event.address == self._settings.head and not self._belongs:
             self.end(f"the head at {event.address} cannot be joined: {event.reason}")
             return
         if greeting is None:
@@ -789,8 +801,9 @@ class Gateway:
         self.about.peer_down(event.name)
         self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
+        self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
-            reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
+            reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
             lost = partial(self._lost_abroad, abroad, None, end)
             if abroad.actor:
@@ -804,13 +817,17 @@ class Gateway:
                 del self._guest_pools[peer, number]
                 self._tell(m.ClosePool(pool.number, True))
         self._tell(m.PeerDown(event.name, event.reason))
+        if greeting.address and event.reason != LEFT:
+            self._await_return(greeting.address)
 
     def _peer_said(self, event: Message) -> None:
         try:
-            message = pm.decode(event.payload)
+            self._handle(event)
         except m.ProtocolError as error:
-            self.net.drop(event.name, f"malformed: {error}")
-            return
+            self.net.drop(event.name, f"it sent something malformed: {error}")
+
+    def _handle(self, event: Message) -> None:
+        message = pm.decode(event.payload)
         with_frame = self._WITH_FRAME.get(type(message))
         if with_frame is not None:
             with_frame(self, event.name, message, b"".join(event.buffers))

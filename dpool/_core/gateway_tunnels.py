@@ -173,7 +173,20 @@ def _end_of(fd: int) -> End | None:
 class _Tunnel:
     """One of them, with its end here."""
 
-    __slots__ = ("acked", "end", "finishing", "greets", "key", "out", "passed", "pid", "sent", "steps", "told", "tokens")
+    __slots__ = (
+        "acked",
+        "end",
+        "finishing",
+        "greets",
+        "key",
+        "out",
+        "passed",
+        "pid",
+        "sent",
+        "steps",
+        "tokens",
+        "told",
+    )
 
     def __init__(self, key: Key, end: End | None, pid: int) -> None:
         self.key = key

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import messages as m
 from dpool._core.ids import tag_of
 from dpool._core.logic import scheduler as s
-from dpool._core.node_about import NodeAbout
 from dpool._core.logic.placement import Cluster, Load, average
 from dpool._core.logic.places import HOME, NODE, needs
 from dpool._core.logic.resources import CPUS, UNIT, Shape, describe
 from dpool._core.logic.spilling import decide
+from dpool._core.node_about import NodeAbout
 from dpool._core.node_health import Health
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
+from dpool._core.fields import checker
 from dpool._core.messages import ProtocolError, Shape
 
 
@@ -451,6 +452,7 @@ MESSAGES: tuple[type[Any], ...] = (
     ProcessEnded,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
+_CHECKS = [checker(kind) for kind in MESSAGES]
 
 
 def encode(message: Any) -> bytes:
@@ -462,7 +464,10 @@ def decode(data: bytes) -> Any:
     """The message in a payload; ProtocolError if it is none of ours."""
     if not data or not 1 <= data[0] <= len(MESSAGES):
         raise ProtocolError(f"unknown message type {data[:1].hex()}")
+    kind, check = MESSAGES[data[0] - 1], _CHECKS[data[0] - 1]
     try:
-        return MESSAGES[data[0] - 1](*pickle.loads(data[1:]))
+        fields = pickle.loads(memoryview(data)[1:])
     except Exception as error:
-        raise ProtocolError(f"malformed {MESSAGES[data[0] - 1].__name__}: {error!r}") from error
+        raise ProtocolError(f"malformed {kind.__name__}: {error!r}") from error
+    check(fields)
+    return kind(*fields)

@@ -54,7 +54,9 @@ def check(strategy: Any) -> Any:
         return check(meaning())
     if isinstance(strategy, InGroup):
         if not -1 <= strategy.number < strategy.bundles:
-            raise ValueError(f"the placement group has {strategy.bundles} bundles, there is no bundle {strategy.number}")
+            raise ValueError(
+                f"the placement group has {strategy.bundles} bundles, there is no bundle {strategy.number}"
+            )
         return strategy
     raise ValueError(
         f"scheduling_strategy is 'DEFAULT', 'SPREAD', dpool.NodeAffinity(...) or a strategy of "

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import queue
-import signal
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +13,7 @@ import pytest
 import dpool
 import dpool.multiprocessing as mp
 from dpool._core import driver
-from dpool.errors import NodeLost
 from tests.cluster.test_loopback import DEADLINE_S, Cluster, cluster
-from tests.helpers import wait_until
 
 __all__ = ["cluster"]
 

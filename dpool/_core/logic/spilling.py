@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from dpool._core.logic.places import needs, wishes
 from dpool._core.logic.placement import Cluster, Input, Task
+from dpool._core.logic.places import needs, wishes
 from dpool._core.logic.resources import CPUS, UNIT
 
 if TYPE_CHECKING:
