@@ -34,12 +34,15 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
+from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
-from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.pool_crash import LINK_DOWN
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
 LOOK_S = 0.002
@@ -49,7 +52,9 @@ TRUST_S = 0.001
 PING_S = 1.0
 JOIN_S = 20.0
 NODE_END_S = 10.0
-PIECE = MAX_MESSAGE_BYTES // 2
+RETURN_S = 600.0
+"""How long a machine is called whose link broke."""
+PIECE = MAX_MESSAGE_BYTES
 
 
 class Settings(NamedTuple):
@@ -170,17 +175,24 @@ class Gateway:
         self.host = socket.gethostname()
         about = {"nodes": [], "tag": tag_of(settings.session)}
         greeting = Greeting(os.urandom(16), "", self.host, version, python, about)
-        self.net = Net(key, greeting)
+        self.net = Net(key, greeting, self.config.node_timeout_s)
+        self._belongs = False
+        """We have joined the cluster."""
         self.peers: dict[bytes, Greeting] = {}
+        self.pace = (0.0, 0.0)
+        """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
+        self.draining = False
         self.store = StoreTunnel(self)
         self.streams = Streams(self)
         self.actors = ActorLinks(self, _Abroad, _Guest)
+        self.about = GatewayAbout(self)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
         self._on(sock.fileno(), self._node_event)
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
+        self.tunnels = Tunnels(self, settings.session, _log)
 
     # -- the loop
 
@@ -192,11 +204,12 @@ class Gateway:
                 self._settings.config, self._settings.path,
             )
         )  # fmt: skip
-        address = self.net.listen(self._settings.ip, self._settings.port)
-        _log("gateway.listens", address=address)
+        if not self.config.client:  # nobody connects to a client
+            address = self.net.listen(self._settings.ip, self._settings.port)
+            _log("gateway.listens", address=address)
         if self._settings.head:
             self.net.connect(self._settings.head)
-            self._at(JOIN_S, self._late)
+            self._at(min(JOIN_S, self.config.start_timeout_s), self._late)
         self._at(PING_S, self._ping)
         signal.signal(signal.SIGTERM, lambda *_: self.end("it was told to (SIGTERM)"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -253,7 +266,13 @@ class Gateway:
         self._at(PING_S, self._ping)
 
     def _late(self) -> None:
-        self.net.give_up(self._settings.head)
+        if not self._belongs:
+            self.net.give_up(self._settings.head)
+
+    def _await_return(self, address: str) -> None:
+        """A link broke whose other side did not say good-bye: it may be the network's fault, and come back."""
+        self.net.connect(address)
+        self._at(RETURN_S, partial(self.net.give_up, address))
 
     # -- our node
 
@@ -324,6 +343,7 @@ class Gateway:
         head = self._settings.head or address
         known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
         if self._welcome and known and self.store.shared is not None:
+            self._belongs = True
             self._joined(self._settings.session, address, head)
             self._joined = lambda *_: None
 
@@ -338,12 +358,15 @@ class Gateway:
         """How it is here: for everybody."""
         self._beat += 1
         load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s, 0.0,
-            dict(self._seen), message.draining,
+            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s,
+            message.bytes_per_s, dict(self._seen), message.draining,
         )  # fmt: skip
         self._load = load
         for peer in self.peers:
             self._say_if_up(peer, load)
+        if any(self.pace):
+            self._tell(m.Pace(*self.pace))
+            self.pace = (0.0, 0.0)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -533,8 +556,9 @@ class Gateway:
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
         self._seen[peer] = self._seen.get(peer, 0) + 1
         pool = self._guest_pools.get((peer, message.pool))
-        if pool is None:
-            self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
+        if pool is None or self.draining:
+            why = "its pool is closed" if pool is None else "this machine is being drained"
+            self._say_if_up(peer, pm.LeaseRefused(message.lease, why))
             return
         guest = _Guest(peer, message.lease, pool, message.shape)
         self._guests[peer, message.lease] = guest
@@ -626,10 +650,9 @@ class Gateway:
             del self._guests[peer, message.lease]
             guest.pool.waiting.remove(guest)
             self._say_if_up(peer, pm.LeaseRefused(message.lease, "it was not wanted any more"))
-            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))
-            for other in guest.pool.waiting:  # all of that shape were cancelled
-                if other.wanted == guest.wanted:
-                    self._tell(m.RequestLeases(guest.pool.number, other.wanted, 1))
+            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))  # all of that shape
+            if left := sum(other.wanted == guest.wanted for other in guest.pool.waiting):
+                self._tell(m.RequestLeases(guest.pool.number, guest.wanted, left))
         else:
             self._give_back(guest, message.retire)
 
@@ -704,6 +727,26 @@ class Gateway:
     def _printed(self, peer: bytes, message: pm.Printed) -> None:
         self._tell(m.RemoteOutput(message.pool, message.stream, message.data))
 
+    # -- what nodes say to each other, and leaving
+
+    def _to_peer(self, message: m.ToPeer, fds: list[int]) -> None:
+        self._say_if_up(message.node, pm.NodeSaid(message.data))
+
+    def _node_said(self, peer: bytes, message: pm.NodeSaid) -> None:
+        self._tell(m.FromPeer(peer, message.data))
+
+    def _drain(self, message: m.Drain, fds: list[int]) -> None:
+        """Our node is being drained (no name), has nothing left (its own), or means another one."""
+        if not message.node:
+            self.draining = True
+        elif message.node == self.net.greeting.name:
+            self.end("it was drained")
+        else:
+            self._say_if_up(message.node, pm.DrainAsked())
+
+    def _drain_asked(self, peer: bytes, message: pm.DrainAsked) -> None:
+        self._tell(m.Drain(self.net.greeting.name))
+
     # -- other gateways
 
     def _say(self, peer: bytes, message: Any, frame: Any = None) -> None:
@@ -734,9 +777,11 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self.objects.peer_up(event.name, event.greeting)
+        self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        self.about.peer_up(event.name)
         if not self._settings.head and self.store.shared is not None:
             self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
@@ -751,15 +796,18 @@ class Gateway:
     def _peer_down(self, event: Down) -> None:
         greeting = self.peers.pop(event.name, None)
         _log("peer.down", name=event.name.hex(), address=event.address, reason=event.reason)
-        if event.address == self._settings.head and greeting is None:
+        if event.address == self._settings.head and not self._belongs:
             self.end(f"the head at {event.address} cannot be joined: {event.reason}")
             return
         if greeting is None:
             return
         self.store.peer_down(event.name)
+        self.about.peer_down(event.name)
+        self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
+        self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
-            reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
+            reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
             lost = partial(self._lost_abroad, abroad, None, end)
             if abroad.actor:
@@ -773,13 +821,17 @@ class Gateway:
                 del self._guest_pools[peer, number]
                 self._tell(m.ClosePool(pool.number, True))
         self._tell(m.PeerDown(event.name, event.reason))
+        if greeting.address and event.reason != LEFT:
+            self._await_return(greeting.address)
 
     def _peer_said(self, event: Message) -> None:
         try:
-            message = pm.decode(event.payload)
+            self._handle(event)
         except m.ProtocolError as error:
-            self.net.drop(event.name, f"malformed: {error}")
-            return
+            self.net.drop(event.name, f"it sent something malformed: {error}")
+
+    def _handle(self, event: Message) -> None:
+        message = pm.decode(event.payload)
         with_frame = self._WITH_FRAME.get(type(message))
         if with_frame is not None:
             with_frame(self, event.name, message, b"".join(event.buffers))
@@ -792,12 +844,15 @@ class Gateway:
         pm.TaskFrame: _task_frame,
         pm.ResultFrame: _result_frame,
         pm.FutureTold: lambda self, *said: self.objects.future_told(*said),
+        pm.TunnelData: lambda self, *said: self.tunnels.data(*said),
         pm.Described: lambda self, *said: self.objects.transfers.described(*said),
     }
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
         m.Welcome: _welcomed,
         m.Refused: _refused,
         m.LoadReport: _load_report,
+        m.ToPeer: _to_peer,
+        m.Drain: _drain,
         m.RemoteLease: _remote_lease,
         m.RemoteEnd: _remote_end,
         m.RemoteSignal: _remote_signal,
@@ -815,6 +870,9 @@ class Gateway:
         m.ActorGone: lambda self, *said: self.actors.gone(*said),
         m.ProgramEnded: _program_ended,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
+        m.AboutReport: lambda self, message, fds: self.about.report(message),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
         m.ObjectsFreed: lambda self, *said: self.objects.freed(*said),
@@ -822,6 +880,8 @@ class Gateway:
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
         pm.Members: _members,
+        pm.NodeSaid: _node_said,
+        pm.DrainAsked: _drain_asked,
         pm.PoolOpened: _pool_opened,
         pm.SetupChanged: _setup_changed,
         pm.PoolClosed: _pool_closed,
@@ -842,6 +902,9 @@ class Gateway:
         pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
         pm.ActorKilled: lambda self, *said: self.actors.killed(*said),
         pm.StoreShared: _store_shared,
+        pm.About: lambda self, peer, message: self._tell(m.PeerAbout(peer, message.about)),
+        pm.OutputAsked: lambda self, peer, message: self.about.output_asked(peer, message.number),
+        pm.OutputTold: lambda self, peer, message: self.about.output_told(peer, message.number),
         pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
         pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
         pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),
@@ -856,6 +919,10 @@ class Gateway:
         pm.PieceRedirected: lambda self, *said: self.objects.transfers.redirected(*said),
         pm.PieceDenied: lambda self, *said: self.objects.transfers.denied(*said),
         pm.PullLeft: lambda self, *said: self.objects.transfers.left(*said),
+        pm.TunnelOpened: lambda self, *said: self.tunnels.opened(*said),
+        pm.TunnelRead: lambda self, *said: self.tunnels.read(*said),
+        pm.TunnelClosed: lambda self, *said: self.tunnels.closed(*said),
+        pm.ProcessEnded: lambda self, *said: self.tunnels.process_ended(*said),
     }
 
 

@@ -162,6 +162,10 @@ class Objects:
         """The gateway of the object's home, if there is a link to it."""
         return self._homes.get(ids.home_of(obj))
 
+    def why_lost(self, obj: bytes) -> str:
+        """Why the object's home is no machine of the cluster any more; empty if it is one, or has never been."""
+        return self._lost_homes.get(ids.home_of(obj), "")
+
     def why_away(self, obj: bytes) -> str:
         """Why there is none."""
         known = self._lost_homes.get(ids.home_of(obj))
@@ -384,7 +388,9 @@ class Objects:
 
     def result_frame(self, guest: _Guest, frame: bytes, pipe: int = 0) -> None:
         """Send back what a worker answered; `pipe`: number of the generator's pipe that came with it."""
-        first, end, _, values = wire.loads(frame)
+        first, end, elapsed_ns, values = wire.loads(frame)
+        if first > 0 and values:
+            self._gateway.pace = (elapsed_ns * 1e-9 / len(values), self._gateway.pace[1])
         refs = []
         for number, value in enumerate(values, first):
             if first <= 0 or number > guest.told:

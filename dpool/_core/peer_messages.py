@@ -6,7 +6,8 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members; Borrow…, Future… (references); Describe…, Piece…, PullLeft (copies of objects);
+ both:  Heartbeat, Members, About, DrainAsked; OutputAsked, OutputTold; Borrow…, Future… (references);
+        Describe…, Piece…, PullLeft (copies of objects);
         StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
+from dpool._core.fields import checker
 from dpool._core.messages import ProtocolError, Shape
 
 
@@ -160,6 +162,32 @@ class Heartbeat(NamedTuple):
     bytes_per_s: float
     seen: dict[bytes, int]
     draining: bool
+
+
+class About(NamedTuple):
+    """What a machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class OutputAsked(NamedTuple):
+    """Whether all that the sender's pools have printed up to now is on its way; the answer is OutputTold."""
+
+    number: int
+
+
+class OutputTold(NamedTuple):
+    number: int
+
+
+class NodeSaid(NamedTuple):
+    """For the node there: what ToPeer has."""
+
+    data: bytes
+
+
+class DrainAsked(NamedTuple):
+    """The machine is to leave the cluster."""
 
 
 class Members(NamedTuple):
@@ -333,6 +361,50 @@ class PullLeft(NamedTuple):
     whole: bool
 
 
+class TunnelOpened(NamedTuple):
+    """A process of the sender's machine speaks to our node, or to who listens at a Unix socket of ours."""
+
+    tunnel: int
+    pid: int
+    path: str
+
+
+class TunnelData(NamedTuple):
+    """A packet, or bytes of a stream, is the buffer. `yours`: who receives this has numbered the tunnel.
+
+    `streams`: numbers of tunnels that begin with this packet, one for each descriptor in it; `refs`: the objects that
+    it refers to.
+    """
+
+    tunnel: int
+    yours: bool
+    streams: list[int]
+    refs: list[bytes]
+
+
+class TunnelRead(NamedTuple):
+    """So many packets, or bytes, have been passed on in all."""
+
+    tunnel: int
+    yours: bool
+    passed: int
+
+
+class TunnelClosed(NamedTuple):
+    """The other end has closed. `unread`: not all that was passed on had been read."""
+
+    tunnel: int
+    yours: bool
+    passed: int
+    unread: bool
+
+
+class ProcessEnded(NamedTuple):
+    """All that a process said through tunnels has been sent; it has ended."""
+
+    pid: int
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -351,6 +423,11 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    About,
+    OutputAsked,
+    OutputTold,
+    NodeSaid,
+    DrainAsked,
     StoreShared,
     StoreOpened,
     StoreBytes,
@@ -375,8 +452,14 @@ MESSAGES: tuple[type[Any], ...] = (
     PieceRedirected,
     PieceDenied,
     PullLeft,
+    TunnelOpened,
+    TunnelData,
+    TunnelRead,
+    TunnelClosed,
+    ProcessEnded,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
+_CHECKS = [checker(kind) for kind in MESSAGES]
 
 
 def encode(message: Any) -> bytes:
@@ -388,7 +471,10 @@ def decode(data: bytes) -> Any:
     """The message in a payload; ProtocolError if it is none of ours."""
     if not data or not 1 <= data[0] <= len(MESSAGES):
         raise ProtocolError(f"unknown message type {data[:1].hex()}")
+    kind, check = MESSAGES[data[0] - 1], _CHECKS[data[0] - 1]
     try:
-        return MESSAGES[data[0] - 1](*pickle.loads(data[1:]))
+        fields = pickle.loads(memoryview(data)[1:])
     except Exception as error:
-        raise ProtocolError(f"malformed {MESSAGES[data[0] - 1].__name__}: {error!r}") from error
+        raise ProtocolError(f"malformed {kind.__name__}: {error!r}") from error
+    check(fields)
+    return kind(*fields)

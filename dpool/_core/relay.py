@@ -172,8 +172,13 @@ class Outgoing:
         self._answer(data, fds)
 
     def limited(self, limit: int, snapshot: Snapshot) -> None:
-        """The answer to `ask_limit`."""
-        self._mirror(snapshot)
+        """The answer to `ask_limit`. What is below the limit stays claimed: it may begin at any moment, and a link that
+        goes down tells nothing of that.
+        """
+        if not self._waits or limit != self._asked:
+            return  # the frame that it is about is answered
+        claimed = self._last if snapshot.started >= limit else limit - 1
+        self._mirror(snapshot._replace(started=claimed))
         self._page.slots[frames.LIMIT_SEEN] = limit
 
     def take_aim(self) -> list[tuple[int, int]]:
@@ -237,6 +242,8 @@ class Incoming:
         self.back = back
         self._receiver = wire.Receiver(sock)
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._limited = False
+        """A LIMIT stands in the page."""
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -245,7 +252,12 @@ class Incoming:
         return bool(self._outbox)
 
     def frame(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        """A frame of tasks has come. The descriptors that go along are ours no longer."""
+        """A frame of tasks has come. The one before is done with, and so is a LIMIT that came too late for it. The
+        descriptors that go along are ours no longer.
+        """
+        if self._limited:
+            self._limited = False
+            self._page.slots[frames.LIMIT] = frames.NO_LIMIT
         self._outbox.append((data, fds))
         self.flush()
 
@@ -278,6 +290,7 @@ class Incoming:
 
     def limit(self, limit: int) -> None:
         """Tasks from this number on must not begin. What came of it is in the `snapshot` a millisecond later."""
+        self._limited = True
         self._page.slots[frames.LIMIT] = limit
 
     def far(self) -> bool:
