@@ -814,7 +814,7 @@ class Node:
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
         if any(name.startswith(GROUP) for name, _ in order.missing):
             self._soon.append(partial(self.groups().wanted, order))
-        elif self._abroad is not None and self._pools[order.pool].actors is None:
+        elif self._abroad is not None:
             self._abroad.infeasible(order, partial(self._tell_infeasible, order))
         else:
             asked, missing = describe(order.shape), describe(order.missing)

@@ -130,12 +130,17 @@ class NodeAbroad:
                     self._send_abroad(pool, shape, takes, decision.node)
 
     def _ours(self, pool: int) -> dict[bytes, list[Shape]]:
-        """Machine → what the pool has been leased there, or has asked for."""
+        """Machine → what the pool has been leased there, or has asked for; all actors count as one."""
+        node = self._node
+        pools = {pool}
+        if node._pools[pool].actors is not None:
+            pools = {number for number, one in node._pools.items() if one.actors is not None}
         found: dict[bytes, list[Shape]] = {}
         for lease in self._leases.values():
-            if lease.pool == pool:
+            if lease.pool in pools:
                 found.setdefault(lease.node, []).append(lease.needs)
-        workers = self._node.scheduler.pools[pool].workers.values()
+        known = [node.scheduler.pools[number] for number in pools if number in node.scheduler.pools]
+        workers = (worker for one in known for worker in one.workers.values())
         found[HERE] = [worker.lease for worker in workers if worker.lease is not None]
         return found
 

@@ -33,12 +33,14 @@ from dpool._core import wire
 from dpool._core.frames import ACTOR, EXIT, LEFT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
+from dpool._core.logic.places import SPREAD
+from dpool._core.logic.resources import CPUS, UNIT
 from dpool._core.node_actors_abroad import FarProcess, ForeignActors, cause_of, mark_far
+from dpool._core.node_worker import Proc
 from dpool._core.pool_crash import FOR_CALLER
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
-    from dpool._core.node_worker import Proc
     from dpool._gcs.tables import ActorRow
 
 NODE_CLIENT = 0
@@ -520,7 +522,15 @@ class NodeActors:
 
     def _lease(self, order: a.Lease) -> None:
         actor = self._actors[order.actor]
-        self._node.ask_for(s.RequestLeases(actor.pool, actor.message.shape, 1))
+        shape = actor.message.shape
+        if not shape and self._node._abroad is not None and self._crowded():
+            shape = ((SPREAD, UNIT),)
+        self._node.ask_for(s.RequestLeases(actor.pool, shape, 1))
+
+    def _crowded(self) -> bool:
+        """Whether there are more actors here than CPUs: those that ask for nothing then go to other machines, too."""
+        here = sum(isinstance(actor.proc, Proc) for actor in self._actors.values())
+        return here * UNIT >= self._node.resources().get(CPUS, (0, 0))[0]
 
     def _give_up(self, order: a.GiveUp) -> None:
         actor = self._actors[order.actor]

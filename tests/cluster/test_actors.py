@@ -99,6 +99,14 @@ def test_it_is_made_where_its_resources_are(cluster: Cluster) -> None:
         get(counter.fail.remote())
 
 
+def test_many_that_ask_for_nothing_are_on_both(cluster: Cluster) -> None:
+    counters = [actor(Counter).remote() for _ in range(8)]
+    parents = get([counter.parent.remote() for counter in counters])
+    assert len(set(parents)) == 2, "two CPUs each"
+    spread = [actor(Counter).options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
+    assert get([counter.add.remote() for counter in spread]) == [1, 1]
+
+
 def test_large_values_both_ways(cluster: Cluster) -> None:
     counter = there().remote()
     array = np.arange(100_000.0)
