@@ -33,8 +33,8 @@ def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseEx
         )
     if message.reason.startswith(LINK_DOWN):
         return WorkerCrashed(
-            f"{task} is lost, as {message.reason}. It ran on that machine, or was about to; submit it again if that may be "
-            "done twice, or use max_retries=.",
+            f"{task} is lost, as {message.reason}. It ran on that machine, or was about to; submit it again, if that "
+            "may be done twice, or use max_retries=.",
             task=task,
             host=host,
             attempts=attempts,

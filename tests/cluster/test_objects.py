@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
-import pytest
 
 import dpool
 from dpool._core import gateway_start, launch
