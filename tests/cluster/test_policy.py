@@ -60,10 +60,10 @@ def test_a_machine_that_is_not_there(cluster: Cluster) -> None:
     gone = "0" * 32
     soft = dpool.NodeAffinity(gone, soft=True)
     assert dpool.get(where.options(scheduling_strategy=soft).remote(), DEADLINE_S) == node_here()
+    waits = where.options(scheduling_strategy=dpool.NodeAffinity(gone)).remote()
     with pytest.warns(RuntimeWarning, match="a certain machine"):
-        waits = where.options(scheduling_strategy=dpool.NodeAffinity(gone)).remote()
-        with pytest.raises(TimeoutError):
-            dpool.get(waits, timeout=2)
+        dpool.wait([waits], timeout=2)
+    assert dpool.wait([waits], timeout=0)[1] == [waits]
     dpool.cancel(waits)
 
 
@@ -94,7 +94,7 @@ def test_an_executor_without_a_number_uses_all_cpus(cluster: Cluster, tmp_path: 
     assert set(both) < set(names(3))
 
 
-def test_a_number_of_workers_keeps_its_meaning(cluster: Cluster, tmp_path: Any) -> None:
+def test_the_number_of_workers_keeps_its_meaning(cluster: Cluster, tmp_path: Any) -> None:
     """So many run at a time, though there are fewer CPUs: what waits for each other must not wait for ever."""
     names()
     with dpool.Executor(6) as executor:
@@ -106,7 +106,7 @@ def test_a_number_of_workers_keeps_its_meaning(cluster: Cluster, tmp_path: Any) 
         assert len(os.listdir(tmp_path)) <= 6 + 1, "no more than six processes"
 
 
-def test_a_pool(cluster: Cluster, tmp_path: Any) -> None:
+def test_with_a_pool(cluster: Cluster, tmp_path: Any) -> None:
     names()
     with dpool.Pool() as pool:
         assert pool._processes == 4
@@ -166,10 +166,9 @@ def test_a_group_goes_with_its_program(cluster: Cluster) -> None:
 
 def test_what_no_machine_has(cluster: Cluster) -> None:
     names()
+    waits = where.options(resources={"anvil": 1}).remote()
     with pytest.warns(RuntimeWarning, match="no machine of the cluster has so much anvil"):
-        waits = where.options(resources={"anvil": 1}).remote()
-        with pytest.raises(TimeoutError):
-            dpool.get(waits, timeout=2)
+        dpool.wait([waits], timeout=2)
     cluster.add(resources=(("anvil", 1.0),))
     assert dpool.get(waits, DEADLINE_S) in names(3), "a machine that joins is used at once"
 
