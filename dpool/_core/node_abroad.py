@@ -281,11 +281,12 @@ class NodeAbroad:
         lease = self._leases.get(message.worker)
         if lease is None:
             return
-        lease.granted, lease.host = True, message.host
+        lease.host = message.host
         pool = self._node._pools.get(lease.pool)
         if pool is None or lease.returned:
             self._tell(m.RemoteEnd(lease.worker, False))
             return
+        lease.granted = True
         grant = m.Grant(pool.number, lease.worker, lease.shape, (), True, message.log_file)
         self._node._send(pool.client, grant, tuple(fds))
         self._node._send(pool.client, m.WorkerUp(pool.number, lease.worker, message.pid, 0))

@@ -12,7 +12,7 @@ from dpool._core import messages as m
 from dpool._core.runtime import open_runtime
 from dpool.util import placement_group, remove_placement_group
 from dpool.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-from tests.cluster.test_loopback import DEADLINE_S, Cluster, cluster, meet
+from tests.cluster.test_loopback import DEADLINE_S, Cluster, cluster
 from tests.helpers import wait_until
 
 __all__ = ["cluster"]
@@ -36,6 +36,13 @@ def wait_there(path: str) -> str:
     open(f"{path}-{os.getpid()}", "w").close()
     wait_until(lambda: os.path.exists(path), DEADLINE_S)
     return node_here()
+
+
+def gather(directory: str, number: int, others: int) -> int:
+    """Wait until so many run at the same time."""
+    open(f"{directory}/{number}", "w").close()
+    wait_until(lambda: len(os.listdir(directory)) >= others, DEADLINE_S)
+    return number
 
 
 def test_what_there_is(cluster: Cluster) -> None:
@@ -80,8 +87,8 @@ def test_spread(cluster: Cluster, tmp_path: Any) -> None:
 def test_an_executor_without_a_number_uses_all_cpus(cluster: Cluster, tmp_path: Any) -> None:
     both = names()
     with dpool.Executor() as executor:
-        done = [executor.submit(meet._function, str(tmp_path), number, 4) for number in range(4)]
-        assert [one.result(DEADLINE_S)[0] for one in done] == [0, 1, 2, 3]
+        done = [executor.submit(gather, str(tmp_path), number, 4) for number in range(4)]
+        assert [one.result(DEADLINE_S) for one in done] == [0, 1, 2, 3]
         assert executor._max_workers == 4
         cluster.add()
         names(3)
