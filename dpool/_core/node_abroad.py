@@ -297,11 +297,12 @@ class NodeAbroad:
         if lease is None:
             self._node.actors().foreign.up(message, fds)
             return
-        lease.granted, lease.host = True, message.host
+        lease.host = message.host
         pool = self._node._pools.get(lease.pool)
         if pool is None or lease.returned:
             self._tell(m.RemoteEnd(lease.worker, False))
             return
+        lease.granted = True
         if pool.actors is not None:
             lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
