@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-
 import sys
 from time import monotonic
 from typing import Any
