@@ -266,12 +266,12 @@ sys.exit(7)
 
 
 @pytest.fixture
-def two(cli: Commands) -> Iterator[dict[str, Any]]:
+def two(cli: Commands) -> dict[str, Any]:
     """A head, and a machine with a lamp; the head."""
     head = cli.head()
     cli.joined(head, "--resources", '{"lamp": 1}')
     wait_until(lambda: len(cli.addresses()) == 2)
-    yield head
+    return head
 
 
 def elsewhere(tmp_path: Path) -> str:
