@@ -126,6 +126,8 @@ class NativeRuntime:
         self._barren = 0
         """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
+        self._own_session = False
+        """It was made by this process, and nobody else works in it: it goes with the node."""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
         self._node_child = 0
@@ -300,6 +302,7 @@ class NativeRuntime:
             if self.pools or not self._node_gone():
                 return  # should it be gone, whoever reads tells the open pools
             self._drop_node()
+        self._own_session = here.worker is None and not self.config.address
         if here.worker is not None:
             self.session = here.worker.session
             try:
@@ -365,7 +368,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if here.worker is None and self.session and not self.config.address:
+        if self._own_session:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:
