@@ -35,8 +35,8 @@ from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_objects import Objects, Steps
-from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.gateway_store import StoreTunnel
+from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
 from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot

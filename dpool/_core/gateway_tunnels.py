@@ -173,7 +173,20 @@ def _end_of(fd: int) -> End | None:
 class _Tunnel:
     """One of them, with its end here."""
 
-    __slots__ = ("acked", "end", "finishing", "greets", "key", "out", "passed", "pid", "sent", "steps", "told", "tokens")
+    __slots__ = (
+        "acked",
+        "end",
+        "finishing",
+        "greets",
+        "key",
+        "out",
+        "passed",
+        "pid",
+        "sent",
+        "steps",
+        "tokens",
+        "told",
+    )
 
     def __init__(self, key: Key, end: End | None, pid: int) -> None:
         self.key = key
@@ -320,7 +333,7 @@ class Tunnels:
         self._far_pids[peer] = set()
 
     def peer_down(self, peer: bytes, reason: str) -> None:
-        """There is none any more: whoever waits for an answer from there is told, and processes there are as if dead."""
+        """There is none any more: whoever waits for an answer is told, and processes there are as if dead."""
         for tunnel in [one for one in self._alive if one.key[0] == peer]:
             if not isinstance(tunnel.end, _Packets):
                 pass
