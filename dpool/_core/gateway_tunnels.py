@@ -350,7 +350,11 @@ class Tunnels:
             peers.discard(peer)
 
     def opened(self, peer: bytes, message: pm.TunnelOpened) -> None:
-        """A process there has something to say here."""
+        """A process there has something to say here. It may connect to whatever its user has here: whoever knows the
+        cluster's secret runs programs as that user.
+        """
+        if peer not in self._links:
+            return
         key = (peer, message.tunnel, False)
         if message.path:
             self._begin(_Tunnel(key, None, 0))
@@ -388,6 +392,8 @@ class Tunnels:
 
     def data(self, peer: bytes, message: pm.TunnelData, frame: bytes) -> None:
         """A packet, or bytes, for an end here."""
+        if peer not in self._links:
+            return
         streams = [self._begin(_Tunnel((peer, number, False), None, 0)) for number in message.streams]
         tunnel = self._by_key.get((peer, message.tunnel, message.yours))
         if tunnel is None:
@@ -463,6 +469,8 @@ class Tunnels:
 
     def process_ended(self, peer: bytes, message: pm.ProcessEnded) -> None:
         """A process there is no more."""
+        if peer not in self._links:
+            return
         pid = self._links[peer] << PID_BITS | message.pid
         self._far_pids[peer].discard(pid)
         self._gateway._tell(m.FarEnded(pid))

@@ -56,6 +56,8 @@ Command = tuple[Any, ...]
 class Link(Protocol):
     """A connection to a server; see `resp.SocketLink`."""
 
+    connections: int
+
     def execute(self, commands: Sequence[Command]) -> list[Any]:
         """The commands' answers, in one go."""
 
@@ -160,9 +162,6 @@ class RedisStore:
         self._link = link
         self._where = where
         self._max_events = max_events
-        self.connections = 0
-        """How often it has connected: a server that was started again may have forgotten what it was told."""
-        client.connection_pool.connection_kwargs["redis_connect_func"] = self._connected
         self._encoders: dict[type, Callable[[Any], Iterator[Command]]] = {
             Beat: self._beat,
             PutJob: self._put_job,
@@ -182,9 +181,10 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._session} at {self._where}>"
 
-    def _connected(self, connection: Any) -> None:
-        connection.on_connect()
-        self.connections += 1
+    @property
+    def connections(self) -> int:
+        """How often it has connected: a server that was started again may have forgotten what it was told."""
+        return self._link.connections
 
     # --- running commands -------------------------------------------------------------------------------------------
 
@@ -428,6 +428,7 @@ class RedisStore:
         made: tuple[Any, ...] = ("job", row.job_id, "epoch", row.epoch, "name", _bytes(row.name))
         made += ("detached", int(row.detached), "resources", json.dumps(row.resources))
         made += ("max_restarts", row.max_restarts, "keep", json.dumps([one.hex() for one in row.keep]))
+        made += ("meta", row.meta)
         made += ("creation", row.creation) if row.creation else ()
         yield "EVAL", WRITE_OWN, 1, key, row.node_id, "put", drop, *made, *now
 
@@ -462,6 +463,7 @@ class RedisStore:
             tuple(map(bytes.fromhex, json.loads(fields[b"keep"]))),
             fields.get(b"creation", b""),
             int(fields[b"epoch"]),
+            fields[b"meta"],
         )
 
     def actors_of(self, node_id: NodeID) -> list[ObjectID]:

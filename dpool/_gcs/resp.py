@@ -32,6 +32,8 @@ class SocketLink:
         self._path = path
         self._login = ("AUTH", user, password)
         self._timeout_s = timeout_s
+        self.connections = 0
+        """How often it has connected."""
         self._sock: socket.socket | None = None
         self._answers: BinaryIO | None = None
 
@@ -70,6 +72,7 @@ class SocketLink:
         sock.sendall(request(*self._login))
         if isinstance(said := read_answer(answers), ServerRefused):
             raise ConnectionError(str(said))
+        self.connections += 1
         return answers
 
     def close(self) -> None:
