@@ -8,8 +8,9 @@
 
 A tunnel has two open ends, one on each machine. What is read at one end is written at the other, whole packets or
 bytes, in order; no more is under way than the window. A descriptor that the node answers with becomes a tunnel of its
-own, for a stream. `TunnelRead` says how much has been written: so if the link goes down, or the process ends, the node
-is told to take back what its last answer gave (`SyncReturn`) exactly if nobody has read it.
+own, for a stream. `TunnelRead` says how much has been written; to a process: read, as it has said something since. So if
+the link goes down, or the process ends, the node is told to take back what its last answer gave (`SyncReturn`) if nobody
+is known to have read it.
 
 To the node, processes of other machines are connections of this gateway with process numbers above 2**32; `FarEnded`
 says that one has ended. What packets refer to in the object store is held here, and its home told, before they are
@@ -199,7 +200,7 @@ class _Tunnel:
         self.sent = 0
         """Packets or bytes that were read here, …"""
         self.acked = 0
-        """… and of these, what has been written over there."""
+        """… and of these, what has been written over there (by a process: read)."""
         self.passed = 0
         """The same the other way round, …"""
         self.told = 0
@@ -537,6 +538,8 @@ class Tunnels:
 
     def _pass_on(self, tunnel: _Tunnel, data: bytes, refs: list[bytes], ends: list[End]) -> None:
         peer, number, ours = tunnel.key
+        if tunnel.told < tunnel.passed:  # of a process: it has read what it was sent before it says more
+            self._tell_passed(tunnel)
         streams = []
         for end in ends:
             self._count += 1
@@ -576,16 +579,16 @@ class Tunnels:
         except OSError:
             self._ended(tunnel)
             return
-        self._tell_passed(tunnel)
         if tunnel.finishing and not tunnel.out:
             self._close(tunnel)
-        else:
-            self._watch(tunnel)
+            return
+        packets = isinstance(end, _Packets)
+        if tunnel.passed - tunnel.told >= (1 if packets else WINDOW_BYTES // 4) and not (packets and tunnel.key[2]):
+            self._tell_passed(tunnel)
+        self._watch(tunnel)
 
     def _tell_passed(self, tunnel: _Tunnel) -> None:
-        assert tunnel.end is not None
-        least = 1 if tunnel.end.window == WINDOW_PACKETS else WINDOW_BYTES // 4
-        if tunnel.passed - tunnel.told >= least and not tunnel.finishing:
+        if not tunnel.finishing:
             tunnel.told = tunnel.passed
             peer, number, ours = tunnel.key
             self._gateway._say_if_up(peer, pm.TunnelRead(number, not ours, tunnel.passed))

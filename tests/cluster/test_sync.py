@@ -558,8 +558,59 @@ def test_a_machine_goes(cluster: Cluster, number: int) -> None:
         barrier.wait(DEADLINE_S)
     items.put("for whoever lives")
     assert items.get(timeout=DEADLINE_S) == "for whoever lives"
-    with pytest.raises(dpool.errors.WorkerCrashed):
+    with pytest.raises(NodeLost, match="the link to"):
         dpool.get(task, timeout=DEADLINE_S)
+
+
+def _get_at_last(items: Any, pids: Any) -> None:
+    pids.put(os.getpid())
+    items.get()
+    wait_until(lambda: False, 1000)
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_an_item_that_nobody_has_read(cluster: Cluster, all_of_it: bool) -> None:
+    items, pids = mp.Queue(), mp.Queue()
+    task = over_there.remote(_get_at_last, items, pids)
+    pid = pids.get(timeout=DEADLINE_S)
+    os.kill(pid, signal.SIGSTOP)  # mostly it has asked by now; if not, the item just stays
+    items.put("precious")
+    if all_of_it:
+        cluster.stop(cluster.members[1], signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGKILL)
+    assert items.get(timeout=DEADLINE_S) == "precious"
+    with pytest.raises((NodeLost, dpool.errors.WorkerCrashed)):
+        dpool.get(task, timeout=DEADLINE_S)
+
+
+@dpool.remote(resources={"tower": 0.1}, max_retries=0)
+def at_the_third(fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(*args)
+
+
+def _pass_on(lock: Any, items: Any, end: Any) -> Any:
+    with lock:
+        return at_the_third.remote(_talk_to_all, lock, items, end)
+
+
+def _talk_to_all(lock: Any, items: Any, end: Any) -> str:
+    assert _is_far(lock)
+    with lock:
+        items.put(np.ones(200_000))
+        end.send("hello")
+    end.close()
+    return "done"
+
+
+def test_three_machines(cluster: Cluster) -> None:
+    cluster.add(resources=(("tower", 1.0),))
+    lock, items, (reader, writer) = mp.Lock(), mp.Queue(), mp.Pipe()
+    assert dpool.get(there(_pass_on, lock, items, writer), timeout=DEADLINE_S) == "done"
+    assert items.get(timeout=DEADLINE_S).sum() == 200_000
+    assert reader.recv() == "hello"
+    reader.close()
+    writer.close()
 
 
 def test_the_home_goes(cluster: Cluster) -> None:
