@@ -511,6 +511,30 @@ def _count(lock: Any, value: Any, times: int) -> None:
             value.value = seen + 1
 
 
+_initial: list[Any] = []
+
+
+def _begin_with(*args: Any) -> None:
+    _initial[:] = args
+
+
+def _count_one(number: int) -> bool:
+    lock, value, together = _initial
+    together.wait(DEADLINE_S)
+    with lock:
+        value.value += number
+    return _is_far(lock)
+
+
+def test_initargs_of_a_pool(machines: Cluster) -> None:
+    """Four at a time on two machines of two CPUs each."""
+    lock, value, together = mp.Lock(), mp.Value("i", 0, lock=False), mp.Barrier(4)
+    with mp.Pool(4, _begin_with, (lock, value, together)) as pool:
+        far = pool.map_async(_count_one, range(4), 1).get(DEADLINE_S)
+    assert value.value == 6
+    assert set(far) == {False, True}
+
+
 # --- deaths ---
 
 
