@@ -168,3 +168,12 @@ def test_cancelled_over_there(cluster: Cluster, tmp_path: Any) -> None:
     with pytest.raises(CancelledError):
         dpool.get(running, timeout=DEADLINE_S)
     assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+
+
+def test_a_driver_that_turns_to_a_node_of_its_own(cluster: Cluster) -> None:
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+    dpool.shutdown()
+    driver.configure(address="")
+    assert os.path.isdir(cluster.members[0].session), "the machine's, which goes on"
+    driver.configure(address=cluster.members[0].address)
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
