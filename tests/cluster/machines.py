@@ -108,7 +108,10 @@ class Machines:
 
 def clean(host: Host) -> None:
     """Nothing of dpool is there any more."""
-    wait_until(lambda: not host.processes(), DEADLINE_S, f"the processes of {host.name} have ended")
+    try:
+        wait_until(lambda: not host.processes(), DEADLINE_S, "")
+    except AssertionError:
+        raise AssertionError(f"left on {host.name}: {host.processes()}") from None
     left = host.run("find", "/tmp", "/var/tmp", "/dev/shm", "-name", "*dpool*", "-not", "-path", "/tmp/home/*").stdout
     assert not left, f"{host.name} still has {left}"
 
