@@ -4,7 +4,8 @@ Names carry their units. Relations between settings are checked once, in `valida
 
 | variable | meaning | default |
 |---|---|---|
-| `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine is in; `local`: this machine alone | `local` |
+| `DPOOL_ADDRESS` | the cluster: `auto` (of this machine) or `dpool://HOST:PORT`; `local`: this machine alone | `local` |
+| `DPOOL_TOKEN_FILE` | the file that holds the cluster's secret | `~/.config/dpool/token` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_GCS_TIMEOUT_S` | seconds to wait for that Redis where there is no going on without it | 10 |
@@ -34,6 +35,8 @@ class Config(NamedTuple):
 
     address: str = ""
     """Of the cluster: empty for this machine alone."""
+    client: bool = False
+    """Of a node: it offers nothing, and ends with the programs that use it, which have no other way into a cluster."""
     gcs: str = "on"
     redis_url: str = ""
     gcs_timeout_s: float = 10.0
@@ -44,7 +47,7 @@ class Config(NamedTuple):
     start_timeout_s: float = 30.0
     stopped_worker_s: float = 30.0
     num_cpus: float = 0.0
-    """0: found by `loky.cpu_count()`."""
+    """0: found by `loky.cpu_count()`; below 0: none."""
     num_gpus: float = -1.0
     """-1: found through NVML."""
     resources: tuple[tuple[str, float], ...] = ()

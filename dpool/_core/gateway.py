@@ -34,8 +34,12 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_about import GatewayAbout
+from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
+from dpool._core.gateway_streams import Streams
+from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
 from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.pool_crash import LINK_DOWN
@@ -68,7 +72,7 @@ class Settings(NamedTuple):
 class _Abroad:
     """A lease that a worker of another machine has given to a submitter here."""
 
-    __slots__ = ("end", "lease", "outgoing", "peer", "pid", "pool", "steps")
+    __slots__ = ("actor", "after", "end", "lease", "links", "outgoing", "owner", "peer", "pid", "pool", "steps")
 
     def __init__(self, lease: int, pool: int, peer: bytes, pid: int) -> None:
         self.lease = lease
@@ -80,12 +84,23 @@ class _Abroad:
         """What is to be told to the submitter, in order."""
         self.outgoing: Outgoing | None = None
         self.end: m.RemoteDied | None = None
+        self.links: dict[int, _Abroad] = {}
+        """It is an actor's process: the links to it, by our node's numbers."""
+        self.owner: _Abroad | None = None
+        """It is such a link, to this process."""
+        self.after: Callable[[], None] | None = None
+        """What is to be done when the last link has ended, as the process has."""
+        self.actor = b""
+        """It is a link to this actor, whose home is the other machine."""
 
 
 class _Guest:
     """A lease of a worker here that a submitter of another machine has."""
 
-    __slots__ = ("incoming", "lasting", "lease", "peer", "pool", "steps", "tokens", "told", "wanted", "worker")
+    __slots__ = (
+        "actor", "by_base", "incoming", "lasting", "lease", "links", "peer", "pool", "process", "steps", "tokens",
+        "told", "wanted", "worker",
+    )  # fmt: skip
 
     def __init__(self, peer: bytes, lease: int, pool: _GuestPool, shape: m.Shape) -> None:
         self.peer = peer
@@ -102,6 +117,14 @@ class _Guest:
         """… and what the worker's functions refer to."""
         self.told = 0
         """The last task of whose result's references the submitter's side has been told by a journal."""
+        self.links: list[_Guest] = []
+        """It is an actor's process: the links to it."""
+        self.process: _Guest | None = None
+        """It is such a link, to this process."""
+        self.actor = b""
+        """It is a link to this actor of our node."""
+        self.by_base: dict[int, int] = {}
+        """Of a link, on which many frames can be under way: first task of a frame → what stands in `tokens` else."""
 
 
 class _GuestPool:
@@ -156,13 +179,20 @@ class Gateway:
         self._belongs = False
         """We have joined the cluster."""
         self.peers: dict[bytes, Greeting] = {}
+        self.pace = (0.0, 0.0)
+        """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
+        self.draining = False
         self.store = StoreTunnel(self)
+        self.streams = Streams(self)
+        self.actors = ActorLinks(self, _Abroad, _Guest)
+        self.about = GatewayAbout(self)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
         self._on(sock.fileno(), self._node_event)
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
+        self.tunnels = Tunnels(self, settings.session, _log)
 
     # -- the loop
 
@@ -174,11 +204,12 @@ class Gateway:
                 self._settings.config, self._settings.path,
             )
         )  # fmt: skip
-        address = self.net.listen(self._settings.ip, self._settings.port)
-        _log("gateway.listens", address=address)
+        if not self.config.client:  # nobody connects to a client
+            address = self.net.listen(self._settings.ip, self._settings.port)
+            _log("gateway.listens", address=address)
         if self._settings.head:
             self.net.connect(self._settings.head)
-            self._at(JOIN_S, self._late)
+            self._at(min(JOIN_S, self.config.start_timeout_s), self._late)
         self._at(PING_S, self._ping)
         signal.signal(signal.SIGTERM, lambda *_: self.end("it was told to (SIGTERM)"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -323,12 +354,15 @@ class Gateway:
         """How it is here: for everybody."""
         self._beat += 1
         load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s, 0.0,
-            dict(self._seen), message.draining,
+            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s,
+            message.bytes_per_s, dict(self._seen), message.draining,
         )  # fmt: skip
         self._load = load
         for peer in self.peers:
             self._say_if_up(peer, load)
+        if any(self.pace):
+            self._tell(m.Pace(*self.pace))
+            self.pace = (0.0, 0.0)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -358,10 +392,11 @@ class Gateway:
         abroad = self._abroad.get(message.worker)
         if abroad is None:
             return
+        abroad = abroad.links.get(message.link, abroad)
         if message.signal == signal.SIGINT and abroad.outgoing is not None:
             for slot, value in abroad.outgoing.take_aim():
-                self._say_if_up(abroad.peer, pm.Aimed(message.worker, slot, value))
-        self._say_if_up(abroad.peer, pm.SignalWanted(message.worker, message.signal))
+                self._say_if_up(abroad.peer, pm.Aimed(abroad.lease, slot, value))
+        self._say_if_up(abroad.peer, pm.SignalWanted(abroad.lease, message.signal))
 
     def _remote_pool_closed(self, message: m.RemotePoolClosed, fds: list[int]) -> None:
         for pool, peer in [key for key in self._pools if key[0] == message.pool]:
@@ -383,6 +418,7 @@ class Gateway:
                 partial(self._forward, abroad),
                 partial(self._ask_limit, abroad),
             )
+            abroad.outgoing.on_link = partial(self.actors.link, abroad)
             fds = (ours.fileno(), theirs.fileno(), page)
             self._tell(m.RemoteUp(message.lease, message.pid, message.log_file, message.host), fds)
         finally:
@@ -405,6 +441,7 @@ class Gateway:
                 outgoing.readable()
         except (wire.Closed, OSError):
             self._off(outgoing.fileno())  # the node says so, too
+            self.actors.caller_gone(abroad)
             return
         self._watch_outgoing(abroad)
 
@@ -436,17 +473,18 @@ class Gateway:
             if refs:
                 self._say_if_up(peer, pm.RefsTaken(refs))  # nobody wants them
             return
-        answer = partial(self._answer, abroad, frame[message.carried :], message.end)
+        answer = partial(self._answer, abroad, frame[message.carried :], message.end, message.pipe)
         self.objects.results_came(abroad, refs, answer)
 
-    def _answer(self, abroad: _Abroad, frame: bytes, end: bool) -> None:
+    def _answer(self, abroad: _Abroad, frame: bytes, end: bool, pipe: int) -> None:
         if abroad.outgoing is None:
             return
         try:
-            abroad.outgoing.results(frame, end)
+            abroad.outgoing.results(frame, end, (self.streams.pipe(abroad.peer, pipe),) if pipe else ())
             abroad.outgoing.readable()
         except (wire.Closed, OSError):
             self._off(abroad.outgoing.fileno())
+            self.actors.caller_gone(abroad)
             return
         self._watch_outgoing(abroad)
 
@@ -461,14 +499,20 @@ class Gateway:
     def _worker_ended(self, peer: bytes, message: pm.WorkerEnded) -> None:
         abroad = self._abroad.get(message.lease)
         if abroad is not None:
-            where = f"{message.log_file} on {self.peers[peer].host}" if peer in self.peers else message.log_file
+            where = message.log_file
+            if peer in self.peers and " on " not in where:
+                where += f" on {self.peers[peer].host}"
             end = m.RemoteDied(message.lease, message.pid, message.signal, message.exit_code, message.reason, where)
             lost = partial(self._lost_abroad, abroad, Snapshot(*message[6:-1]), end)
+            lost = partial(self.actors.after_links, abroad, lost)
             self.objects.results_came(abroad, message.refs, lost)
         elif message.refs:
             self._say_if_up(peer, pm.RefsTaken(message.refs))
 
     def _lost_abroad(self, abroad: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
+        if abroad.actor:
+            self.actors.process_lost(abroad, snapshot, end)
+            return
         if self._abroad.pop(abroad.lease, None) is None:
             return
         if abroad.outgoing is not None:
@@ -477,7 +521,10 @@ class Gateway:
             self._off(abroad.outgoing.fileno())
             abroad.outgoing.close()
             abroad.outgoing = None
-        self._tell(end)
+        if abroad.owner is None:
+            self._tell(end)
+        else:
+            self.actors.link_ended(abroad)
 
     # -- workers here, for submitters of other machines
 
@@ -505,15 +552,22 @@ class Gateway:
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
         self._seen[peer] = self._seen.get(peer, 0) + 1
         pool = self._guest_pools.get((peer, message.pool))
-        if pool is None:
-            self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
+        if pool is None or self.draining:
+            why = "its pool is closed" if pool is None else "this machine is being drained"
+            self._say_if_up(peer, pm.LeaseRefused(message.lease, why))
             return
         guest = _Guest(peer, message.lease, pool, message.shape)
         self._guests[peer, message.lease] = guest
         pool.waiting.append(guest)
         self._tell(m.RequestLeases(pool.number, message.shape, 1))
 
+    def new_guest_pool(self, number: int, peer: bytes) -> _GuestPool:
+        """For a link to an actor, which has a number as pools have."""
+        return _GuestPool(number, peer, 0)
+
     def _grant(self, message: m.Grant, fds: list[int]) -> None:
+        if self.actors.granted(message, fds):
+            return
         pool = self._by_number.get(message.pool)
         if pool is None:
             return
@@ -541,8 +595,8 @@ class Gateway:
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
 
-    def _send_back(self, guest: _Guest, frame: bytes) -> None:
-        self.objects.result_frame(guest, frame)
+    def _send_back(self, guest: _Guest, frame: bytes, fds: list[int]) -> None:
+        self.objects.result_frame(guest, frame, self.streams.began(guest, fds[0]) if fds else 0)
 
     def _worker_event(self, guest: _Guest, mask: int) -> None:
         incoming = guest.incoming
@@ -566,7 +620,9 @@ class Gateway:
             self._at(TRUST_S, partial(self._tell_limit, guest, message.limit))
 
     def _tell_limit(self, guest: _Guest, limit: int) -> None:
-        if guest.incoming is not None:
+        if guest.incoming is not None and not guest.incoming.limited(limit):  # its machine is asked first
+            self._at(TRUST_S, partial(self._tell_limit, guest, limit))
+        elif guest.incoming is not None:
             guest.incoming.readable()  # what it has answered comes before what it has noted since
             snapshot = guest.incoming.snapshot()
             refs = self.objects.journal(guest, snapshot)
@@ -584,16 +640,15 @@ class Gateway:
 
     def _lease_returned(self, peer: bytes, message: pm.LeaseReturned) -> None:
         guest = self._guests.get((peer, message.lease))
-        if guest is None:
+        if guest is None or self.actors.returned(guest):
             return
         if guest.incoming is None:
             del self._guests[peer, message.lease]
             guest.pool.waiting.remove(guest)
             self._say_if_up(peer, pm.LeaseRefused(message.lease, "it was not wanted any more"))
-            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))
-            for other in guest.pool.waiting:  # all of that shape were cancelled
-                if other.wanted == guest.wanted:
-                    self._tell(m.RequestLeases(guest.pool.number, other.wanted, 1))
+            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))  # all of that shape
+            if left := sum(other.wanted == guest.wanted for other in guest.pool.waiting):
+                self._tell(m.RequestLeases(guest.pool.number, guest.wanted, left))
         else:
             self._give_back(guest, message.retire)
 
@@ -620,6 +675,8 @@ class Gateway:
             pool.idle[message.worker].frame(_EXIT)
 
     def _worker_died(self, message: m.WorkerDied, fds: list[int]) -> None:
+        if self.actors.process_died(message):
+            return
         pool = self._by_number.get(message.pool)
         if pool is None:
             return
@@ -631,6 +688,7 @@ class Gateway:
             if message.unclaimed:
                 self.objects.worker_died(message.pid)
             return
+        self.actors.process_ended(guest)
         guest.incoming.readable()  # its last words
         self._off(guest.incoming.fileno())
         self._writing.discard(guest.incoming.fileno())
@@ -665,6 +723,26 @@ class Gateway:
     def _printed(self, peer: bytes, message: pm.Printed) -> None:
         self._tell(m.RemoteOutput(message.pool, message.stream, message.data))
 
+    # -- what nodes say to each other, and leaving
+
+    def _to_peer(self, message: m.ToPeer, fds: list[int]) -> None:
+        self._say_if_up(message.node, pm.NodeSaid(message.data))
+
+    def _node_said(self, peer: bytes, message: pm.NodeSaid) -> None:
+        self._tell(m.FromPeer(peer, message.data))
+
+    def _drain(self, message: m.Drain, fds: list[int]) -> None:
+        """Our node is being drained (no name), has nothing left (its own), or means another one."""
+        if not message.node:
+            self.draining = True
+        elif message.node == self.net.greeting.name:
+            self.end("it was drained")
+        else:
+            self._say_if_up(message.node, pm.DrainAsked())
+
+    def _drain_asked(self, peer: bytes, message: pm.DrainAsked) -> None:
+        self._tell(m.Drain(self.net.greeting.name))
+
     # -- other gateways
 
     def _say(self, peer: bytes, message: Any, frame: Any = None) -> None:
@@ -695,9 +773,11 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self.objects.peer_up(event.name, event.greeting)
+        self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        self.about.peer_up(event.name)
         if not self._settings.head and self.store.shared is not None:
             self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
@@ -718,12 +798,18 @@ class Gateway:
         if greeting is None:
             return
         self.store.peer_down(event.name)
+        self.about.peer_down(event.name)
+        self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
         self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
-            self.objects.results_came(abroad, [], partial(self._lost_abroad, abroad, None, end))
+            lost = partial(self._lost_abroad, abroad, None, end)
+            if abroad.actor:
+                lost = partial(self.actors.home_lost, abroad, reason)
+            self.objects.results_came(abroad, [], lost)
+        self.actors.peer_down(event.name)
         for opened in [one for one in self._pools if one[1] == event.name]:
             del self._pools[opened]
         for (peer, number), pool in list(self._guest_pools.items()):
@@ -754,12 +840,15 @@ class Gateway:
         pm.TaskFrame: _task_frame,
         pm.ResultFrame: _result_frame,
         pm.FutureTold: lambda self, *said: self.objects.future_told(*said),
+        pm.TunnelData: lambda self, *said: self.tunnels.data(*said),
         pm.Described: lambda self, *said: self.objects.transfers.described(*said),
     }
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
         m.Welcome: _welcomed,
         m.Refused: _refused,
         m.LoadReport: _load_report,
+        m.ToPeer: _to_peer,
+        m.Drain: _drain,
         m.RemoteLease: _remote_lease,
         m.RemoteEnd: _remote_end,
         m.RemoteSignal: _remote_signal,
@@ -770,7 +859,15 @@ class Gateway:
         m.Retire: _retire,
         m.Closed: _closed,
         m.Output: _output,
+        m.RemoteActor: lambda self, *said: self.actors.wanted(*said),
+        m.RemoteLeft: lambda self, *said: self.actors.left(*said),
+        m.RemoteFind: lambda self, *said: self.actors.find(*said),
+        m.ActorKill: lambda self, *said: self.actors.kill(*said),
+        m.ActorGone: lambda self, *said: self.actors.gone(*said),
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
+        m.AboutReport: lambda self, message, fds: self.about.report(message),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
         m.ObjectsFreed: lambda self, *said: self.objects.freed(*said),
@@ -778,6 +875,8 @@ class Gateway:
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
         pm.Members: _members,
+        pm.NodeSaid: _node_said,
+        pm.DrainAsked: _drain_asked,
         pm.PoolOpened: _pool_opened,
         pm.SetupChanged: _setup_changed,
         pm.PoolClosed: _pool_closed,
@@ -791,7 +890,15 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.StreamTold: lambda self, *said: self.streams.told(*said),
+        pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
+        pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),
+        pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
+        pm.ActorKilled: lambda self, *said: self.actors.killed(*said),
         pm.StoreShared: _store_shared,
+        pm.About: lambda self, peer, message: self._tell(m.PeerAbout(peer, message.about)),
+        pm.OutputAsked: lambda self, peer, message: self.about.output_asked(peer, message.number),
+        pm.OutputTold: lambda self, peer, message: self.about.output_told(peer, message.number),
         pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
         pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
         pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),
@@ -806,6 +913,10 @@ class Gateway:
         pm.PieceRedirected: lambda self, *said: self.objects.transfers.redirected(*said),
         pm.PieceDenied: lambda self, *said: self.objects.transfers.denied(*said),
         pm.PullLeft: lambda self, *said: self.objects.transfers.left(*said),
+        pm.TunnelOpened: lambda self, *said: self.tunnels.opened(*said),
+        pm.TunnelRead: lambda self, *said: self.tunnels.read(*said),
+        pm.TunnelClosed: lambda self, *said: self.tunnels.closed(*said),
+        pm.ProcessEnded: lambda self, *said: self.tunnels.process_ended(*said),
     }
 
 
@@ -814,8 +925,10 @@ _EXIT = pickle.dumps((0, frames.EXIT, None, 0, []), 5)
 """The frame after which a worker leaves."""
 
 
-def _nowhere(frame: bytes) -> None:
+def _nowhere(frame: bytes, fds: list[int]) -> None:
     """Results of a worker that nobody has leased: there are none."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _log(event: str, **fields: Any) -> None:

@@ -428,6 +428,7 @@ class RedisStore:
         made: tuple[Any, ...] = ("job", row.job_id, "epoch", row.epoch, "name", _bytes(row.name))
         made += ("detached", int(row.detached), "resources", json.dumps(row.resources))
         made += ("max_restarts", row.max_restarts, "keep", json.dumps([one.hex() for one in row.keep]))
+        made += ("meta", row.meta)
         made += ("creation", row.creation) if row.creation else ()
         yield "EVAL", WRITE_OWN, 1, key, row.node_id, "put", drop, *made, *now
 
@@ -462,6 +463,7 @@ class RedisStore:
             tuple(map(bytes.fromhex, json.loads(fields[b"keep"]))),
             fields.get(b"creation", b""),
             int(fields[b"epoch"]),
+            fields[b"meta"],
         )
 
     def actors_of(self, node_id: NodeID) -> list[ObjectID]:
