@@ -34,6 +34,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.logic.heartbeats import Heartbeats
 from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
@@ -131,10 +132,15 @@ class Gateway:
         self._load: pm.Heartbeat | None = None
         self._seen: dict[bytes, int] = {}
         """Peer → leases that it has asked for in all."""
+        self._uncounted: set[bytes] = set()
+        """Peers that have not heard of the latest of those."""
         version, python = m.versions()
         self.host = socket.gethostname()
         greeting = Greeting(os.urandom(16), "", self.host, version, python, {"nodes": []})
         self.net = Net(key, greeting)
+        self._beats = Heartbeats(greeting.name)
+        self._telling = False
+        """Some in turn are to be told a beat later."""
         self.peers: dict[bytes, Greeting] = {}
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
@@ -268,15 +274,38 @@ class Gateway:
         self.end(f"the node refuses: {message.reason}")
 
     def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
-        """How it is here: for everybody."""
-        self._beat += 1
-        load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s, 0.0,
-            dict(self._seen), message.draining,
+        """How it is here: for everybody, in turn."""
+        self._load = pm.Heartbeat(
+            self.net.greeting.name, 0, message.total, message.free, message.waiting, message.task_s, 0.0, {},
+            message.draining,
         )  # fmt: skip
-        self._load = load
-        for peer in self.peers:
-            self._say_if_up(peer, load)
+        self._beats.news()
+        if not self._telling:
+            self._tell_load()
+
+    def _tell_load(self) -> None:
+        """Those whose turn it is hear it, and those whose requests have been counted since."""
+        for peer in dict.fromkeys((*self._beats.due(), *self._uncounted)):
+            self._say_load(peer)
+        self._uncounted.clear()
+        self._telling = bool(self._beats.owed)
+        if self._telling:
+            self._at(HEARTBEAT_S, self._tell_load)
+
+    def _say_load(self, peer: bytes) -> None:
+        """With how many of its own requests (at the other side: those of b"") have been counted."""
+        if self._load is not None:
+            self._beat += 1
+            seen = {b"": self._seen.get(peer, 0)}
+            self._say_if_up(peer, self._load._replace(number=self._beat, seen=seen))
+
+    def _count(self, peer: bytes) -> None:
+        """One more request of its, which it is to hear of even if nothing else changes here."""
+        self._seen[peer] = self._seen.get(peer, 0) + 1
+        self._uncounted.add(peer)
+        if not self._telling:
+            self._telling = True
+            self._at(HEARTBEAT_S, self._tell_load)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -433,7 +462,7 @@ class Gateway:
             self._tell(m.ClosePool(pool.number, message.kill))
 
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
-        self._seen[peer] = self._seen.get(peer, 0) + 1
+        self._count(peer)
         pool = self._guest_pools.get((peer, message.pool))
         if pool is None:
             self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
@@ -612,8 +641,8 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self._tell(m.PeerUp(event.name, event.greeting.host))
-        if self._load is not None:
-            self._say_if_up(event.name, self._load)
+        self._beats.peer_up(event.name)
+        self._say_load(event.name)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
         self._perhaps_joined()
 
@@ -631,6 +660,9 @@ class Gateway:
             return
         if greeting is None:
             return
+        self._beats.peer_down(event.name)
+        self._seen.pop(event.name, None)
+        self._uncounted.discard(event.name)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
             self._lost_abroad(abroad, None, m.RemoteDied(abroad.lease, 0, 0, 0, reason, ""))

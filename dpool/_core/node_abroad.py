@@ -58,7 +58,7 @@ class NodeAbroad:
         self._hosts: dict[bytes, str] = {}
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
-        self.cluster = Cluster(HERE)
+        self.cluster = Cluster(HERE, salt=node.session.encode())
         self._considering = False
         self._numbers = 0
 
