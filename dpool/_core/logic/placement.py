@@ -262,13 +262,21 @@ class Cluster:
         if len(able) > CHOICES and (allowed is None or len(allowed) > CHOICES):
             drawn = [name for name in self._draw(task, able, allowed) if name not in without]
             if drawn:
-                return min(drawn, key=lambda name: self.cost_s(name, task))
+                return self._cheapest(drawn, task)
         ranks = [
             (self.cost_s(name, task), _tie(task.key, name), name)
             for name in (able if allowed is None or len(allowed) > CHOICES else allowed)
             if name not in without and (allowed is None or name in allowed) and self._able_at(name, task.shape)
         ]
         return min(ranks)[2] if ranks else None
+
+    def _cheapest(self, drawn: list[bytes], task: Task) -> bytes:
+        """The first of the cheapest."""
+        if not task.inputs:  # nowhere is better than where it begins at once
+            for name in (self.here, *drawn) if self.here in drawn else drawn:
+                if self.begins_at_once(name, task.shape):
+                    return name
+        return min(drawn, key=lambda name: self.cost_s(name, task))
 
     def _draw(self, task: Task, able: list[bytes], allowed: AbstractSet[bytes] | None) -> list[bytes]:
         """Whom to compare; of equals the first is taken, so they are in the order in which they were drawn."""

@@ -30,14 +30,14 @@ class Size(NamedTuple):
     pieces: int
 
 
-FULL = Size((1, 10, 100, 1000), 100_000, 2.0, 50, (100, 1000, 10_000), 64)
+FULL = Size((1, 10, 100, 1000), 100_000, 1.0, 50, (100, 1000, 10_000), 64)
 QUICK = Size((1, 4, 40), 5_000, 0.6, 8, (50, 400), 4)
 
 Rows = dict[str, list[dict[str, float]]]
 
 
-def answers(size: Size, say: Callable[[str], None]) -> Rows:
-    """Every question; `say` is told each row when it is known."""
+def answers(size: Size, say: Callable[[str], None], only: str | None = None) -> Rows:
+    """Every question, or only that one; `say` is told each row when it is known."""
     many = [count for count in size.counts if count > 1]
     questions: dict[str, list[Callable[[], dict[str, float]]]] = {
         "throughput": [partial(scenarios.throughput, n, SEED, size.tasks) for n in size.counts],
@@ -54,6 +54,8 @@ def answers(size: Size, say: Callable[[str], None]) -> Rows:
     }
     rows: Rows = {}
     for question, asked in questions.items():
+        if only not in (None, question):
+            continue
         say(question)
         rows[question] = []
         for ask in asked:
@@ -92,6 +94,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="tasks per second, and what heartbeats cost")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
+    parser.add_argument("--only", metavar="QUESTION", help="throughput, steady, burst, …")
     parser.add_argument("--seed", type=int, help="chaos: replay this seed")
     parser.add_argument("--runs", type=int, default=1000, help="chaos: how many seeds to try (default 1000)")
     options = parser.parse_args()
@@ -104,7 +107,7 @@ def main() -> int:
         failures = run_chaos(seeds)
         print(f"{len(seeds) - failures} of {len(seeds)} seeds came to rest as they should")
         return 1 if failures else 0
-    rows = answers(QUICK if options.quick else FULL, lambda line: print(line, flush=True))
+    rows = answers(QUICK if options.quick else FULL, lambda line: print(line, flush=True), options.only)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if options.plot is not None:

@@ -77,7 +77,9 @@ class Guest:
         self.pool = pool
         self.worker: Worker | None = None
         self.token = 0
-        """Of the frame that it has."""
+        """Of the frame that it has, or had last: what that needed stays here until the next one has come, so that a
+        thousand tasks which need one object do not fetch it a thousand times.
+        """
         self.ended = False
 
 
@@ -87,7 +89,7 @@ class SimMachine:
     Args:
         world: all machines by name; whoever is not in it (any more) hears nothing.
         slowness: how much longer tasks take here.
-        audience: how many are told per beat, instead of `heartbeats.AUDIENCE`: 0, all.
+        tell_all: every other machine hears each beat, not `heartbeats.AUDIENCE` of them.
     """
 
     def __init__(
@@ -311,14 +313,16 @@ class SimMachine:
         view.heard(self._own_load())
         now_s = self.engine.now_s
         self._refused = {name: until_s for name, until_s in self._refused.items() if until_s >= now_s}
+        nowhere: set[Shape] = set()
         for pool, asked, count in waiting:
-            for _ in range(count):
+            for _ in range(count if asked not in nowhere else 0):
                 self._keys += 1
                 self.node.charge(self.engine.costs.choose_s)
                 self.engine.counts["choices"] += 1
                 task = Task(self._keys.to_bytes(8, "big"), asked)
                 chosen = view.choose(task, without=self._refused)
                 if chosen is None or chosen == HERE or not view.begins_at_once(chosen, asked):
+                    nowhere.add(asked)
                     break
                 self._send_abroad(pool, asked, chosen)
         self.check_if_careful()
@@ -387,7 +391,8 @@ class SimMachine:
         self.node.charge(self.engine.costs.beat_s / 2)
         self.gateway.charge(self.engine.costs.beat_s / 2)
         self._hear(load)
-        self._consider()
+        if load.free.get(CPUS, 0) > 0 and not load.waiting:
+            self._consider()
 
     def _hear(self, load: Load) -> None:
         if self._cluster is not None:
@@ -509,9 +514,12 @@ class SimMachine:
         guest = self.guests.get((sender, lease))
         if guest is not None and guest.worker is not None:
             if job.refs:
+                before = guest.token
                 guest.token = self.objects.frame_came(
-                    sender, job.refs, lambda ok: self._run_guest(guest, job, numbers, ok)
+                    sender, job.refs, lambda complete: self._run_guest(guest, job, numbers, complete)
                 )
+                if before:
+                    self.objects.frame_done(before)
             else:
                 self._run_guest(guest, job, numbers, True)
 
@@ -531,9 +539,6 @@ class SimMachine:
             return
         size, extra_s = SHORT + 30 * len(numbers), self.engine.costs.relay_s
         self.post(guest.peer, size, SimMachine.result_frame, guest.lease, numbers, took_s, failed, extra_s=extra_s)
-        if guest.token:
-            self.objects.frame_done(guest.token)
-            guest.token = 0
         self.check_if_careful()
 
     def result_frame(self, sender: bytes, lease: int, numbers: range, took_s: float, failed: bool) -> None:

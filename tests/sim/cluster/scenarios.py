@@ -195,20 +195,21 @@ def burst(count: int, seed: int, task_s: float, each: int) -> dict[str, float]:
 def loss(count: int, seed: int, share: float, task_s: float = 0.1) -> dict[str, float]:
     """Half of the machines have programs with work for all; `share` of the machines lose their power on the way."""
     took: list[float] = []
+    each = 12 * 2 * CPUS_EACH
     again = lost_jobs = 0
     for losing in (False, True):
         engine = Engine(seed)
         machines = build(engine, count)
         objects = [machine.objects.put(4 * pulls.PIECE_BYTES) for machine in machines]
         lanes = [
-            machine.run_job(Job(30 * 2 * CPUS_EACH, task_s, (objects[machine.number],)), 4 * CPUS_EACH)
+            machine.run_job(Job(each, task_s, (objects[machine.number],)), 4 * CPUS_EACH)
             for machine in machines[::2]
         ]
         for machine in machines[1::2]:
             drop_unused(machine, objects[machine.number])
         dying = Random(seed).sample(machines, int(share * count)) if losing else []
         for machine in dying:
-            engine.at(1.0, machine.die)
+            engine.at(0.55, machine.die)
         engine.run(all_ended(lanes), 1000.0)
         living = [lane for lane in lanes if lane.machine.alive]
         took.append(max(lane.job.finished_s or 0.0 for lane in living))
@@ -221,7 +222,7 @@ def loss(count: int, seed: int, share: float, task_s: float = 0.1) -> dict[str, 
         "lost": share * count,
         "programs_lost": lost_jobs,
         "tasks_again": again,
-        "tasks_again_share": again / (count / 2 * 30 * 2 * CPUS_EACH),
+        "tasks_again_share": again / (count / 2 * each),
         "took_s": took[1],
         "took_without_s": took[0],
     }
