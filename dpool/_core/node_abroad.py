@@ -71,7 +71,7 @@ class NodeAbroad:
         self._hosts: dict[bytes, str] = {}
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
-        self.cluster = Cluster(HERE)
+        self.cluster = Cluster(HERE, salt=node.session.encode())
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
