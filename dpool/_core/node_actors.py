@@ -186,9 +186,8 @@ class NodeActors:
 
     def client_left(self, client: Client, was_driver: bool) -> None:
         """Its links are gone; so are a program's actors."""
-        for number, pool in [key for key in self._numbers if key[0] == client.number]:
+        for pool in [pool for number, pool in self._numbers if number == client.number]:
             self.disconnect(client, pool)
-            del number
         if was_driver:
             self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
 
@@ -461,7 +460,8 @@ class NodeActors:
     def _give_up(self, order: a.GiveUp) -> None:
         actor = self._actors[order.actor]
         self._node.ask_for(s.ClosePool(actor.pool, True))
-        if self._detached.pop(order.actor, False) is None:
+        if order.actor in self._detached:
+            del self._detached[order.actor]
             self._tell_stays()
         if actor.unheld and actor.message.detached:
             self._node._soon.append(partial(self._forget_unheld, order.actor))
