@@ -454,8 +454,17 @@ class NodeActors:
             self._node.store().let_go_all(actor.holder)
 
     def _lease(self, order: a.Lease) -> None:
-        actor = self._actors[order.actor]
-        self._node.ask_for(s.RequestLeases(actor.pool, actor.message.shape, 1))
+        if order.after_s:
+            self._log("actor.pauses", actor=order.actor.hex(), seconds=order.after_s)
+            self._node._at(monotonic() + order.after_s, partial(self._lease_now, order.actor))
+        else:
+            self._lease_now(order.actor)
+
+    def _lease_now(self, name: bytes) -> None:
+        known = self.machine.actors.get(name)
+        if known is not None and known.state == a.WAITING:  # else it was given up meanwhile
+            actor = self._actors[name]
+            self._node.ask_for(s.RequestLeases(actor.pool, actor.message.shape, 1))
 
     def _give_up(self, order: a.GiveUp) -> None:
         actor = self._actors[order.actor]
