@@ -165,9 +165,9 @@ class Route:
     def later(self, action: Callable[[], Any]) -> None:
         self.pool.later(action)
 
-    def lend(self, change: int) -> None:
-        """A thread of this worker's task sleeps until a future is done (+1), or the future is (-1)."""
-        self.pool.runtime.lend(change)
+    def lend(self, wait: object, begins: bool) -> None:
+        """A thread of this worker's task begins to sleep until a future is done, or the future is done."""
+        self.pool.runtime.lend(wait, begins)
 
     def ended(self, future: Future[Any], elsewhere: bool) -> None:
         """A task has ended: its callbacks are due, and a thread that reads may be waiting for it."""
