@@ -159,7 +159,8 @@ class Future(_base.Future[_T]):
 
     def _get_waiters(self) -> list[Any]:
         with _mutex:
-            return self._more().waiters
+            waiters = self._more().waiters
+        return waiters if self._route is None else self._route.waiters(self, waiters)
 
     def _get_callbacks(self) -> list[Callable[[Any], object]]:
         with _mutex:

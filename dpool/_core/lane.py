@@ -144,6 +144,10 @@ class Route:
     def check_wait(self, future: Future[Any]) -> None:
         """RuntimeError if this thread is about to wait for a call that `blocks`."""
 
+    def waiters(self, future: Future[Any], waiters: list[Any]) -> Any:
+        """The list to which `concurrent.futures.wait` adds who waits."""
+        return waiters
+
     def wait(self, future: Future[Any], timeout: float | None) -> None:
         if self.pool.lock._is_owned():  # type: ignore[attr-defined]
             raise RuntimeError(
