@@ -375,8 +375,8 @@ class ActorPool(Deferring):
             return
         call = self.lane.label(future)
         what = "it is being restarted" if message.reason == "again" else "it will not come back"
-        why = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
-        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{why} while it ran {call}; {what}"
+        asked = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
+        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{asked} while it ran {call}; {what}"
         finish(future, None, ActorDied(f"{text}. max_task_retries= would run the call again. See {message.log_file}"))
 
     def gone(self, cause: bytes) -> None:

@@ -168,6 +168,24 @@ def test_a_name_is_free_as_soon_as_its_actor_is_killed(gate: Gate) -> None:
         wait_until(lambda: not named("odd"), LONG_S)
 
 
+def test_names_that_cannot_be_are_refused_and_disturb_nobody() -> None:
+    ref = dpool.put(1)
+    makers: list[Any] = [lambda **how: dpool.remote(Odd).options(**how).remote(), dpool.get_actor]
+    for make in makers:
+        for bad in (5, b"odd"):
+            with pytest.raises(TypeError, match="name must be a string"):
+                make(name=bad)
+            with pytest.raises(TypeError, match="namespace must be a string"):
+                make(name="odd", namespace=bad)
+        with pytest.raises(ValueError, match="zero"):
+            make(name="odd\0there")
+        with pytest.raises(ValueError, match="zero"):
+            make(name="odd", namespace="\0")
+    with pytest.raises(TypeError, match="namespace must be a string"):
+        dpool.init(namespace=5)  # type: ignore[arg-type]
+    assert dpool.get(ref) == 1
+
+
 def test_whoever_calls_an_actor_at_the_very_end_does_not_wait_for_threads_that_are_no_more() -> None:
     result = run_script("""
 import atexit, threading
