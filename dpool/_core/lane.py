@@ -595,7 +595,7 @@ class Lane:
             self.pool.worker_leaves(self, slot)
         self._push()
         if not self.queue and not slot.frames and not slot.retiring:
-            self._steal(slot)
+            self._steal()
             if not slot.frames:
                 self.pool.worker_idle(self, slot)
 
@@ -699,8 +699,8 @@ class Lane:
 
     # -- taking back
 
-    def _steal(self, idle: Slot) -> None:
-        """`idle` has nothing to do: take a waiting frame back from a busy worker. Under the lock."""
+    def _steal(self) -> None:
+        """A worker has nothing to do: take a waiting frame back from a busy one. Under the lock."""
         while not self.queue:
             victim = self.dispatcher.victim()
             if victim is None:
@@ -979,7 +979,7 @@ class Lane:
         """A worker may have tasks now: give it some, or let others have it. Under the lock."""
         self._push()
         if not slot.frames:
-            self._steal(slot)
+            self._steal()
         if not slot.frames:
             self.pool.worker_idle(self, slot)
 

@@ -265,7 +265,7 @@ class NodeActors:
             return
         actor = self._actors[name]
         if actor.home is not None:
-            self._last_word(name, actor)
+            self._last_word(name)
         if actor.home is None:  # it never got as far: count it as one that died while it started
             self._do(a.Granted(name, proc.worker))
         self._close_home(actor)
@@ -315,10 +315,9 @@ class NodeActors:
         data = failure[1][0] if type(failure[1]) is tuple else failure[1]
         self._do(a.Failed(name, pickle.dumps(("its constructor raised", data))))
 
-    def _last_word(self, name: bytes, actor: _Actor) -> None:
+    def _last_word(self, name: bytes) -> None:
         """That it ended by itself may not have been read yet."""
-        known = self.machine.actors[name]
-        if known.state == a.ALIVE:
+        if self.machine.actors[name].state == a.ALIVE:
             self._answered(name, 0)
 
     def _say(self, actor: _Actor, frame: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
