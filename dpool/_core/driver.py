@@ -874,9 +874,7 @@ class NativeRuntime:
             if begins:
                 self._waiting.add(wait)
                 if not self._lends:
-                    self._lends = (
-                        True  # first: the node takes the end of what it has not heard of, but not two beginnings
-                    )
+                    self._lends = True  # first: the node takes an end that it knows no beginning of, not two beginnings
                     self.tell(Blocked(True))
                 return
             self._waiting.discard(wait)

@@ -8,7 +8,8 @@
 
 A *caller* is the connection of a process that has asked for a link to the actor; it gets one whenever the actor is
 alive, hears when that process dies, and hears once that the actor is dead for good. A dead actor is remembered as long
-as somebody can still call it, so that the cause is known.
+as somebody can still call it, so that the cause is known. One whose processes die one after the other before the object
+is there comes back more and more slowly.
 
 One thread. Invariants (`check`): an actor has a worker exactly while it is STARTING, ALIVE or LEAVING; callers are
 linked only to a living one; a name belongs to one actor that is neither leaving nor dead.
