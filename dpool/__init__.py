@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpool._core.context import current_worker as current_worker
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
+    from dpool._core.stream import Stream as Stream
     from dpool.actor import ActorProxy as ActorProxy
     from dpool.actor import get_actor as get_actor
     from dpool.actor import kill as kill
@@ -51,6 +52,7 @@ __all__ = [
     "Future",
     "ObjectRef",
     "Pool",
+    "Stream",
     "__version__",
     "available_resources",
     "cancel",
@@ -81,6 +83,7 @@ _HOMES = {
     "Future": "dpool._core.future",
     "ObjectRef": "dpool._core.objectref",
     "Pool": "dpool.pool",
+    "Stream": "dpool._core.stream",
     "available_resources": "dpool.tasks",
     "cancel": "dpool.tasks",
     "cluster_resources": "dpool.tasks",

@@ -77,6 +77,8 @@ def init(
     if unknown:
         raise TypeError(f"init has no option {', '.join(sorted(unknown))}; see docs/ray.md for those of Ray")
     check_address(None if address == "auto" else address)
+    if not isinstance(namespace or "", str):
+        raise TypeError(f"namespace must be a string, not {namespace!r}")
     env = None if runtime_env is None and namespace is None else envs.parse(runtime_env, namespace or "")
     changes: dict[str, Any] = {}
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):

@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, Op, RecordActor
+from dpool._gcs.ledger import Ledger
+from dpool._gcs.operations import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Op, RecordActor
 from dpool._gcs.tables import (
     ActorRow,
     EndJob,
