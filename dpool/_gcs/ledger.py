@@ -23,9 +23,10 @@ Detached actors outlive the job that made them: they stand under DETACHED, a job
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any
 
 from dpool._gcs.lineage import dropped_bits, pack
+from dpool._gcs.operations import CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, RecordActor
 from dpool._gcs.tables import (
     AddEvent,
     Beat,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dpool._core.ids import JobID, NodeID, ObjectID, TaskID
+    from dpool._gcs.operations import Op
     from dpool._gcs.tables import ActorRow, Write
 
 COMPACT_FROM = 16
@@ -56,70 +58,6 @@ REMEMBERED_ENDED_JOBS = 1000
 DETACHED = b""
 LEAVING = "leaving"
 DEAD = "dead"
-
-
-class CommitLineage(NamedTuple):
-    """Remember these tasks: `records` are (task id, record). Answered by Committed or Lost with the same number."""
-
-    batch_no: int
-    job_id: JobID
-    records: Iterable[tuple[TaskID, bytes]]
-
-
-class DropTasks(NamedTuple):
-    """The lineage of these tasks is not needed any more. Unknown ids are ignored."""
-
-    task_ids: Iterable[TaskID]
-
-
-class Heartbeat(NamedTuple):
-    """The node's load; only the latest one is written."""
-
-    load: bytes
-
-
-class Event(NamedTuple):
-    """A line of history. `at_s` is wall-clock time; `name` is like "task.failed"; `detail` is "key=value …"."""
-
-    at_s: float
-    name: str
-    detail: str = ""
-
-
-class RecordActor(NamedTuple):
-    """The actor as it now is. It has its name until it leaves or is dead; `node_id` and `epoch` are this node's."""
-
-    row: ActorRow
-
-
-class ForgetActor(NamedTuple):
-    """Nobody can ask for it any more. Unknown ids are ignored."""
-
-    actor_id: ObjectID
-
-
-class ForgetJob(NamedTuple):
-    """Another node's job has ended, and that node says so to the store."""
-
-    job_id: JobID
-
-
-Op = (
-    CommitLineage
-    | DropTasks
-    | PutJob
-    | EndJob
-    | PutFunction
-    | PutObject
-    | RemoveObject
-    | RecordActor
-    | ForgetActor
-    | ForgetJob
-    | Heartbeat
-    | Event
-)
-OPS = frozenset(get_args(Op))
-"""The same, to look a type up."""
 
 
 class _Batch:

@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Answered, Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import (
+from dpool._gcs.ledger import Ledger
+from dpool._gcs.operations import (
     OPS,
     CommitLineage,
     DropTasks,
@@ -41,7 +42,6 @@ from dpool._gcs.ledger import (
     ForgetActor,
     ForgetJob,
     Heartbeat,
-    Ledger,
     Op,
     RecordActor,
 )

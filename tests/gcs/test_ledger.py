@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, Ledger, RecordActor
+from dpool._gcs.ledger import Ledger
 from dpool._gcs.memory import MemoryServer, MemoryStore
+from dpool._gcs.operations import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, RecordActor
 from dpool._gcs.tables import (
     ActorRow,
     EndJob,
