@@ -26,7 +26,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from dpool._gcs.lineage import dropped_bits, pack
-from dpool._gcs.operations import CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, RecordActor
+from dpool._gcs.operations import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, RecordActor
 from dpool._gcs.tables import (
     AddEvent,
     Beat,
