@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import select
 import socket
 import stat
@@ -231,6 +232,8 @@ class Tunnels:
         self._far_pids: dict[bytes, set[int]] = {}
         self._count = 0
         self._registered: dict[int, int] = {}
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each thread, anywhere, that waits
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path = os.path.join(session, launch.GATEWAY_SOCKET)
         listener.bind(path)
