@@ -320,6 +320,12 @@ class RemoteLeft(NamedTuple):
     link: int
 
 
+class ProgramEnded(NamedTuple):
+    """A program of this machine has ended (or, from the gateway, one of another machine)."""
+
+    job: bytes
+
+
 class RemoteFind(NamedTuple):
     """A process here has found the name of an actor of another machine; the answer is RemoteFound."""
 
@@ -1061,6 +1067,7 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteSignal,
     RemoteActor,
     RemoteLeft,
+    ProgramEnded,
     RemoteFind,
     RemoteGone,
     RemoteFound,

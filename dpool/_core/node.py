@@ -47,6 +47,8 @@ NODE_CLIENT = 0
 """The node as a client of its own scheduler: actors are its own."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
+ALONE_S = 60.0
+"""How long a client's node waits for its program, which starts it and waits for it."""
 ACCEPT_AGAIN_S = 0.2
 """How long a connection waits that could not be accepted."""
 MAX_TRIES = 3
@@ -323,7 +325,7 @@ class Node:
             self._abroad = NodeAbroad(self, client, _log)
             self._at(monotonic(), self._abroad.report)
             if self.config.client:
-                self._at(monotonic() + self.config.start_timeout_s, self._alone)
+                self._at(monotonic() + ALONE_S, self._alone)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
         if self._abroad is not None:
             self._abroad.greet(client)
@@ -353,6 +355,8 @@ class Node:
                 self._records.client_left(client.number)
                 if client.driver:
                     self._records.job_ended(client.hello.job)
+            if client.driver and client.hello.worker == 0:
+                self.tell_gateway(m.ProgramEnded(client.hello.job))
         if client.driver and not self._driven():
             self._end()
 
@@ -812,7 +816,7 @@ class Node:
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
         if any(name.startswith(GROUP) for name, _ in order.missing):
             self._soon.append(partial(self.groups().wanted, order))
-        elif self._abroad is not None and self._pools[order.pool].actors is None:
+        elif self._abroad is not None:
             self._abroad.infeasible(order, partial(self._tell_infeasible, order))
         else:
             asked, missing = describe(order.shape), describe(order.missing)

@@ -69,6 +69,14 @@ def test_tasks_run_on_both(cluster: Cluster, tmp_path: Any) -> None:
     assert len(set(parents)) == 2, "four at a time on two machines of two CPUs each"
 
 
+def test_a_machine_that_has_done_its_tasks_is_used_again(cluster: Cluster, tmp_path: Any) -> None:
+    for turn in range(3):  # each program wants its own workers
+        (tmp_path / str(turn)).mkdir()
+        done = dpool.get([meet.remote(str(tmp_path / str(turn)), i, 4) for i in range(4)], timeout=DEADLINE_S)
+        assert len({parent for _, parent in done}) == 2
+        dpool.shutdown()
+
+
 @dpool.remote(resources={"lamp": 0.5})
 def wait_for(path: str) -> str:
     wait_until(lambda: os.path.exists(path), DEADLINE_S)
