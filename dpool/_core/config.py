@@ -10,7 +10,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_GCS_TIMEOUT_S` | seconds to wait for that Redis where there is no going on without it | 10 |
 | `DPOOL_HEARTBEAT_S` | seconds between the reports of a cluster's machine to the others | 0.1 |
-| `DPOOL_NODE_TIMEOUT_S` | seconds of silence after which a cluster's machine without a link is declared lost | 10 |
+| `DPOOL_NODE_TIMEOUT_S` | seconds of silence after which another machine of the cluster is given up | 10 |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
 | `DPOOL_TMPDIR` | where session directories are made | the system's temporary directory |
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |

@@ -126,8 +126,8 @@ class NativeRuntime:
         self._barren = 0
         """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
-        self._own_session = False
-        """It was made by this process, and nobody else works in it: it goes with the node."""
+        self._session_is_ours = False
+        """This process has made it, for a node of its own."""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
         self._node_child = 0
@@ -302,7 +302,6 @@ class NativeRuntime:
             if self.pools or not self._node_gone():
                 return  # should it be gone, whoever reads tells the open pools
             self._drop_node()
-        self._own_session = here.worker is None and not self.config.address
         if here.worker is not None:
             self.session = here.worker.session
             try:
@@ -313,12 +312,15 @@ class NativeRuntime:
         elif self.config.address:
             from dpool._core import joining
 
+            self._session_is_ours = False
             self.session = joining.join(self.config, self.config.address)
             sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
+            self._session_is_ours = True
         else:
             self.session = launch.make_session(self.config)
+            self._session_is_ours = True
             try:
                 self._node_child, sock = launch.spawn_node(self.session)
             except OSError as error:
@@ -368,7 +370,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if self._own_session:
+        if self._session_is_ours:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:
@@ -1152,7 +1154,7 @@ class NativeRuntime:
         while True:
             left = until - monotonic()
             if left <= 0 or not waiter.poll(left * 1000):
-                if self.welcome is not None:
+                if self.welcome is not None and self._session_is_ours:  # a machine's node serves others, too
                     os.kill(self.welcome.pid, signal.SIGKILL)
                 return
             try:

@@ -6,6 +6,7 @@ driver ◄─Welcome Grant WorkerUp WorkerDied Output Notice── node ◄─Sp
 node ──Remote…, LoadReport, Object…──► gateway ──Remote…, Peer…──► node      (of a machine in a cluster)
 driver ──ActorCreate, ConnectActor──► node ──Grant (of a link), ActorGone──► driver      (whoever calls an actor)
 any process ──Store…, Sync…──► node ──answers──► that process      (sockets of their own)
+any process ──FarOpen──► gateway ──FarOpened──► that process      (the node of another machine)
 driver ──frames of tasks──► worker ──frames of results──► driver      (see frames.py)
 ```
 
@@ -299,6 +300,38 @@ class RemoteEnd(NamedTuple):
 class RemoteSignal(NamedTuple):
     worker: int
     signal: int
+    link: int = 0
+    """The worker is an actor's process: for a call of this caller."""
+
+
+class RemoteActor(NamedTuple):
+    """A process here calls an actor of another machine, over a link of this number. The answers are RemoteUp (whenever
+    there is a process), RemoteDied and, in the end, RemoteGone.
+    """
+
+    link: int
+    actor: bytes
+    pid: int
+
+
+class RemoteLeft(NamedTuple):
+    """It does not any more."""
+
+    link: int
+
+
+class ProgramEnded(NamedTuple):
+    """A program of this machine has ended (or, from the gateway, one of another machine)."""
+
+    job: bytes
+
+
+class RemoteFind(NamedTuple):
+    """A process here has found the name of an actor of another machine; the answer is RemoteFound."""
+
+    number: int
+    actor: bytes
+    pid: int
 
 
 class RemotePoolClosed(NamedTuple):
@@ -385,6 +418,20 @@ class StoreAt(NamedTuple):
     session: str
     url: str
     address: str
+
+
+class RemoteGone(NamedTuple):
+    """The actor is dead for good; `cause` as in ActorGone."""
+
+    link: int
+    cause: bytes
+
+
+class RemoteFound(NamedTuple):
+    """`there`: the process holds the actor now; else it is there no more."""
+
+    number: int
+    there: bool
 
 
 class RemoteUp(NamedTuple):
@@ -945,6 +992,40 @@ class SyncReply(NamedTuple):
     refs: list[bytes]
 
 
+# objects of other machines: any process → gateway, and back
+
+
+class FarOpen(NamedTuple):
+    """The first message of a connection to the gateway: one to the node whose session directory that is, on another
+    machine; or, if `path` is not empty, to whoever listens there at that Unix socket. The answer is FarOpened.
+    """
+
+    protocol: int
+    version: str
+    python: str
+    session: str
+    path: str
+
+
+class FarOpened(NamedTuple):
+    """`status`: FAR_UNKNOWN, FAR_OPEN, FAR_LOST. What is said next on this connection is said to that node; with a
+    path, a descriptor comes along: the connection.
+    """
+
+    status: int
+    host: str
+    why: str
+
+
+class FarEnded(NamedTuple):
+    """gateway → node: a process of another machine has ended; all that it had said has been passed on."""
+
+    pid: int
+
+
+FAR_UNKNOWN, FAR_OPEN, FAR_LOST = range(3)
+"""It is no machine of this cluster, as far as is known; the connection works; it was one, and is gone."""
+
 CONTROL: tuple[type[Any], ...] = (
     Hello,
     OpenPool,
@@ -984,6 +1065,12 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteLease,
     RemoteEnd,
     RemoteSignal,
+    RemoteActor,
+    RemoteLeft,
+    ProgramEnded,
+    RemoteFind,
+    RemoteGone,
+    RemoteFound,
     RemotePoolClosed,
     RemoteUp,
     RemoteRefused,
@@ -1060,6 +1147,9 @@ CONTROL: tuple[type[Any], ...] = (
     SyncReturn,
     SyncWelcome,
     SyncReply,
+    FarOpen,
+    FarOpened,
+    FarEnded,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
 _TYPES = {

@@ -355,6 +355,8 @@ class Node:
                 self._records.client_left(client.number)
                 if client.driver:
                     self._records.job_ended(client.hello.job)
+            if client.driver and client.hello.worker == 0:
+                self.tell_gateway(m.ProgramEnded(client.hello.job))
         if client.driver and not self._driven():
             self._end()
 
@@ -537,9 +539,9 @@ class Node:
             self._pool_said(client, message.pool, lambda p: s.ReturnLease(p, message.worker, message.retire))
 
     def _kill(self, client: Client, message: m.KillWorker) -> None:
-        if self._abroad is not None and self._abroad.signal(message.worker, message.signal):
-            return
         if self._actors is not None and self._actors.signal(client, message):
+            return
+        if self._abroad is not None and self._abroad.signal(message.worker, message.signal):
             return
         proc = self._procs.get(message.worker)
         pool = client.pools.get(message.pool)
@@ -577,6 +579,7 @@ class Node:
         m.ReturnLease: _return_lease,
         m.KillWorker: _kill,
         m.Blocked: _blocked,
+        m.ActorKill: lambda self, c, x: self.actors().kill(x.actor, x.restart, x.why),
         m.ConnectActor: lambda self, c, x: self.actors().connect(c, x),
         m.DisconnectActor: lambda self, c, x: self.actors().disconnect(c, x.pool),
         m.ExportFunction: _recorded,
@@ -646,6 +649,10 @@ class Node:
     def actor_freed(self, obj: bytes) -> bool:
         """Nobody holds this id any more: was it an actor's?"""
         return self._actors is not None and bool(self._actors.freed(obj))
+
+    def actor_lives(self, obj: bytes) -> bool:
+        """Whether this is an actor that another machine can take hold of."""
+        return self._actors is not None and bool(self._actors.lives(obj))
 
     def new_pool(self, setup: bytes, actors: Any, pid: int) -> int:
         """A pool for an actor's process, for which this process has asked."""
@@ -809,7 +816,7 @@ class Node:
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
         if any(name.startswith(GROUP) for name, _ in order.missing):
             self._soon.append(partial(self.groups().wanted, order))
-        elif self._abroad is not None and self._pools[order.pool].actors is None:
+        elif self._abroad is not None:
             self._abroad.infeasible(order, partial(self._tell_infeasible, order))
         else:
             asked, missing = describe(order.shape), describe(order.missing)

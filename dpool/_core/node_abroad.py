@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import messages as m
 from dpool._core.ids import tag_of
 from dpool._core.logic import scheduler as s
-from dpool._core.node_about import NodeAbout
 from dpool._core.logic.placement import Cluster, Load, average
 from dpool._core.logic.places import HOME, NODE, needs
 from dpool._core.logic.resources import CPUS, UNIT, Shape, describe
 from dpool._core.logic.spilling import decide
+from dpool._core.node_about import NodeAbout
 from dpool._core.node_health import Health
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
+    from dpool._core.node_actors_abroad import FarProcess
 
 HERE = b""
 REFUSED_S = 0.05
@@ -43,7 +44,7 @@ INFEASIBLE_S = 1.0
 class _Lease:
     """One lease of another machine's worker."""
 
-    __slots__ = ("granted", "host", "needs", "node", "pool", "returned", "shape", "worker")
+    __slots__ = ("granted", "host", "needs", "node", "pool", "proc", "returned", "shape", "worker")
 
     def __init__(self, worker: int, pool: int, node: bytes, shape: m.Shape, takes: m.Shape) -> None:
         self.worker = worker
@@ -55,6 +56,8 @@ class _Lease:
         self.granted = False
         self.returned = False
         self.host = ""
+        self.proc: FarProcess | None = None
+        """It is an actor's."""
 
 
 class NodeAbroad:
@@ -68,7 +71,7 @@ class NodeAbroad:
         self._hosts: dict[bytes, str] = {}
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
-        self.cluster = Cluster(HERE)
+        self.cluster = Cluster(HERE, salt=node.session.encode())
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
@@ -127,12 +130,17 @@ class NodeAbroad:
                     self._send_abroad(pool, shape, takes, decision.node)
 
     def _ours(self, pool: int) -> dict[bytes, list[Shape]]:
-        """Machine → what the pool has been leased there, or has asked for."""
+        """Machine → what the pool has been leased there, or has asked for; all actors count as one."""
+        node = self._node
+        pools = {pool}
+        if node._pools[pool].actors is not None:
+            pools = {number for number, one in node._pools.items() if one.actors is not None}
         found: dict[bytes, list[Shape]] = {}
         for lease in self._leases.values():
-            if lease.pool == pool:
+            if lease.pool in pools:
                 found.setdefault(lease.node, []).append(lease.needs)
-        workers = self._node.scheduler.pools[pool].workers.values()
+        known = [node.scheduler.pools[number] for number in pools if number in node.scheduler.pools]
+        workers = (worker for one in known for worker in one.workers.values())
         found[HERE] = [worker.lease for worker in workers if worker.lease is not None]
         return found
 
@@ -287,11 +295,16 @@ class NodeAbroad:
     def _up(self, message: m.RemoteUp, fds: list[int]) -> None:
         lease = self._leases.get(message.worker)
         if lease is None:
+            self._node.actors().foreign.up(message, fds)
             return
-        lease.granted, lease.host = True, message.host
+        lease.host = message.host
         pool = self._node._pools.get(lease.pool)
         if pool is None or lease.returned:
             self._tell(m.RemoteEnd(lease.worker, False))
+            return
+        lease.granted = True
+        if pool.actors is not None:
+            lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
         grant = m.Grant(pool.number, lease.worker, lease.shape, (), True, message.log_file)
         self._node._send(pool.client, grant, tuple(fds))
@@ -308,9 +321,13 @@ class NodeAbroad:
     def _died(self, message: m.RemoteDied, fds: list[int]) -> None:
         lease = self._leases.pop(message.worker, None)
         if lease is None:
+            self._node.actors().foreign.died(message)
             return
         pool = self._node._pools.get(lease.pool)
-        if pool is not None and lease.granted:
+        if pool is not None and lease.proc is not None:
+            lease.proc.ended(message)
+            pool.actors.died(lease.pool, lease.proc)
+        elif pool is not None and lease.granted:
             self._node._send(pool.client, m.WorkerDied(
                 pool.number, lease.worker, message.pid, message.signal, message.exit_code, message.reason,
                 message.log_file, host=lease.host,
@@ -341,6 +358,13 @@ class NodeAbroad:
         self._log("peer.down", host=host, reason=message.reason)
         self.health.suspect(message.node, host, message.reason)
 
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
+        """One of another machine: nothing is kept here for its tasks."""
+        if self._node._actors is not None:
+            self._node._actors.program_ended(message.job)
+        if self._node._records is not None:
+            self._node._records.job_left(message.job)
+
     def _store_at(self, message: m.StoreAt, fds: list[int]) -> None:
         """The control store of the cluster is there, or there is none."""
         node = self._node
@@ -354,6 +378,11 @@ class NodeAbroad:
         """The store answers; it is this machine's if it has a path."""
         if path:
             self._tell(m.StoreServer(path, user, password))
+
+    def _far_ended(self, message: m.FarEnded, fds: list[int]) -> None:
+        """A process of another machine, which had locks or queues of ours, perhaps."""
+        if self._node._sync is not None:
+            self._node._sync.far_ended(message.pid)
 
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
@@ -374,7 +403,11 @@ class NodeAbroad:
         m.PeerLoad: _peer_load,
         m.FromPeer: _from_peer,
         m.Pace: lambda self, message, fds: self.pace(message),
+        m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
+        m.ProgramEnded: _program_ended,
+        m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
+        m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),
         m.PeerAbout: lambda self, message, fds: self.about.heard(message),
         m.OutputAbroadTold: lambda self, message, fds: self.about.output_told(message.number),
     }

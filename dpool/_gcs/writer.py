@@ -33,7 +33,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Answered, Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, Op, RecordActor
+from dpool._gcs.ledger import (
+    OPS,
+    CommitLineage,
+    DropTasks,
+    Event,
+    ForgetActor,
+    ForgetJob,
+    Heartbeat,
+    Ledger,
+    Op,
+    RecordActor,
+)
 from dpool._gcs.tables import (
     ActorRow,
     EndJob,
@@ -67,6 +78,7 @@ __all__ = [
     "EndJob",
     "Event",
     "ForgetActor",
+    "ForgetJob",
     "GcsConfig",
     "GcsEvent",
     "GcsWriter",

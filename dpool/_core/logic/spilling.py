@@ -9,16 +9,16 @@
  @fixed      where there is room, here first; if there is none anywhere, at once and bare, where the fewest are per CPU
 ```
 
-A machine is never asked for more leases than it could run at a time, but if it says that it has room: what is left waits
-at home, where it can still go to whoever is free first.
+A machine is never asked for more leases than it could run at a time, unless it says that it has room: what is left
+waits at home, where it can still go to whoever is free first.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from dpool._core.logic.places import needs, wishes
 from dpool._core.logic.placement import Cluster, Input, Task
+from dpool._core.logic.places import needs, wishes
 from dpool._core.logic.resources import CPUS, UNIT
 
 if TYPE_CHECKING:
