@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,7 @@ class Two:
 @pytest.fixture(scope="module")
 def two() -> Iterator[Two]:
     """One cluster for all tests here; each finds it as it was."""
-    for cli in commands():
+    with contextmanager(commands)() as cli:
         yield Two(cli)
 
 
@@ -49,15 +51,59 @@ def cli(two: Two) -> Iterator[Commands]:
     assert two.cli.status()["totals"]["machines"] == 2
 
 
-def elsewhere(tmp_path: Path) -> str:
+def elsewhere(cli: Commands) -> str:
     """A temporary directory in which no node is found."""
-    path = tmp_path / "elsewhere"
-    path.mkdir(exist_ok=True)
-    return str(path)
+    return tempfile.mkdtemp(dir=cli.home)
 
 
-def test_a_program_joins_as_a_client(cli: Commands, two: Two, tmp_path: Path) -> None:
-    place = elsewhere(tmp_path)
+PRINTING = """
+import dpool, sys
+@dpool.remote(resources={"lamp": 0.01})
+def say(number):
+    print(number)
+    print(-number, file=sys.stderr)
+dpool.get([say.remote(number) for number in range(1, 51)], timeout=60)
+"""
+
+
+def test_nothing_that_is_printed_elsewhere_is_lost_at_the_end(cli: Commands) -> None:
+    with Script(PRINTING, env={**cli.env, "DPOOL_ADDRESS": "auto"}) as running:
+        done = running.finish().check()
+    assert sorted(map(int, done.stdout.split())) == [*range(1, 51)]
+    assert sorted(map(int, done.stderr.split())) == [*range(-50, 0)]
+
+
+BY_ADDRESS = """
+import dpool, sys
+address = sys.argv[1]
+with dpool.Executor(address=address) as executor:
+    print(executor.options(resources={"lamp": 1}).submit(pow, 2, 5).result(60))
+    try:
+        dpool.Executor(address="local")
+    except RuntimeError as error:
+        print("one program has one" if "dpool runs already" in str(error) else error)
+dpool.shutdown()
+with dpool.init(address), dpool.Pool(1) as pool:
+    print(pool.map(abs, [-1]), sorted(dpool.cluster_resources()))
+dpool.shutdown()
+with dpool.Executor(1, address="local") as executor:
+    print(executor.submit(abs, -3).result(60), "lamp" in dpool.cluster_resources())
+"""
+
+
+@pytest.mark.parametrize("client", [False, True])
+def test_addresses_in_the_program(cli: Commands, two: Two, client: bool) -> None:
+    env = {**cli.env, **({"DPOOL_TMPDIR": elsewhere(cli)} if client else {})}
+    with Script(BY_ADDRESS, f"dpool://{two.head}" if client else "auto", env=env) as running:
+        lines = running.finish().check().stdout.splitlines()
+    assert lines[:2] == ["32", "one program has one"]
+    assert lines[2].startswith("[1] ")
+    assert "lamp" in lines[2]
+    assert lines[3] == "3 False"
+
+
+def test_a_program_joins_as_a_client(cli: Commands, two: Two) -> None:
+    place = elsewhere(cli)
     (cli.home / "program.py").write_text(PROGRAM)
     for address in (two.head, f"localhost:{two.head.rpartition(':')[2]}"):
         env = {**cli.env, "DPOOL_ADDRESS": f"dpool://{address}", "DPOOL_TMPDIR": place}
@@ -66,8 +112,8 @@ def test_a_program_joins_as_a_client(cli: Commands, two: Two, tmp_path: Path) ->
         assert os.listdir(place) == [], "the client has ended, and left nothing"
 
 
-def test_a_client_is_seen_and_offers_nothing(cli: Commands, two: Two, tmp_path: Path) -> None:
-    place = elsewhere(tmp_path)
+def test_a_client_is_seen_and_offers_nothing(cli: Commands, two: Two) -> None:
+    place = elsewhere(cli)
     program = "import dpool, sys\ndpool.put(b'x' * 1_000_000)\nprint('up', flush=True)\nsys.stdin.read()\n"
     env = {**cli.env, "DPOOL_ADDRESS": f"dpool://{two.head}", "DPOOL_TMPDIR": place}
     with Script(program, env=env) as running:
@@ -84,9 +130,9 @@ def test_a_client_is_seen_and_offers_nothing(cli: Commands, two: Two, tmp_path: 
         wait_until(lambda: not os.listdir(place))
 
 
-def test_a_program_that_cannot_join(cli: Commands, two: Two, tmp_path: Path) -> None:
+def test_a_program_that_cannot_join(cli: Commands, two: Two) -> None:
     program = "import dpool\ntry:\n    dpool.get(dpool.remote(int).remote())\nexcept Exception as e:\n    print(e)\n"
-    place = elsewhere(tmp_path)
+    place = elsewhere(cli)
     for address, config, why in (
         ("auto", "config", "no node of a cluster runs on this machine"),
         (f"dpool://{two.head}", "none", "there is no cluster token"),
@@ -101,8 +147,8 @@ def test_a_program_that_cannot_join(cli: Commands, two: Two, tmp_path: Path) -> 
     assert os.listdir(place) == []
 
 
-def test_status_from_a_machine_outside(cli: Commands, two: Two, tmp_path: Path) -> None:
-    place = elsewhere(tmp_path)
+def test_status_from_a_machine_outside(cli: Commands, two: Two) -> None:
+    place = elsewhere(cli)
     found = cli.status("--address", f"dpool://{two.head}", DPOOL_TMPDIR=place)
     assert [one["address"] for one in found["machines"]] == [two.head, two.other]
     assert os.listdir(place) == []
@@ -118,17 +164,26 @@ def test_run_with_an_address(cli: Commands, two: Two) -> None:
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_submitted(cli: Commands, two: Two, tmp_path: Path, outside: bool) -> None:
-    where = tmp_path / "where"
-    where.mkdir()
-    (where / "program.py").write_text(PROGRAM)
+def test_submitted(cli: Commands, two: Two, outside: bool) -> None:
     (cli.home / "program.py").write_text(PROGRAM)
+    place = elsewhere(cli)
     words = ("--address", f"dpool://{two.head}") if outside else ()
-    place = elsewhere(tmp_path)
     with cli.script("submit", *words, "program.py", "a", **({"DPOOL_TMPDIR": place} if outside else {})) as running:
         assert running.finish() == (7, "['a'] [0, 1, 4]\n", "heard\n")
     assert os.listdir(place) == []
-    assert "cannot" in cli("submit", "none.py").stderr or cli("submit", "none.py").rc == 2
+
+
+def test_what_is_submitted_need_not_be_at_the_head(cli: Commands, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text("import os\nprint(os.path.basename(__file__), __file__)\n")
+    with cli.script("submit", str(path)) as running:
+        assert running.finish().check().stdout == f"program.py {path}\n", "the same file is there"
+    with cli.script("submit", "/dev/stdin") as running:
+        assert running.finish("print('from a pipe')").check().stdout == "from a pipe\n"
+    with cli.script("submit", "none.py") as running:
+        done = running.finish()
+    assert done.rc == 2
+    assert "No such file or directory: 'none.py'" in done.stderr
 
 
 def test_a_submitted_program_has_the_heads_environment(cli: Commands, two: Two) -> None:
