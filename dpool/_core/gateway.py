@@ -902,7 +902,7 @@ class Gateway:
         m.ProgramEnded: _program_ended,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
         m.AboutReport: lambda self, message, fds: self.about.report(message),
-        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number, message.machines),
         m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
