@@ -5,9 +5,9 @@
 ```
 
 A key's place is decided by its hash tag (the part in braces, or all of it), as in Redis Cluster. Commands for one
-server keep their order. Between servers an index is written before the rows that it names, and emptied after them, so whatever
-happens in between nothing is forgotten; if a batch both fills and empties the same index its order is kept in full, one
-server after the other.
+server keep their order. Between servers an index is written before the rows that it names, and emptied after them, so
+whatever happens in between nothing is forgotten; if a batch both fills and empties the same index its order is kept in
+full, one server after the other.
 
 Pure but for the links that it is given.
 """
