@@ -35,13 +35,14 @@ class Executor(_base.Executor):
 
     Args:
         max_workers: how many worker processes at most; by default as many as this process may use CPUs
-            (`loky.cpu_count()`), in a cluster as many as that has CPUs. mp_context: accepted for compatibility. Workers are always forked from a clean
-            process of their own, never from this one. initializer: called once in every worker, before its first
-            task, with `initargs`. If it raises, the executor is broken. initargs: arguments of `initializer`.
-            max_tasks_per_child: replace a worker after so many tasks. max_retries: run a task again, up to so many
-            times, if its worker dies. The function must then be idempotent. strict: if a worker dies, everything
-            pending breaks with BrokenProcessPool, as in the standard library. idle_timeout: seconds after which an
-            idle worker leaves; None: never. env: variables to set in the workers before anything is imported there.
+            (`loky.cpu_count()`), in a cluster as many as that has CPUs. mp_context: accepted for compatibility.
+            Workers are always forked from a clean process of their own, never from this one. initializer: called once
+            in every worker, before its first task, with `initargs`. If it raises, the executor is broken. initargs:
+            arguments of `initializer`. max_tasks_per_child: replace a worker after so many tasks. max_retries: run a
+            task again, up to so many times, if its worker dies. The function must then be idempotent. strict: if a
+            worker dies, everything pending breaks with BrokenProcessPool, as in the standard library. idle_timeout:
+            seconds after which an idle worker leaves; None: never. env: variables to set in the workers before
+            anything is imported there.
             address: the cluster, as for `dpool.init`; one program has one.
 
     Raises:

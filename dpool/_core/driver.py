@@ -126,6 +126,8 @@ class NativeRuntime:
         self._barren = 0
         """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
+        self._session_is_ours = False
+        """This process has made it, for a node of its own."""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
         self._node_child = 0
@@ -310,12 +312,15 @@ class NativeRuntime:
         elif self.config.address:
             from dpool._core import joining
 
+            self._session_is_ours = False
             self.session = joining.join(self.config, self.config.address)
             sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
+            self._session_is_ours = True
         else:
             self.session = launch.make_session(self.config)
+            self._session_is_ours = True
             try:
                 self._node_child, sock = launch.spawn_node(self.session)
             except OSError as error:
@@ -365,7 +370,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if here.worker is None and self.session and not self.config.address:
+        if self._session_is_ours:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:
@@ -1149,7 +1154,7 @@ class NativeRuntime:
         while True:
             left = until - monotonic()
             if left <= 0 or not waiter.poll(left * 1000):
-                if self.welcome is not None:
+                if self.welcome is not None and self._session_is_ours:  # a machine's node serves others, too
                     os.kill(self.welcome.pid, signal.SIGKILL)
                 return
             try:

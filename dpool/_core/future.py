@@ -81,9 +81,11 @@ class _Extra:
 class InStore:
     """A result that lies in the object store until somebody asks for it."""
 
-    __slots__ = ("handle", "label", "place")
+    __slots__ = ("alone", "handle", "label", "place")
 
-    def __init__(self, place: Any, label: str, handle: Any = None) -> None:
+    def __init__(self, place: Any, label: str, handle: Any = None, alone: bool = False) -> None:
+        self.alone = alone
+        """Any process can load it, without anything of `__main__`."""
         self.place = place
         self.label = label
         self.handle = handle

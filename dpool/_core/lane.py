@@ -93,11 +93,14 @@ def _is_cancelling(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError"
 
 
+_STORED = (frames.STORED, frames.STORED_ALONE)
+
+
 def _let_go(value: Any) -> None:
     """Nobody will ever ask for this result: what it has in the object store is not held in our name any more."""
-    if value.__class__ is not tuple or value[0] not in (frames.STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS):
+    if value.__class__ is not tuple or value[0] not in (*_STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS):
         return
-    places = [value[1]] if value[0] == frames.STORED else value[1][1]
+    places = [value[1]] if value[0] in _STORED else value[1][1]
     try:
         client = storage.client()
         for place in places:
@@ -632,8 +635,8 @@ class Lane:
             label = self.label(future)
             if kind == frames.RESULT:
                 self._settle_pickled(future, data, label)
-            elif kind == frames.STORED:
-                finish(future, InStore(data, label))
+            elif kind in _STORED:
+                finish(future, InStore(data, label, alone=kind == frames.STORED_ALONE))
             elif kind == frames.WITH_REFS or kind == frames.RAISED_WITH_REFS:
                 self._settle_with_refs(future, kind, data, label)
             else:

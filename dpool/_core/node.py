@@ -47,6 +47,8 @@ NODE_CLIENT = 0
 """The node as a client of its own scheduler: actors are its own."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
+ALONE_S = 60.0
+"""How long a client's node waits for its program, which starts it and waits for it."""
 ACCEPT_AGAIN_S = 0.2
 """How long a connection waits that could not be accepted."""
 MAX_TRIES = 3
@@ -323,7 +325,7 @@ class Node:
             self._abroad = NodeAbroad(self, client, _log)
             self._at(monotonic(), self._abroad.report)
             if self.config.client:
-                self._at(monotonic() + self.config.start_timeout_s, self._alone)
+                self._at(monotonic() + ALONE_S, self._alone)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
         if self._abroad is not None:
             self._abroad.greet(client)

@@ -41,7 +41,9 @@ class InGroup(NamedTuple):
 
 def check(strategy: Any) -> Any:
     """The strategy in dpool's own words: None, "SPREAD", NodeAffinity or InGroup. ValueError for what is none."""
-    if strategy in (None, "DEFAULT"):
+    if strategy is None:
+        return None
+    if isinstance(strategy, str) and strategy == "DEFAULT":
         return None
     if strategy == "SPREAD":
         return strategy
@@ -54,9 +56,7 @@ def check(strategy: Any) -> Any:
         return check(meaning())
     if isinstance(strategy, InGroup):
         if not -1 <= strategy.number < strategy.bundles:
-            raise ValueError(
-                f"the placement group has {strategy.bundles} bundles, there is no bundle {strategy.number}"
-            )
+            raise ValueError(f"the group has {strategy.bundles} bundles, there is no bundle {strategy.number}")
         return strategy
     raise ValueError(
         f"scheduling_strategy is 'DEFAULT', 'SPREAD', dpool.NodeAffinity(...) or a strategy of "

@@ -730,6 +730,9 @@ def _node_gone() -> None:
     """This driver's node has ended."""
     if _Links.home is not None and _Links.home.pid == os.getpid():
         _forget_home()
+    for link in [one for one in list(_Links.known.values()) if one.far]:  # they went through it
+        link.lost = True
+        _drop_if_unused(link)
 
 
 def _in_use() -> bool:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dpool._core.store_client import Handle, StoreClient
 
 
-class _Unknown(Exception):
+class _Unknown(LinkLost):
     """It is no machine of this cluster."""
 
 
@@ -106,10 +106,8 @@ class FarLink(Link):
             self.host = answer.host
             return sock
         sock.close()
-        if answer.status == m.FAR_UNKNOWN:
-            raise _Unknown
         self.lost = True
-        raise LinkLost(answer.why)
+        raise _Unknown("no such machine") if answer.status == m.FAR_UNKNOWN else LinkLost(answer.why)
 
     def lost_error(self, what: str, error: BaseException | None = None) -> BaseException:
         """Where it lived, and what has become of that, as the gateway knows."""

@@ -41,7 +41,7 @@ def way(session: str) -> Way:
 
 def started(context: Any) -> Any:
     """A `SyncManager`, started. Source: `multiprocessing.Manager`."""
-    manager: Any = managers.SyncManager(serializer=way(""), ctx=context.get_context())  # type: ignore[call-arg]
+    manager: Any = managers.SyncManager(serializer=way(""), ctx=context.get_context())
     manager.start()
     return manager
 
@@ -54,8 +54,8 @@ def _connect(session: str, address: Any, authkey: bytes | None = None) -> Any:
     made = standard.Connection(fd)
     try:
         if authkey is not None:
-            standard.answer_challenge(made, authkey)  # type: ignore[attr-defined]
-            standard.deliver_challenge(made, authkey)  # type: ignore[attr-defined]
+            standard.answer_challenge(made, authkey)
+            standard.deliver_challenge(made, authkey)
     except BaseException:
         made.close()
         raise

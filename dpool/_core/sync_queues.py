@@ -146,8 +146,8 @@ class Items(Core):
             except Exception:
                 raise _DoesNotLoad(error) from error
             raise  # it does load: a signal handler had raised, and the item is not lost
-        if refs:
-            connection.tell(self.obj, k.TAKEN)  # what it refers to is held by now
+        if refs or self.link.far:
+            connection.tell(self.obj, k.TAKEN)  # what it refers to is held by now; and no item is given twice
         return value
 
     def _loaded(self, data: bytes) -> Any:

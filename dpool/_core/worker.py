@@ -59,6 +59,7 @@ from dpool._core.frames import (
     SHOW,
     STARTED,
     STORED,
+    STORED_ALONE,
     STREAM,
     WITH_REFS,
     Page,
@@ -497,11 +498,12 @@ def _result(result: Any, label: str, show: bool, submitter: int) -> tuple[int, A
     parts, keep = pickle_result(result, label, show)
     if type(parts) is bytes:
         return (RESULT, parts)
+    kind = STORED_ALONE if parts.alone else STORED  # type: ignore[union-attr]
     packed = storage.pack(parts, keep, submitter)  # type: ignore[arg-type]
     if type(packed) is bytes:
         return (RESULT, packed)
     if type(packed.wire) is list:  # type: ignore[union-attr]
-        return (STORED, packed.wire)  # type: ignore[union-attr]
+        return (kind, packed.wire)  # type: ignore[union-attr]
     storage.client().hold_for([handle.obj for handle in keep], submitter)
     return (WITH_REFS, (packed.wire, [handle.place for handle in keep]))  # type: ignore[union-attr]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import dpool
-from dpool._core.frames import STORED
+from dpool._core.frames import STORED, STORED_ALONE
 from dpool._core.worker import Worker
 from dpool._store import serde
 from tests.faults.tasks import kill_me, note, wait_for_file
@@ -128,7 +128,7 @@ def die_instead_of_answering(path: str) -> None:
     answer = Worker._answer
 
     def answer_or_die(self: Worker, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
-        if any(type(value) is tuple and value[0] == STORED for value in values):
+        if any(type(value) is tuple and value[0] in (STORED, STORED_ALONE) for value in values):
             try:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:

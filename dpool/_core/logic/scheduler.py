@@ -719,7 +719,8 @@ class LocalScheduler:
     def _split_off(self, number: int, shape: Shape, cause: type[tuple[object, ...]]) -> _Pool:
         """One lease of that shape waits no more, where the pool has one."""
         pool = self._pool(number, cause)
-        request = next((r for r in self.queue if r.pool is pool and r.shape == shape and not r.bare), None)
+        alike = [r for r in self.queue if r.pool is pool and r.shape == shape and not r.bare]
+        request = next((r for r in alike if not r.decided), alike[0] if alike and cause is WentAbroad else None)
         if request is None:
             raise IllegalMove(pool.state, cause.__name__, f"pool {number}, which waits for nothing like that")
         pool.move(cause)
