@@ -31,6 +31,7 @@ from dpool._gcs.tables import (
     ObjectRow,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -38,6 +39,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
     StoreRefused,
 )
@@ -159,6 +161,8 @@ class RedisStore:
             RemoveBatch: self._remove_batch,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            PutCopy: self._put_copy,
+            RemoveCopy: self._remove_copy,
             PutActor: self._put_actor,
             RemoveActor: self._remove_actor,
             PutName: self._put_name,
@@ -223,6 +227,7 @@ class RedisStore:
         for job in self.jobs().values():
             if job.node_id == node_id:
                 self._end_job(job.job_id)
+        self._end_job(node_id)
         names = self.actors_of(node_id)
         told = ("EVAL", BURY_ACTOR, 1)
         buried = self._run([(*told, keys.actor(self._session, one), node_id, _bytes(why)) for one in names])
@@ -391,10 +396,16 @@ class RedisStore:
         yield "UNLINK", keys.object_(self._session, write.object_id)
         yield "SREM", keys.job_objects(self._session, write.job_id), write.object_id
 
+    def _put_copy(self, write: PutCopy) -> Iterator[Command]:
+        yield "HSET", keys.object_(self._session, write.object_id), f"at:{write.node_id.hex()}", b""
+
+    def _remove_copy(self, write: RemoveCopy) -> Iterator[Command]:
+        yield "HDEL", keys.object_(self._session, write.object_id), f"at:{write.node_id.hex()}"
+
     def object(self, object_id: ObjectID) -> ObjectRow | None:
         """See `tables.Store`."""
         fields = _pairs(self._one("HGETALL", keys.object_(self._session, object_id)))
-        if not fields:
+        if b"job" not in fields:
             return None
         copies = frozenset(bytes.fromhex(field[3:].decode()) for field in fields if field.startswith(b"at:"))
         return ObjectRow(object_id, fields[b"job"], int(fields[b"size"]), fields[b"state"].decode(), copies)

@@ -28,6 +28,7 @@ from dpool._gcs.tables import (
     ObjectRow,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -35,6 +36,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
     Store,
 )
@@ -469,6 +471,8 @@ writes = st.one_of(
         small,
         st.booleans(),
     ),
+    st.builds(PutCopy, small.map(lambda i: i + b"\0\0\0\0"), small),
+    st.builds(RemoveCopy, small.map(lambda i: i + b"\0\0\0\0"), small),
     st.builds(RemoveObject, small.map(lambda i: i + b"\0\0\0\0"), st.just(ident(0))),
     st.builds(
         lambda number, state, blob, whole: PutActor(
