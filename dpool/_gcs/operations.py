@@ -1,6 +1,6 @@
 """What a node says to its `Ledger`: operations, each of which changes what must be in the store.
 
-Some are rows of `tables` as they are (`PutJob`, `EndJob`, `PutFunction`, `PutObject`, `RemoveObject`); those that stand
+Some are rows of `tables` as they are (`PutJob`, `PutObject`, `PutCopy` and their like); those that stand
 here the ledger turns into rows.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from dpool._gcs.tables import EndJob, PutFunction, PutJob, PutObject, RemoveObject
+from dpool._gcs.tables import EndJob, PutCopy, PutFunction, PutJob, PutObject, RemoveCopy, RemoveObject
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +71,8 @@ Op = (
     | PutFunction
     | PutObject
     | RemoveObject
+    | PutCopy
+    | RemoveCopy
     | RecordActor
     | ForgetActor
     | ForgetJob

@@ -50,9 +50,11 @@ from dpool._gcs.tables import (
     EndJob,
     JobRow,
     NodeRow,
+    PutCopy,
     PutFunction,
     PutJob,
     PutObject,
+    RemoveCopy,
     RemoveObject,
     StoreRefused,
 )
@@ -87,10 +89,12 @@ __all__ = [
     "Lost",
     "NodeRow",
     "Op",
+    "PutCopy",
     "PutFunction",
     "PutJob",
     "PutObject",
     "RecordActor",
+    "RemoveCopy",
     "RemoveObject",
     "Unavailable",
 ]
@@ -499,11 +503,12 @@ class GcsWriter:
 
     def _leave(self, store: RedisStore) -> None:
         """Remove this node, its jobs and its actors; the last node removes the session."""
-        store.apply([EndJob(job_id) for job_id in self._ledger.jobs()])
+        mine = self._config.node.node_id
+        store.apply([EndJob(job_id) for job_id in (*self._ledger.jobs(), mine)])
         for actor_id in self._ledger.staying():
             self._ledger.apply(ForgetActor(actor_id))
         self._flush()
-        store.remove_node(self._config.node.node_id)
+        store.remove_node(mine)
         if not store.nodes():
             store.close_session()
 
