@@ -43,7 +43,7 @@ class Executor(_base.Executor):
             worker dies, everything pending breaks with BrokenProcessPool, as in the standard library. idle_timeout:
             seconds after which an idle worker leaves; None: never. env: variables to set in the workers before
             anything is imported there.
-            address: None or "local": this machine.
+            address: the cluster, as for `dpool.init`; one program has one.
 
     Raises:
         ValueError, TypeError: an argument cannot be.

@@ -46,7 +46,7 @@ class Pool:
         initargs: arguments of `initializer`.
         maxtasksperchild: replace a worker after so many tasks. A chunk of `map` or `imap` is one task.
         context: accepted for compatibility. Workers are always forked from a clean process of their own.
-        address: None or "local": this machine.
+        address: the cluster, as for `dpool.init`; one program has one.
         env: variables to set in the workers before anything is imported there.
         max_retries: run a task again, up to so many times, if its worker dies. The function must then be idempotent.
 

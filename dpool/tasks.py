@@ -46,7 +46,8 @@ def init(
     """Settings of this machine's runtime, before it is first used; without this call it starts with its defaults.
 
     Args:
-        address: None, "local" or "auto": this machine.
+        address: the cluster: "auto" for the one that this machine is in, or "dpool://HOST:PORT" (its head, or any of
+            its machines); "local": this machine alone; None: as the variable DPOOL_ADDRESS says, else this machine.
         num_cpus, num_gpus: what tasks can ask for, instead of what is found; GPUs are found through NVML, as far as
             CUDA_VISIBLE_DEVICES shows them.
         resources: custom resources that tasks can ask for: name → amount.
@@ -76,9 +77,11 @@ def init(
     unknown = others.keys() - envs.INIT_NO_MEANING
     if unknown:
         raise TypeError(f"init has no option {', '.join(sorted(unknown))}; see docs/ray.md for those of Ray")
-    check_address(None if address == "auto" else address)
+    check_address(address)
     env = None if runtime_env is None and namespace is None else envs.parse(runtime_env, namespace or "")
     changes: dict[str, Any] = {}
+    if address is not None:
+        changes["address"] = "" if address == "local" else address
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None:
             make_shape(**{name: amount})  # raises for what cannot be

@@ -4,12 +4,13 @@ Names carry their units. Relations between settings are checked once, in `valida
 
 | variable | meaning | default |
 |---|---|---|
-| `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine is in; `local`: this machine alone | `local` |
+| `DPOOL_ADDRESS` | the cluster: `auto`: this machine's, or `dpool://HOST:PORT`; `local`: none | `local` |
+| `DPOOL_TOKEN_FILE` | the file that holds the cluster's secret | `~/.config/dpool/token` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_GCS_TIMEOUT_S` | seconds to wait for that Redis where there is no going on without it | 10 |
 | `DPOOL_HEARTBEAT_S` | seconds between the reports of a cluster's machine to the others | 0.1 |
-| `DPOOL_NODE_TIMEOUT_S` | seconds of silence after which a cluster's machine without a link is declared lost | 10 |
+| `DPOOL_NODE_TIMEOUT_S` | seconds of silence after which another machine of the cluster is given up | 10 |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
 | `DPOOL_TMPDIR` | where session directories are made | the system's temporary directory |
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
@@ -34,6 +35,8 @@ class Config(NamedTuple):
 
     address: str = ""
     """Of the cluster: empty for this machine alone."""
+    client: bool = False
+    """Of a node: it offers nothing, and ends with the programs that use it, which have no other way into a cluster."""
     gcs: str = "on"
     redis_url: str = ""
     gcs_timeout_s: float = 10.0
@@ -44,7 +47,7 @@ class Config(NamedTuple):
     start_timeout_s: float = 30.0
     stopped_worker_s: float = 30.0
     num_cpus: float = 0.0
-    """0: found by `loky.cpu_count()`."""
+    """0: found by `loky.cpu_count()`; below 0: none."""
     num_gpus: float = -1.0
     """-1: found through NVML."""
     resources: tuple[tuple[str, float], ...] = ()

@@ -126,6 +126,8 @@ class NativeRuntime:
         self._barren = 0
         """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
+        self._own_session = False
+        """It was made by this process, and nobody else works in it: it goes with the node."""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
         self._node_child = 0
@@ -300,6 +302,7 @@ class NativeRuntime:
             if self.pools or not self._node_gone():
                 return  # should it be gone, whoever reads tells the open pools
             self._drop_node()
+        self._own_session = here.worker is None and not self.config.address
         if here.worker is not None:
             self.session = here.worker.session
             try:
@@ -308,7 +311,9 @@ class NativeRuntime:
                 launch.end_with_node(here.worker.node_pid)
                 raise
         elif self.config.address:
-            self._join(self.config.address)
+            from dpool._core import joining
+
+            self.session = joining.join(self.config, self.config.address)
             sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
@@ -342,22 +347,6 @@ class NativeRuntime:
         if here.worker is None:
             self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self._node))
 
-    def _join(self, address: str) -> None:
-        """Find the node of this machine that belongs to the cluster."""
-        from dpool._core import gateway_start
-        from dpool.errors import StartupError
-
-        found = gateway_start.running(self.config)
-        if address != "auto":
-            where = address.removeprefix("dpool://")
-            found = [one for one in found if one.address == where] or [one for one in found if one.head == where]
-        if not found:
-            raise StartupError(
-                f"no node of a cluster runs on this machine (address={address!r}): start one with "
-                "`dpool start --head`, or `dpool start --address dpool://HOST:PORT`"
-            )
-        self.session = found[0].session
-
     def _start_timeout(self, node: wire.ControlChannel) -> None:
         if self._node is node and self.welcome is None and self.pools:
             self._node_closed(node, f"did not answer within {self.config.start_timeout_s} s")
@@ -379,7 +368,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if here.worker is None and self.session and not self.config.address:
+        if self._own_session:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:
@@ -509,15 +498,18 @@ class NativeRuntime:
         elif kind is Refused:
             self._node_closed(self._node, f"refused us: {message.reason}")
 
-    def catch_up_output(self) -> None:
-        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
+    def catch_up_output(self, wait_s: float = 0.0) -> None:
+        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`.
+
+        `wait_s`: counted or not, and wait for so long.
+        """
         pools = list(self.pools.values())
         if not pools or os.getpid() != self.pid or self.dispatching_here() or not all(p.may_wait() for p in pools):
             return
-        if any([pool.has_written() for pool in pools]):
+        if any([pool.has_written() for pool in pools]) or wait_s:
             number = next(self._output_asked)
             self.tell(AskOutput(number))
-            self.wait_until(lambda: self._output_told >= number or self.node_lost, OUTPUT_S)
+            self.wait_until(lambda: self._output_told >= number or self.node_lost, wait_s or OUTPUT_S)
 
     def notice(self, text: str) -> None:
         """Warn the user once."""
@@ -657,9 +649,10 @@ class NativeRuntime:
             return False
         n = adding
         for pool in list(self.pools.values()):
-            n += len(pool.main.queue)
-            for slot in list(pool.main.dispatcher.slots.values()):
-                n += len(slot.frames)
+            for lane in list(pool._lanes.values()):
+                n += len(lane.queue)
+                for slot in list(lane.dispatcher.slots.values()):
+                    n += len(slot.frames)
         return n < self.cores
 
     # -- reading

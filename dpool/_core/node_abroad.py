@@ -27,10 +27,12 @@ from dpool._core.logic.placement import Cluster, Load, average
 from dpool._core.logic.places import HOME, NODE, needs
 from dpool._core.logic.resources import CPUS, UNIT, Shape, describe
 from dpool._core.logic.spilling import decide
+from dpool._core.node_about import NodeAbout
 from dpool._core.node_health import Health
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
+    from dpool._core.node_actors_abroad import FarProcess
 
 HERE = b""
 REFUSED_S = 0.05
@@ -42,7 +44,7 @@ INFEASIBLE_S = 1.0
 class _Lease:
     """One lease of another machine's worker."""
 
-    __slots__ = ("granted", "host", "needs", "node", "pool", "returned", "shape", "worker")
+    __slots__ = ("granted", "host", "needs", "node", "pool", "proc", "returned", "shape", "worker")
 
     def __init__(self, worker: int, pool: int, node: bytes, shape: m.Shape, takes: m.Shape) -> None:
         self.worker = worker
@@ -54,6 +56,8 @@ class _Lease:
         self.granted = False
         self.returned = False
         self.host = ""
+        self.proc: FarProcess | None = None
+        """It is an actor's."""
 
 
 class NodeAbroad:
@@ -71,6 +75,9 @@ class NodeAbroad:
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
+        self.about = NodeAbout(node, self)
+        self.went: set[int] = set()
+        """Pools that have, or had, workers elsewhere."""
         self._considering = False
         self._numbers = 0
         self._pace = (0.0, 0.0)
@@ -123,12 +130,17 @@ class NodeAbroad:
                     self._send_abroad(pool, shape, takes, decision.node)
 
     def _ours(self, pool: int) -> dict[bytes, list[Shape]]:
-        """Machine → what the pool has been leased there, or has asked for."""
+        """Machine → what the pool has been leased there, or has asked for; all actors count as one."""
+        node = self._node
+        pools = {pool}
+        if node._pools[pool].actors is not None:
+            pools = {number for number, one in node._pools.items() if one.actors is not None}
         found: dict[bytes, list[Shape]] = {}
         for lease in self._leases.values():
-            if lease.pool == pool:
+            if lease.pool in pools:
                 found.setdefault(lease.node, []).append(lease.needs)
-        workers = self._node.scheduler.pools[pool].workers.values()
+        known = [node.scheduler.pools[number] for number in pools if number in node.scheduler.pools]
+        workers = (worker for one in known for worker in one.workers.values())
         found[HERE] = [worker.lease for worker in workers if worker.lease is not None]
         return found
 
@@ -140,6 +152,7 @@ class NodeAbroad:
     def _send_abroad(self, pool: int, shape: m.Shape, takes: m.Shape, node: bytes) -> None:
         worker = self._node.scheduler.new_worker()
         self._node._do(s.WentAbroad(pool, shape, worker))
+        self.went.add(pool)
         self.cluster.placed(node, takes)
         self._leases[worker] = _Lease(worker, pool, node, shape, takes)
         known = self._node._pools[pool]
@@ -179,7 +192,8 @@ class NodeAbroad:
         free = {name: amount for name, (_, amount) in resources.items()}
         scheduler = self._node.scheduler
         task_s, bytes_per_s = (float(f"{value:.2g}") for value in self._pace)
-        return m.LoadReport(total, free, scheduler.waiting(), task_s, scheduler.draining, bytes_per_s)
+        takes_none = scheduler.draining or self._node.config.client
+        return m.LoadReport(total, free, scheduler.waiting(), task_s, takes_none, bytes_per_s)
 
     def pace(self, message: m.Pace) -> None:
         """Somebody has measured."""
@@ -263,6 +277,7 @@ class NodeAbroad:
             self._reported = report
             self._tell(report)
         self.health.beat(report)
+        self.about.beat()
         self._tell_size()
         self._node._at(monotonic() + self._node.config.heartbeat_s, self.report)
         self.consider()
@@ -280,6 +295,7 @@ class NodeAbroad:
     def _up(self, message: m.RemoteUp, fds: list[int]) -> None:
         lease = self._leases.get(message.worker)
         if lease is None:
+            self._node.actors().foreign.up(message, fds)
             return
         lease.host = message.host
         pool = self._node._pools.get(lease.pool)
@@ -287,6 +303,9 @@ class NodeAbroad:
             self._tell(m.RemoteEnd(lease.worker, False))
             return
         lease.granted = True
+        if pool.actors is not None:
+            lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
+            return
         grant = m.Grant(pool.number, lease.worker, lease.shape, (), True, message.log_file)
         self._node._send(pool.client, grant, tuple(fds))
         self._node._send(pool.client, m.WorkerUp(pool.number, lease.worker, message.pid, 0))
@@ -302,9 +321,13 @@ class NodeAbroad:
     def _died(self, message: m.RemoteDied, fds: list[int]) -> None:
         lease = self._leases.pop(message.worker, None)
         if lease is None:
+            self._node.actors().foreign.died(message)
             return
         pool = self._node._pools.get(lease.pool)
-        if pool is not None and lease.granted:
+        if pool is not None and lease.proc is not None:
+            lease.proc.ended(message)
+            pool.actors.died(lease.pool, lease.proc)
+        elif pool is not None and lease.granted:
             self._node._send(pool.client, m.WorkerDied(
                 pool.number, lease.worker, message.pid, message.signal, message.exit_code, message.reason,
                 message.log_file, host=lease.host,
@@ -325,6 +348,7 @@ class NodeAbroad:
     def _peer_down(self, message: m.PeerDown, fds: list[int]) -> None:
         host = self._hosts.pop(message.node, "")
         self.cluster.gone(message.node)
+        self.about.gone(message.node)
         self._homes = {home: node for home, node in self._homes.items() if node != message.node}
         if not self._hosts:
             self._node.scheduler.choosy = False
@@ -333,6 +357,13 @@ class NodeAbroad:
         self._tell_size()
         self._log("peer.down", host=host, reason=message.reason)
         self.health.suspect(message.node, host, message.reason)
+
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
+        """One of another machine: nothing is kept here for its tasks."""
+        if self._node._actors is not None:
+            self._node._actors.program_ended(message.job)
+        if self._node._records is not None:
+            self._node._records.job_left(message.job)
 
     def _store_at(self, message: m.StoreAt, fds: list[int]) -> None:
         """The control store of the cluster is there, or there is none."""
@@ -347,6 +378,11 @@ class NodeAbroad:
         """The store answers; it is this machine's if it has a path."""
         if path:
             self._tell(m.StoreServer(path, user, password))
+
+    def _far_ended(self, message: m.FarEnded, fds: list[int]) -> None:
+        """A process of another machine, which had locks or queues of ours, perhaps."""
+        if self._node._sync is not None:
+            self._node._sync.far_ended(message.pid)
 
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
@@ -367,7 +403,13 @@ class NodeAbroad:
         m.PeerLoad: _peer_load,
         m.FromPeer: _from_peer,
         m.Pace: lambda self, message, fds: self.pace(message),
+        m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
+        m.ProgramEnded: _program_ended,
+        m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
+        m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),
+        m.PeerAbout: lambda self, message, fds: self.about.heard(message),
+        m.OutputAbroadTold: lambda self, message, fds: self.about.output_told(message.number),
     }
 
     # -- what submitters say
@@ -403,6 +445,7 @@ class NodeAbroad:
                 self._tell(m.RemoteSignal(lease.worker, signal.SIGKILL))
             elif not lease.granted:
                 self.returned(lease.worker, True)
+        self.went.discard(pool)
         self._tell(m.RemotePoolClosed(pool, kill))
 
     def _tell(self, message: Any) -> None:

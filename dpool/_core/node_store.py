@@ -351,11 +351,10 @@ class NodeStore:
         self._node.actors().create(message, side.pid, partial(self._actor_found, side))
 
     def _find_actor(self, side: Side, message: m.ActorFind) -> None:
-        actor, meta = self._node.actors().find(message.name)
-        self._actor_found(side, m.ActorFound(message.request, actor, meta, ""))
+        self._node.actors().find(message, side.pid, partial(self._actor_found, side))
 
     def _actor_found(self, side: Side, found: m.ActorFound) -> None:
-        if found.actor:
+        if found.actor and not self._node.actors().foreign.foreign(found.actor):  # else the gateway has said it
             self._follow(r.Acquire(found.actor, side.pid))
         self._send(side.number, found)
 

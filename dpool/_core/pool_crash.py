@@ -14,7 +14,8 @@ NODE_DIED = "node"
 """`WorkerDied.reason` of the workers that a dead node took along."""
 
 LINK_DOWN = "the link to "
-"""With these words it begins if the worker is on a machine that cannot be reached any more."""
+"""With these words it begins if the worker's machine cannot be reached any more."""
+
 FOR_CALLER = "at the request of a caller: "
 """With these words it begins if one who calls an actor had it killed; what follows is why."""
 
@@ -32,12 +33,9 @@ def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseEx
             "it has been started again. Submit the task again, or use max_retries=."
         )
     if message.reason.startswith(LINK_DOWN):
-        return WorkerCrashed(
-            f"{task} is lost, as {message.reason}. It ran on that machine, or was about to; submit it again, if that "
-            "may be done twice, or use max_retries=.",
-            task=task,
-            host=host,
-            attempts=attempts,
+        return NodeLost(
+            f"{message.reason}, while a worker there ran {task}; whether it has run to its end is not known. "
+            "Submit the task again, or use max_retries=."
         )
     kind: type[WorkerCrashed] = OutOfMemory if message.reason == "oom" else WorkerCrashed
     reason = {

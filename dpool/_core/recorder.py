@@ -89,6 +89,10 @@ class Recorder:
             self._jobs.discard(job)
             self._writer.post(w.EndJob(job))
 
+    def job_left(self, job: bytes) -> None:
+        """A driver of another node's left, which says so to the store."""
+        self._writer.post(w.ForgetJob(job))
+
     def client_left(self, client: int) -> None:
         """A driver or worker is gone: nobody waits for what it had submitted."""
         self._free(references.ProcessDied(client))

@@ -10,5 +10,5 @@
 - `lineage`: how a batch of task records is packed; `ledger`: what must be in the store and what is not there yet.
 - `memory`, `redis_store`: the two stores; `server`: the embedded server; `writer`: the thread that ties them together.
 
-Only `redis_store` imports redis, and only the writer's thread imports `redis_store`.
+`resp` speaks to the embedded server; only `redis_link`, for a server with a URL, imports redis.
 """

@@ -98,6 +98,12 @@ class ForgetActor(NamedTuple):
     actor_id: ObjectID
 
 
+class ForgetJob(NamedTuple):
+    """Another node's job has ended, and that node says so to the store."""
+
+    job_id: JobID
+
+
 Op = (
     CommitLineage
     | DropTasks
@@ -108,6 +114,7 @@ Op = (
     | RemoveObject
     | RecordActor
     | ForgetActor
+    | ForgetJob
     | Heartbeat
     | Event
 )
@@ -183,6 +190,7 @@ class Ledger:
             RemoveObject: self._remove_object,
             RecordActor: self._record_actor,
             ForgetActor: self._forget_actor,
+            ForgetJob: self._forget_job,
             Heartbeat: self._heartbeat,
             Event: self._event,
         }
@@ -232,6 +240,10 @@ class Ledger:
         self._gone = {key: None for key in self._gone if key[1] != op.job_id}
         self._sent = {key for key in self._sent if key[1] != op.job_id}
         self._gone["end", op.job_id, 0] = None
+
+    def _forget_job(self, op: ForgetJob) -> None:
+        self._end_job(EndJob(op.job_id))
+        self._gone.pop(("end", op.job_id, 0), None)
 
     def _put_function(self, op: PutFunction) -> None:
         job = self._job(op.job_id)

@@ -1,25 +1,22 @@
-"""The control store on a real Redis; the only module that imports redis.
+"""The control store on a real Redis.
 
-One connection, used by one thread. Nothing is retried behind our back: redis-py's own retries are off, every call has
-a time-out, and each failure, of the network (ControlStoreError) or of the server (StoreRefused), has a text without
-secrets. A caller repeats the call as it was; see `tables` for why that is safe. Scripts, of one key each, are what must
-look before it writes: giving an epoch, recognised by its token; releasing a function, which goes with its last job; and
-what belongs to one node at a time: actors and their names.
+One connection, used by one thread: `resp` to the embedded server, `redis_link` to any other. Nothing is retried behind
+our back, every call has a time-out, and each failure, of the network (ControlStoreError) or of the server
+(StoreRefused), has a text without secrets. A caller repeats the call as it was; see `tables` for why that is safe.
+Scripts, of one key each, are what must look before it writes: giving an epoch, recognised by its token; releasing a
+function, which goes with its last job; and what belongs to one node at a time: actors and their names.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from dpool._gcs import keys
 from dpool._gcs.lineage import live_positions, split_ids, unpack
+from dpool._gcs.resp import LinkFailed, ServerRefused, SocketLink
 from dpool._gcs.tables import (
     MOST_GONE,
     ActorRow,
@@ -54,6 +51,19 @@ if TYPE_CHECKING:
     from dpool._gcs.tables import Write
 
 Command = tuple[Any, ...]
+
+
+class Link(Protocol):
+    """A connection to a server; see `resp.SocketLink`."""
+
+    connections: int
+
+    def execute(self, commands: Sequence[Command]) -> list[Any]:
+        """The commands' answers, in one go."""
+
+    def close(self) -> None:
+        """Close it."""
+
 
 FORGET_SESSION_S = 3600.0
 """On a shared server, the rows of a session that was not seen for this long are removed by the next one."""
@@ -142,19 +152,16 @@ class RedisStore:
 
     Args:
         session: the session's name; every key carries it.
-        client: a connected client (see `connect_url`, `connect_socket`).
+        link: sends commands (see `connect_url`, `connect_socket`).
         where: what errors call the server.
         max_events: about how many events are kept per node.
     """
 
-    def __init__(self, session: str, client: redis.Redis, where: str, max_events: int = 10_000) -> None:
+    def __init__(self, session: str, link: Link, where: str, max_events: int = 10_000) -> None:
         self._session = session
-        self._client = client
+        self._link = link
         self._where = where
         self._max_events = max_events
-        self.connections = 0
-        """How often it has connected: a server that was started again may have forgotten what it was told."""
-        client.connection_pool.connection_kwargs["redis_connect_func"] = self._connected
         self._encoders: dict[type, Callable[[Any], Iterator[Command]]] = {
             Beat: self._beat,
             PutJob: self._put_job,
@@ -174,9 +181,10 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._session} at {self._where}>"
 
-    def _connected(self, connection: Any) -> None:
-        connection.on_connect()
-        self.connections += 1
+    @property
+    def connections(self) -> int:
+        """How often it has connected: a server that was started again may have forgotten what it was told."""
+        return self._link.connections
 
     # --- running commands -------------------------------------------------------------------------------------------
 
@@ -184,16 +192,12 @@ class RedisStore:
         """Send the commands in one go; their answers, or ControlStoreError for the first that failed."""
         if not commands:
             return []
-        pipe = self._client.pipeline(transaction=False)
-        stage: Callable[..., object] = pipe.execute_command
-        for command in commands:
-            stage(*command)
         try:
-            answers = pipe.execute(raise_on_error=False)
-        except (redis.RedisError, OSError, ValueError) as error:
+            answers = self._link.execute(commands)
+        except LinkFailed as error:
             raise ControlStoreError(self._story(error)) from None
         for command, answer in zip(commands, answers, strict=True):
-            if isinstance(answer, Exception) and not (command[0] == "XADD" and STALE_EVENT in str(answer)):
+            if isinstance(answer, ServerRefused) and not (command[0] == "XADD" and STALE_EVENT in str(answer)):
                 raise StoreRefused(self._story(answer))
         return answers
 
@@ -424,6 +428,7 @@ class RedisStore:
         made: tuple[Any, ...] = ("job", row.job_id, "epoch", row.epoch, "name", _bytes(row.name))
         made += ("detached", int(row.detached), "resources", json.dumps(row.resources))
         made += ("max_restarts", row.max_restarts, "keep", json.dumps([one.hex() for one in row.keep]))
+        made += ("meta", row.meta)
         made += ("creation", row.creation) if row.creation else ()
         yield "EVAL", WRITE_OWN, 1, key, row.node_id, "put", drop, *made, *now
 
@@ -458,6 +463,7 @@ class RedisStore:
             tuple(map(bytes.fromhex, json.loads(fields[b"keep"]))),
             fields.get(b"creation", b""),
             int(fields[b"epoch"]),
+            fields[b"meta"],
         )
 
     def actors_of(self, node_id: NodeID) -> list[ObjectID]:
@@ -532,36 +538,22 @@ class RedisStore:
 
     def close(self) -> None:
         """See `tables.Store`. Another thread may call it to end a call in progress."""
-        self._client.connection_pool.disconnect()
+        self._link.close()
 
 
 def connect_socket(session: str, path: str, user: str, password: str, timeout_s: float) -> RedisStore:
     """A store on the embedded server's Unix socket. Each call may take `timeout_s`. Connects at the first call."""
-    client = redis.Redis(
-        unix_socket_path=path,
-        username=user,
-        password=password,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
-    return RedisStore(session, client, f"the embedded server at {path}")
+    return RedisStore(session, SocketLink(path, user, password, timeout_s), f"the embedded server at {path}")
 
 
 def connect_url(session: str, url: str, timeout_s: float) -> RedisStore:
     """A store on the server at `url` (redis://, rediss://, unix://). Raises ControlStoreError for a malformed URL."""
-    try:
-        client = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
-    except (ValueError, TypeError, redis.RedisError):
-        raise ControlStoreError(f"DPOOL_REDIS_URL is malformed: {redact(url)}") from None
-    return RedisStore(session, client, redact(url))
+    where = redact(url)
+    if url.startswith("unix:///") and "?" not in url:  # nobody's name in it: the way to the head of the cluster
+        return RedisStore(session, SocketLink(url.removeprefix("unix://"), "", "", timeout_s), where)
+    from dpool._gcs.redis_link import UrlLink  # 75 ms of imports, which the embedded server does without
+
+    return RedisStore(session, UrlLink(url, where, timeout_s), where)
 
 
 def _bytes(text: str) -> bytes:
@@ -575,9 +567,7 @@ def _text(data: bytes) -> str:
 
 
 def _pairs(answer: Any) -> dict[bytes, bytes]:
-    """A flat list of fields and values, or redis-py's dict of them, as a dict."""
-    if isinstance(answer, dict):
-        return answer
+    """A flat list of fields and values, as a dict."""
     return dict(zip(answer[::2], answer[1::2], strict=True))
 
 

@@ -26,6 +26,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from dpool._gcs.keys import PREFIX
+from dpool._gcs.resp import request
 from dpool.errors import ControlStoreError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class EmbeddedServer:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
                 link.settimeout(PROBE_TIMEOUT_S)
                 link.connect(self.socket_path)
-                link.sendall(_request("AUTH", self.user, self.password) + _request("PING"))
+                link.sendall(request("AUTH", self.user, self.password) + request("PING"))
                 answer = b""
                 while answer.count(b"\r\n") < 2:
                     got = link.recv(256)
@@ -235,8 +236,3 @@ def _quote(value: str) -> str:
     """The value as one word of the configuration, whatever bytes the path has."""
     safe = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(value))
     return '"' + "".join(safe) + '"'
-
-
-def _request(*words: str) -> bytes:
-    """A request in Redis' protocol."""
-    return f"*{len(words)}\r\n".encode() + b"".join(f"${len(word)}\r\n{word}\r\n".encode() for word in words)

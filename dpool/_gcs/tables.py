@@ -110,7 +110,7 @@ class ActorRow(NamedTuple):
 
     `node_id` is the only one that may change the row; it names one start of a node, whose number is `epoch`. `creation`
     (opaque) is all that is needed to construct it anew, wherever; empty when it will not come back. `keep` are the
-    objects that `creation` refers to. `cause` says why a dead one is dead.
+    objects that `creation` refers to. `cause` says why a dead one is dead. `meta` (opaque): what a proxy is made of.
     """
 
     actor_id: ObjectID
@@ -126,6 +126,7 @@ class ActorRow(NamedTuple):
     keep: tuple[ObjectID, ...] = ()
     creation: bytes = b""
     epoch: int = 0
+    meta: bytes = b""
 
 
 class EventRow(NamedTuple):

@@ -33,7 +33,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Answered, Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, Op, RecordActor
+from dpool._gcs.ledger import (
+    OPS,
+    CommitLineage,
+    DropTasks,
+    Event,
+    ForgetActor,
+    ForgetJob,
+    Heartbeat,
+    Ledger,
+    Op,
+    RecordActor,
+)
 from dpool._gcs.tables import (
     ActorRow,
     EndJob,
@@ -67,6 +78,7 @@ __all__ = [
     "EndJob",
     "Event",
     "ForgetActor",
+    "ForgetJob",
     "GcsConfig",
     "GcsEvent",
     "GcsWriter",
@@ -371,7 +383,7 @@ class GcsWriter:
         self._notify(Connected(self._epoch))
 
     def _open_store(self) -> RedisStore:
-        from dpool._gcs.redis_store import connect_socket, connect_url  # 0.1 s of imports: not before it is needed
+        from dpool._gcs.redis_store import connect_socket, connect_url  # not before it is needed
 
         config = self._config
         if config.url:

@@ -177,7 +177,8 @@ def test_many_actors_leave_nothing_in_the_store(shared: Shared) -> None:
         assert [(store.named_actor(name) or ())[1:] for name in names] == [(node_id(),)] * 3
         del actors
         pattern = f"dpool:{os.path.basename(driver.runtime().session)}:*actor*"
-        wait_until(lambda: not list(store._client.scan_iter(pattern)), LONG_S, "no key is left")
+        scan = "SCAN", 0, "MATCH", pattern, "COUNT", 100_000
+        wait_until(lambda: store._one(*scan) == [b"0", []], LONG_S, "no key is left")
 
 
 def test_a_detached_actor_that_is_dead_is_forgotten_when_nobody_holds_it(shared: Shared) -> None:

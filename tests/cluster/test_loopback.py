@@ -156,7 +156,7 @@ def test_the_other_machine_goes(cluster: Cluster, tmp_path: Any, number: int) ->
     lost = hang.remote(str(tmp_path / "began"))
     wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
     cluster.stop(cluster.members[1], number)
-    with pytest.raises(dpool.errors.WorkerCrashed, match="the link to"):
+    with pytest.raises(dpool.errors.NodeLost, match="the link to"):
         dpool.get(lost, timeout=DEADLINE_S)
     assert len(dpool.get([meet.remote(str(tmp_path), 1, 2)], timeout=DEADLINE_S)) == 1, "this machine goes on"
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, RecordActor
+from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, Ledger, RecordActor
 from dpool._gcs.memory import MemoryServer, MemoryStore
 from dpool._gcs.tables import (
     ActorRow,
@@ -387,3 +387,12 @@ class Outages(RuleBasedStateMachine):
 
 TestOutages = Outages.TestCase
 TestOutages.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_kept_for_another_nodes_job_is_forgotten_with_it():
+    ledger = Ledger(N)
+    ledger.apply(PutFunction(ident("f"), JOB, b"code"))
+    ledger.apply(ForgetJob(JOB))
+    ledger.apply(PutFunction(ident("g"), JOB, b"late"))
+    assert (ledger.pending, ledger.jobs()) == (False, [])
+    ledger.check()

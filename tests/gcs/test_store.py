@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dpool._gcs import keys
 from dpool._gcs.lineage import dropped_bits, pack
 from dpool._gcs.memory import MemoryServer, MemoryStore
-from dpool._gcs.redis_store import connect_socket
+from dpool._gcs.redis_store import connect_socket, connect_url
 from dpool._gcs.tables import (
     ActorRow,
     AddEvent,
@@ -46,7 +46,7 @@ FUNCTION = ident("function")
 sessions = (f"contract-{number}" for number in itertools.count())
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "redis-py"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes connections to one and the same, empty, session."""
     session = next(sessions)
@@ -62,7 +62,11 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
         server = request.getfixturevalue("shared_server")
 
         def make() -> Store:
-            store = connect_socket(session, server.socket_path, server.user, server.password, 5.0)
+            login = server.socket_path, server.user, server.password
+            if request.param == "redis":
+                store = connect_socket(session, *login, 5.0)
+            else:
+                store = connect_url(session, f"unix://{login[1]}:{login[2]}@{login[0]}", 5.0)
             store._max_events = 100
             return store
 

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 import dpool
+from dpool._core import driver
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import wait_until
 
@@ -155,3 +156,14 @@ def test_get_times_out_and_hears_of_a_cancel(gate: Gate) -> None:
         dpool.get(refs, timeout=LONG_S)
     gate.open("n0")
     assert dpool.get(refs[0], timeout=LONG_S) == "n0"
+
+
+def test_nobody_polls_while_as_many_tasks_are_out_as_there_are_cores(gate: Gate) -> None:
+    """Whatever resources they ask for: a poll would take the processor from them."""
+    runtime = driver.runtime()
+    assert runtime.may_poll(0) == (runtime.cores > 1)
+    refs = [enter.remote(gate, "each") for _ in range(runtime.cores)]
+    assert not runtime.may_poll(0)
+    gate.open("each")
+    dpool.get(refs, timeout=LONG_S)
+    assert runtime.may_poll(0) == (runtime.cores > 1)
