@@ -49,6 +49,8 @@ LOOK_S = 0.002
 """How often it is looked whether a submitter wants tasks back, while a frame is under way."""
 TRUST_S = 0.001
 """Between storing a LIMIT and trusting what the page says (as in lane.py)."""
+SEEN_S = 0.15
+"""After so long whoever asked for a lease hears that it was seen: a little more than a report takes to come."""
 PING_S = 1.0
 JOIN_S = 20.0
 NODE_END_S = 10.0
@@ -171,6 +173,8 @@ class Gateway:
         self._load: pm.Heartbeat | None = None
         self._seen: dict[bytes, int] = {}
         """Peer → leases that it has asked for in all."""
+        self._owed: set[bytes] = set()
+        """Peers that are to hear that, though nothing else may have changed here."""
         version, python = m.versions()
         self.host = socket.gethostname()
         about = {"nodes": [], "tag": tag_of(settings.session)}
@@ -368,6 +372,16 @@ class Gateway:
             self._tell(m.Pace(*self.pace))
             self.pace = (0.0, 0.0)
 
+    def _tell_seen(self, peer: bytes) -> None:
+        """A lease that comes and goes between two reports changes nothing here; but who asked for it counts it until
+        it hears that it was seen.
+        """
+        self._owed.discard(peer)
+        if self._load is not None:
+            self._beat += 1
+            self._load = self._load._replace(number=self._beat, seen=dict(self._seen))
+            self._say_if_up(peer, self._load)
+
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
 
@@ -555,6 +569,9 @@ class Gateway:
 
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
         self._seen[peer] = self._seen.get(peer, 0) + 1
+        if peer not in self._owed:
+            self._owed.add(peer)
+            self._at(SEEN_S, partial(self._tell_seen, peer))
         pool = self._guest_pools.get((peer, message.pool))
         if pool is None or self.draining:
             why = "its pool is closed" if pool is None else "this machine is being drained"
