@@ -335,7 +335,7 @@ def test_names_that_there_are() -> None:
         (dpool, "timeline", "not recorded"),
         (dpool, "serve", "libraries"),
         (dpool, "data", "libraries"),
-        (dpool.util, "placement_group", "no placement groups"),
+        (dpool.util, "placement_group_table", "is passed on"),
         (dpool, "no_such_thing", "has no attribute 'no_such_thing'$"),
         (dpool.util, "no_such_thing", "'dpool.util' has no attribute 'no_such_thing'$"),
     ],
