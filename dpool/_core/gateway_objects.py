@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 MANY = 10_000
 """Objects named in one message."""
+LINGER_S = 1.0
+"""How long copies stay that a frame of tasks needed and nobody holds any more."""
+MOST_LINGERING = 100
+"""Frames for which they do."""
 LOST = 0
 """What becomes of a future whose home is gone; see node_store.py."""
 
@@ -120,6 +124,10 @@ class Objects:
         """Of ours: which machines hold it."""
         self._kept: dict[bytes, Counter[bytes]] = {}
         """Machine → what results carry that it has not taken yet, and how often it is held here for that."""
+        self._for_copies: set[int] = set()
+        """Tokens of frames that needed copies of other machines' objects."""
+        self._lingering: deque[int] = deque()
+        """Of these, the ones whose frames are done with, the oldest first."""
         self._watching: set[bytes] = set()
         self._watched: dict[bytes, set[bytes]] = {}
 
@@ -351,6 +359,8 @@ class Objects:
         step = steps.add(partial(self._to_worker, guest, frame), ready=False)
         token = self.new_token()
         guest.tokens.append(token)
+        if any(ids.home_of(obj) != self.tag for obj in carried.wanted):
+            self._for_copies.add(token)
         begin = partial(self._fetch_all, guest, carried.wanted, partial(steps.now, step))
         if carried.lasting:
             lasting = self.new_token()
@@ -388,7 +398,7 @@ class Objects:
         blob = pickle.dumps(refs) if refs else b""
         self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob)), blob + frame)
         if end and first >= 0:
-            self._all_done(guest.tokens)
+            self._linger(guest.tokens)
 
     def journal(self, guest: _Guest, snapshot: Snapshot) -> list[bytes]:
         """What a worker has noted and not answered: the objects that nobody has been told of."""
@@ -424,9 +434,28 @@ class Objects:
         self._all_done(guest.tokens)
         self._all_done(guest.lasting)
 
+    def _linger(self, tokens: list[int]) -> None:
+        """Copies that a frame needed stay for a moment: the next one may need the same."""
+        while tokens:
+            token = tokens.pop()
+            if token in self._for_copies:
+                self._for_copies.discard(token)
+                self._lingering.append(token)
+                self._gateway._at(LINGER_S, self._linger_less)
+            else:
+                self.done(token)
+        while len(self._lingering) > MOST_LINGERING:
+            self.done(self._lingering.popleft())
+
+    def _linger_less(self) -> None:
+        if self._lingering:
+            self.done(self._lingering.popleft())
+
     def _all_done(self, tokens: list[int]) -> None:
         while tokens:
-            self.done(tokens.pop())
+            token = tokens.pop()
+            self._for_copies.discard(token)
+            self.done(token)
 
     # -- frames of results, at the submitter's side
 
