@@ -42,4 +42,7 @@ QUESTIONS = (
     "task_tree",
     "pendulum",
     "serving",
+    "machines_actors",
+    "machines_locality",
+    "machines_allreduce",
 )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpool._core.context import current_worker as current_worker
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
+    from dpool._core.strategies import NodeAffinity as NodeAffinity
     from dpool.actor import ActorProxy as ActorProxy
     from dpool.actor import get_actor as get_actor
     from dpool.actor import kill as kill
@@ -49,6 +50,7 @@ __all__ = [
     "ActorProxy",
     "Executor",
     "Future",
+    "NodeAffinity",
     "ObjectRef",
     "Pool",
     "__version__",
@@ -79,6 +81,7 @@ _HOMES = {
     "ActorProxy": "dpool.actor",
     "Executor": "dpool.executor",
     "Future": "dpool._core.future",
+    "NodeAffinity": "dpool._core.strategies",
     "ObjectRef": "dpool._core.objectref",
     "Pool": "dpool.pool",
     "available_resources": "dpool.tasks",

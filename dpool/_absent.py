@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_NO_PLACEMENT = "there are no placement groups; tasks and actors ask for resources (num_cpus=, num_gpus=, resources=)"
+_NO_PLACEMENT = "a placement group is known by what dpool.util.placement_group returns, and is passed on like that"
 _LIBRARY = "Ray's libraries are not part of dpool, which has tasks, actors, pools and the joblib backend"
 _ONE_STREAM = "a task with num_returns='streaming' returns an iterator of futures, of the class dpool.Stream"
 
@@ -18,12 +18,9 @@ _INSTEAD = {
     "cloudpickle": "import cloudpickle itself",
     "ObjectRefGenerator": _ONE_STREAM,
     "DynamicObjectRefGenerator": _ONE_STREAM,
-    "placement_group": _NO_PLACEMENT,
-    "remove_placement_group": _NO_PLACEMENT,
     "get_placement_group": _NO_PLACEMENT,
     "get_current_placement_group": _NO_PLACEMENT,
     "placement_group_table": _NO_PLACEMENT,
-    "scheduling_strategies": _NO_PLACEMENT,
     "iter": "a task with num_returns='streaming' returns an iterator of futures",
     "list_named_actors": "dpool.get_actor finds an actor by its name",
     "register_serializer": "use copyreg.pickle or __reduce__, as for pickle",

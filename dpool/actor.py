@@ -24,8 +24,8 @@ from dpool._core.remote_function import STREAMING, parts_of, with_window
 from dpool._core.stream import Flow, Stream
 
 _OPTIONS = (
-    "num_cpus", "num_gpus", "memory", "resources", "name", "get_if_exists", "lifetime", "max_restarts",
-    "max_task_retries", "max_pending_calls", "max_concurrency", "env", "namespace",
+    "num_cpus", "num_gpus", "memory", "resources", "scheduling_strategy", "name", "get_if_exists", "lifetime",
+    "max_restarts", "max_task_retries", "max_pending_calls", "max_concurrency", "env", "namespace",
 )  # fmt: skip
 
 
@@ -51,8 +51,13 @@ def creation(options: Mapping[str, Any]) -> Creation:
     if not isinstance(given.get("name", ""), str):
         raise TypeError(f"name must be a string, not {given['name']!r}")
     retries = given.get("max_task_retries", 0)
+    shape = make_shape(**amounts, **resources)
+    if "scheduling_strategy" in given:
+        from dpool._core.strategies import check, placed
+
+        shape = placed(shape, check(given["scheduling_strategy"]))
     return Creation(
-        shape=make_shape(**amounts, **resources),
+        shape=shape,
         name=_spelled(given.get("name", ""), given.get("namespace")),
         get_if_exists=bool(given.get("get_if_exists", False)),
         detached=lifetime == "detached",

@@ -24,6 +24,11 @@ COMMANDS = {
     "run": Command("dpool._run.command", "run a Python program with its process pools served by dpool"),
     "start": Command("dpool._cluster.start", "make this machine the head of a cluster, or one of its nodes"),
     "stop": Command("dpool._cluster.stop", "end what `dpool start` began on this machine"),
+    "status": Command("dpool._cluster.status", "show the machines of the cluster, what they have and what they do"),
+    "drain": Command("dpool._cluster.drain", "have a machine leave the cluster when what runs there has ended"),
+    "submit": Command("dpool._cluster.submit", "run a program on the head's machine, as if it ran here"),
+    "up": Command("dpool._cluster.up", "start a cluster on the machines of a file, over ssh"),
+    "down": Command("dpool._cluster.down", "end what `dpool up` began"),
     "token": Command("dpool._cluster.token", "show, make or take over the cluster's secret"),
 }
 

@@ -94,7 +94,7 @@ class OutOfMemory(WorkerCrashed):
 
 
 class NodeLost(DpoolError, BrokenProcessPool):
-    """The node process died, and the workers that ran the task died with it."""
+    """The node process died, and the workers that ran the task died with it; or another machine that ran it is lost."""
 
 
 class InitializerFailed(DpoolError, BrokenProcessPool):

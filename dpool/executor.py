@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpool._core.iterables import check_buffersize, length, slices
-from dpool._core.runtime import MAP, STARMAP, open_runtime
+from dpool._core.runtime import MAP, STARMAP, cluster_cpus, open_runtime
 
 if TYPE_CHECKING:
     from dpool._core.actor_bound import BoundActors
@@ -35,14 +35,15 @@ class Executor(_base.Executor):
 
     Args:
         max_workers: how many worker processes at most; by default as many as this process may use CPUs
-            (`loky.cpu_count()`). mp_context: accepted for compatibility. Workers are always forked from a clean
-            process of their own, never from this one. initializer: called once in every worker, before its first
-            task, with `initargs`. If it raises, the executor is broken. initargs: arguments of `initializer`.
-            max_tasks_per_child: replace a worker after so many tasks. max_retries: run a task again, up to so many
-            times, if its worker dies. The function must then be idempotent. strict: if a worker dies, everything
-            pending breaks with BrokenProcessPool, as in the standard library. idle_timeout: seconds after which an
-            idle worker leaves; None: never. env: variables to set in the workers before anything is imported there.
-            address: None or "local": this machine.
+            (`loky.cpu_count()`), in a cluster as many as that has CPUs. mp_context: accepted for compatibility.
+            Workers are always forked from a clean process of their own, never from this one. initializer: called once
+            in every worker, before its first task, with `initargs`. If it raises, the executor is broken. initargs:
+            arguments of `initializer`. max_tasks_per_child: replace a worker after so many tasks. max_retries: run a
+            task again, up to so many times, if its worker dies. The function must then be idempotent. strict: if a
+            worker dies, everything pending breaks with BrokenProcessPool, as in the standard library. idle_timeout:
+            seconds after which an idle worker leaves; None: never. env: variables to set in the workers before
+            anything is imported there.
+            address: the cluster, as for `dpool.init`; one program has one.
 
     Raises:
         ValueError, TypeError: an argument cannot be.
@@ -230,6 +231,7 @@ class Executor(_base.Executor):
         num_gpus: float = 0,
         memory: float = 0,
         resources: Mapping[str, float] | None = None,
+        scheduling_strategy: Any = None,
         **of_actors: Any,
     ) -> View:
         """The same executor with other options for the tasks submitted, or the actors made, through it.
@@ -241,6 +243,8 @@ class Executor(_base.Executor):
             num_cpus, num_gpus, memory, resources: what a task holds while it runs, or an actor as long as it lives
                 (fractions allowed, memory in bytes); it waits until that is free. GPUs are shown to it through
                 CUDA_VISIBLE_DEVICES.
+            scheduling_strategy: where it runs in a cluster: "SPREAD", `dpool.NodeAffinity`, a placement group; see
+                `dpool.remote`.
             of_actors: the other options of an actor: `get_if_exists`, `lifetime`, `max_restarts`, `max_task_retries`,
                 `max_pending_calls`, `max_concurrency`, `env`; see `dpool.remote(cls).options`. A detached actor does
                 not end with the executor.
@@ -254,6 +258,11 @@ class Executor(_base.Executor):
             from dpool._core.logic.resources import shape as make_shape
 
             shape = make_shape(num_cpus=num_cpus, num_gpus=num_gpus, memory=memory, **(resources or {}))
+        if scheduling_strategy is not None:
+            from dpool._core.strategies import check, placed
+
+            shape = placed(shape, check(scheduling_strategy))
+            of_actors = {**of_actors, "scheduling_strategy": scheduling_strategy}
         retries = self._route.max_retries if max_retries is None else max_retries
         for_actors = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, **of_actors}
         for_actors["resources"] = resources
@@ -262,7 +271,8 @@ class Executor(_base.Executor):
             from dpool.actor import creation
 
             creation(for_actors)  # raises for what cannot be
-        return View(self, self._pool.make_route(shape, retries, timeout, name), for_tasks, for_actors, bool(of_actors))
+        alone = bool(of_actors.keys() - {"scheduling_strategy"})
+        return View(self, self._pool.make_route(shape, retries, timeout, name), for_tasks, for_actors, alone)
 
     def terminate_workers(self) -> None:
         """Shut down without waiting, cancel what is pending, and send SIGTERM to every worker."""
@@ -556,7 +566,7 @@ def get_reusable_executor(
             else:
                 from loky import cpu_count
 
-                max_workers = int(cpu_count())
+                max_workers = cluster_cpus() or int(cpu_count())
         elif max_workers <= 0:
             raise ValueError(f"max_workers must be greater than 0, got {max_workers}.")
         arguments = (timeout, initializer, initargs, dict(env) if env else None)

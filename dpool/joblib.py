@@ -48,6 +48,7 @@ from dpool._core.config import INLINE_LIMIT
 from dpool._core.context import here
 from dpool._core.future import Future
 from dpool._core.objectref import ByValue, ObjectRef
+from dpool._core.runtime import cluster_cpus
 from dpool._core.serialize import ATOMIC, size_of, store_value
 from dpool.errors import DpoolError
 from dpool.executor import Executor
@@ -355,7 +356,7 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             return 1
         share = Share.cpus
         if n_jobs < 0:
-            n_jobs = max((share or int(cpu_count())) + 1 + n_jobs, 1)
+            n_jobs = max((share or cluster_cpus() or int(cpu_count())) + 1 + n_jobs, 1)
         return n_jobs if share is None else min(n_jobs, share)
 
     def configure(

@@ -65,7 +65,9 @@ class Context(_context.BaseContext):
 
     def Manager(self) -> Any:
         """The standard library's `SyncManager`, started: its proxies work in tasks, and in `initargs`."""
-        return self._standard.Manager()
+        from dpool._core.sync_managers import started
+
+        return started(self._standard)
 
     def Lock(self) -> _locks.Lock:  # type: ignore[override]
         """A lock."""

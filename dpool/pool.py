@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dpool._core.iterables import IN_MEMORY, check_buffersize, is_array, length, slices
 from dpool._core.pool_feed import BULK, Feed, IMapIterator, IMapUnorderedIterator, bulk_of, submitting
 from dpool._core.pool_results import TERMINATE, AsyncResult, MapResult, as_multiprocessing
-from dpool._core.runtime import MAP, STARMAP, open_runtime
+from dpool._core.runtime import MAP, STARMAP, cluster_cpus, open_runtime
 
 if TYPE_CHECKING:
     from dpool._core.runtime import Pool as Inner
@@ -39,13 +39,14 @@ class Pool:
     """Runs calls in worker processes; a `multiprocessing.pool.Pool`.
 
     Args:
-        processes: how many workers; by default `os.process_cpu_count()` (before Python 3.13 `os.cpu_count()`).
+        processes: how many workers; by default `os.process_cpu_count()` (before Python 3.13 `os.cpu_count()`), in a
+            cluster one for each of its CPUs, and more when machines join.
         initializer: called once in every worker, before its first task, with `initargs`. If it raises five times in a
             row, what waits fails with `dpool.errors.InitializerFailed`, and the next call is another attempt.
         initargs: arguments of `initializer`.
         maxtasksperchild: replace a worker after so many tasks. A chunk of `map` or `imap` is one task.
         context: accepted for compatibility. Workers are always forked from a clean process of their own.
-        address: None or "local": this machine.
+        address: the cluster, as for `dpool.init`; one program has one.
         env: variables to set in the workers before anything is imported there.
         max_retries: run a task again, up to so many times, if its worker dies. The function must then be idempotent.
 
@@ -69,7 +70,8 @@ class Pool:
         max_retries: int = 0,
     ) -> None:
         self._state = INIT
-        processes = _cpu_count() if processes is None else operator.index(processes)
+        everywhere = cluster_cpus() if processes is None and address is None else 0
+        processes = everywhere or _cpu_count() if processes is None else operator.index(processes)
         _check_arguments(processes, initializer, maxtasksperchild, max_retries)
         self._processes = processes
         self._initializer = initializer
@@ -79,7 +81,7 @@ class Pool:
         self._feeds: set[Feed | MapResult] = set()
         """Those of whose iterables something is left to submit."""
         self._inner: Inner = open_runtime(address).open_pool(
-            max_workers=processes,
+            max_workers=None if everywhere else processes,
             initializer=initializer,
             initargs=self._initargs,
             max_tasks_per_child=maxtasksperchild,

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 from dpool._core.context import here
 from dpool._core.frames import STARTED
 from dpool._core.runtime import open_runtime
 from dpool._core.runtime_env import namespace
-from dpool.tasks import cluster_resources, get_gpu_ids
+from dpool.tasks import get_gpu_ids, machines, resources_of
 
 
 class RuntimeContext:
     """Where this code runs. Ids are strings of hexadecimal digits. Source: Ray's `RuntimeContext`."""
 
     def get_node_id(self) -> str:
-        """Of the node of this machine."""
-        from hashlib import sha256
-
+        """Of the node of this machine; as `nodes` has it."""
         runtime: Any = open_runtime(None)
         runtime.start_now()
-        return sha256(runtime.session.encode()).hexdigest()[:32]
+        return str(runtime.node_name().hex())
 
     def get_job_id(self) -> str:
         """Of the program to which all of this belongs."""
@@ -74,16 +71,18 @@ def get_runtime_context() -> RuntimeContext:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The machines of the cluster, of which there is one. Source: Ray's `nodes`."""
+    """The machines of the cluster, this one first. "Draining": it is about to leave. Source: Ray's `nodes`."""
     return [
         {
-            "NodeID": _context.get_node_id(),
+            "NodeID": name,
             "Alive": True,
             "alive": True,
+            "Draining": draining,
             "NodeManagerAddress": "127.0.0.1",
-            "NodeManagerHostname": socket.gethostname(),
-            "NodeName": socket.gethostname(),
-            "Resources": cluster_resources(),
+            "NodeManagerHostname": host,
+            "NodeName": host,
+            "Resources": resources_of(total),
             "Labels": {},
         }
+        for name, host, total, _, draining in machines()
     ]

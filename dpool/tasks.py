@@ -46,7 +46,8 @@ def init(
     """Settings of this machine's runtime, before it is first used; without this call it starts with its defaults.
 
     Args:
-        address: None, "local" or "auto": this machine.
+        address: the cluster: "auto" for the one that this machine is in, or "dpool://HOST:PORT" (its head, or any of
+            its machines); "local": this machine alone; None: as the variable DPOOL_ADDRESS says, else this machine.
         num_cpus, num_gpus: what tasks can ask for, instead of what is found; GPUs are found through NVML, as far as
             CUDA_VISIBLE_DEVICES shows them.
         resources: custom resources that tasks can ask for: name → amount.
@@ -76,9 +77,11 @@ def init(
     unknown = others.keys() - envs.INIT_NO_MEANING
     if unknown:
         raise TypeError(f"init has no option {', '.join(sorted(unknown))}; see docs/ray.md for those of Ray")
-    check_address(None if address == "auto" else address)
+    check_address(address)
     env = None if runtime_env is None and namespace is None else envs.parse(runtime_env, namespace or "")
     changes: dict[str, Any] = {}
+    if address is not None:
+        changes["address"] = "" if address == "local" else address
     for name, amount in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if amount is not None:
             make_shape(**{name: amount})  # raises for what cannot be
@@ -175,7 +178,10 @@ def remote(function: Any = None, /, **options: Any) -> Any:
         name: what errors and logs call the task.
         env: variables to set in its process; it then runs in workers of its own kind.
         max_calls: how many such tasks a worker runs before it is replaced; 0: any number.
-        runtime_env, scheduling_strategy and some others as far as they mean something here; see docs/ray.md.
+        scheduling_strategy: where it runs in a cluster: "DEFAULT": on this machine if there is room, else where there
+            is; "SPREAD": on as many as there are; `dpool.NodeAffinity(node)`: on that one; a
+            `dpool.util.scheduling_strategies.PlacementGroupSchedulingStrategy`: out of what that group has set aside.
+        runtime_env and some others as far as they mean something here; see docs/ray.md.
 
     Of a class it makes an `ActorClass`, whose options are those of `ActorClass.options`.
 
@@ -226,7 +232,7 @@ def cancel(future: Future[Any] | Stream, *, force: bool = False, recursive: bool
 
 
 def cluster_resources() -> dict[str, float]:
-    """What tasks can ask for, in all: name → amount."""
+    """What tasks can ask for, in all, on all machines: name → amount."""
     return {name: total for name, (total, _) in _resources().items()}
 
 
@@ -242,10 +248,23 @@ def get_gpu_ids() -> list[int | str]:
     return [int(name) if name.isdecimal() else name for name in here.gpus]
 
 
+_RAYS_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
 def _resources() -> dict[str, tuple[float, float]]:
     found = storage.again(lambda client: client.report(False)).stats["resources"]
-    names = {"num_cpus": "CPU", "num_gpus": "GPU"}  # as Ray has them
-    return {names.get(name, name): (total / UNIT, free / UNIT) for name, (total, free) in found.items()}
+    return {_RAYS_NAMES.get(name, name): (total / UNIT, free / UNIT) for name, (total, free) in found.items()}
+
+
+def machines() -> list[tuple[str, str, dict[str, int], dict[str, int], bool]]:
+    """Of each machine: name, host, what there is, what is free, whether it is about to leave."""
+    found: Any = storage.again(lambda client: client.report(False)).stats["machines"]
+    return list(found)
+
+
+def resources_of(units: Mapping[str, int]) -> dict[str, float]:
+    """A machine's resources, as users have them."""
+    return {_RAYS_NAMES.get(name, name): amount / UNIT for name, amount in units.items()}
 
 
 def put(value: Any) -> ObjectRef:

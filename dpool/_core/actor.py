@@ -193,6 +193,8 @@ def find(name: str) -> Held | None:
     """The actor of that name."""
     open_runtime(None)
     handle, found = storage.again(lambda client: client.ask_for_actor(lambda request: ActorFind(request, name)))
+    if found.why:
+        raise ControlStoreError(found.why)
     return _hold(found.actor, handle, pickle.loads(found.meta)) if found.actor else None
 
 

@@ -390,6 +390,9 @@ class ActorPool(Deferring):
     def retire(self, worker: int) -> None:
         """Only a pool's worker is retired."""
 
+    def cluster_changed(self) -> None:
+        """An actor is one process, however many CPUs there are."""
+
     def give_up_idle(self) -> None:
         """The actor keeps what it holds."""
 

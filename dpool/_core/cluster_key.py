@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from hashlib import sha256
 from typing import NamedTuple
 
 from dpool.errors import DpoolError
@@ -32,6 +33,10 @@ class ClusterKey(NamedTuple):
 
     def __repr__(self) -> str:
         return f"ClusterKey(public={self.public!r}, secret=…)"
+
+    def cluster(self) -> str:
+        """A name of the cluster, the same on all its machines, that gives nothing away."""
+        return sha256(self.public).hexdigest()[:16]
 
 
 def default_path() -> str:

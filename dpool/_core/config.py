@@ -4,10 +4,13 @@ Names carry their units. Relations between settings are checked once, in `valida
 
 | variable | meaning | default |
 |---|---|---|
-| `DPOOL_ADDRESS` | the cluster: `auto` for the one that this machine is in; `local`: this machine alone | `local` |
+| `DPOOL_ADDRESS` | the cluster: `auto`: this machine's, or `dpool://HOST:PORT`; `local`: none | `local` |
+| `DPOOL_TOKEN_FILE` | the file that holds the cluster's secret | `~/.config/dpool/token` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |
 | `DPOOL_GCS_TIMEOUT_S` | seconds to wait for that Redis where there is no going on without it | 10 |
+| `DPOOL_HEARTBEAT_S` | seconds between the reports of a cluster's machine to the others | 0.1 |
+| `DPOOL_NODE_TIMEOUT_S` | seconds of silence after which another machine of the cluster is given up | 10 |
 | `DPOOL_LINGER_S` | seconds the node stays warm after the last executor closed | 2 |
 | `DPOOL_TMPDIR` | where session directories are made | the system's temporary directory |
 | `DPOOL_START_TIMEOUT_S` | seconds to wait for the node process to answer | 30 |
@@ -32,15 +35,19 @@ class Config(NamedTuple):
 
     address: str = ""
     """Of the cluster: empty for this machine alone."""
+    client: bool = False
+    """Of a node: it offers nothing, and ends with the programs that use it, which have no other way into a cluster."""
     gcs: str = "on"
     redis_url: str = ""
     gcs_timeout_s: float = 10.0
+    heartbeat_s: float = 0.1
+    node_timeout_s: float = 10.0
     linger_s: float = 2.0
     tmpdir: str = ""
     start_timeout_s: float = 30.0
     stopped_worker_s: float = 30.0
     num_cpus: float = 0.0
-    """0: found by `loky.cpu_count()`."""
+    """0: found by `loky.cpu_count()`; below 0: none."""
     num_gpus: float = -1.0
     """-1: found through NVML."""
     resources: tuple[tuple[str, float], ...] = ()
@@ -75,7 +82,15 @@ class Config(NamedTuple):
         """Itself, or a ValueError that names the setting that cannot be."""
         if self.gcs not in ("on", "off"):
             raise ValueError(f"DPOOL_GCS is 'on' or 'off', not {self.gcs!r}")
-        for name in ("gcs_timeout_s", "start_timeout_s", "stopped_worker_s", "tick_s", "frame_s"):
+        for name in (
+            "heartbeat_s",
+            "node_timeout_s",
+            "gcs_timeout_s",
+            "start_timeout_s",
+            "stopped_worker_s",
+            "tick_s",
+            "frame_s",
+        ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0 seconds, not {getattr(self, name)}")
         if self.linger_s < 0:
@@ -84,6 +99,11 @@ class Config(NamedTuple):
             raise ValueError(
                 f"the object store's memory (DPOOL_OBJECT_STORE_MEMORY) must be at least {MIN_STORE:,} bytes, "
                 f"not {self.object_store_memory:,}"
+            )
+        if not self.node_timeout_s > 3 * self.heartbeat_s:
+            raise ValueError(
+                f"DPOOL_NODE_TIMEOUT_S ({self.node_timeout_s:g}) must be above 3 × DPOOL_HEARTBEAT_S "
+                f"({self.heartbeat_s:g}), else machines that live are declared lost"
             )
         if not self.stall_s > 2 * self.frame_s:
             raise ValueError("stall_s must be above 2 × frame_s, else healthy frames are taken apart")
@@ -145,6 +165,8 @@ def from_environment() -> Config:
         gcs=env.get("DPOOL_GCS", default.gcs).lower() or default.gcs,
         redis_url=env.get("DPOOL_REDIS_URL", ""),
         gcs_timeout_s=_number("DPOOL_GCS_TIMEOUT_S", default.gcs_timeout_s),
+        heartbeat_s=_number("DPOOL_HEARTBEAT_S", default.heartbeat_s),
+        node_timeout_s=_number("DPOOL_NODE_TIMEOUT_S", default.node_timeout_s),
         linger_s=_number("DPOOL_LINGER_S", default.linger_s),
         tmpdir=env.get("DPOOL_TMPDIR", ""),
         start_timeout_s=_number("DPOOL_START_TIMEOUT_S", default.start_timeout_s),

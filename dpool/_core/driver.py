@@ -55,6 +55,7 @@ from dpool._core.messages import (
     Blocked,
     Bye,
     Closed,
+    ClusterSize,
     Grant,
     Hello,
     Infeasible,
@@ -118,11 +119,15 @@ class NativeRuntime:
         self.replacing = False
         """A node has died, and the next one does not have what we still have of its store yet: no task may go there."""
         self.welcome: Welcome | None = None
+        self.cluster_cpus = 0
+        """Of all machines; 0: this one is in no cluster, or the node has not answered yet."""
         self._had_node = False
         """A node has answered once: it can be started here."""
         self._barren = 0
         """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
+        self._session_is_ours = False
+        """This process has made it, for a node of its own."""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
         self._node_child = 0
@@ -185,11 +190,29 @@ class NativeRuntime:
         self._check_exiting("create an executor")
         with self._start_lock:
             self.start()
-            pool = ExecutorPool(self, next(self._numbers), **options)
+            kind = self._cluster_pool() if self.config.address else ExecutorPool
+            pool = kind(self, next(self._numbers), **options)
             self.pools[pool.number] = pool
             pool.announce()
             self._start_io()
         return pool
+
+    @staticmethod
+    def _cluster_pool() -> type[ExecutorPool]:
+        from dpool._core.cluster_pool import ClusterPool
+
+        return ClusterPool
+
+    def node_name(self) -> bytes:
+        """Of the node of this machine; waits until it has answered."""
+        self.wait_until(lambda: self.welcome is not None or self.node_lost, self.config.start_timeout_s)
+        return self.welcome.node if self.welcome is not None else b""
+
+    def cpus(self) -> int:
+        """Of the cluster; waits until the node has told."""
+        self.start_now()
+        self.wait_until(lambda: self.cluster_cpus > 0 or self.node_lost, self.config.start_timeout_s)
+        return self.cluster_cpus
 
     def task_pool(self, env: tuple[tuple[str, str], ...] = (), max_calls: int = 0) -> ExecutorPool:
         """The pool of `@remote` tasks, which this process has one of; but for those whose workers have other variables,
@@ -251,7 +274,8 @@ class NativeRuntime:
                 self.wake()
 
     def setup_for(self, pool: ExecutorPool) -> bytes:
-        return make_setup(self.job, pool.max_workers_hint(), pool.env)
+        env = {"DPOOL_ADDRESS": "auto", **pool.env} if self.config.address else pool.env
+        return make_setup(self.job, pool.max_workers_hint(), env)
 
     def _check_exiting(self, what: str) -> None:
         """Before any lock: a thread that the end of the interpreter has stopped may hold it."""
@@ -286,12 +310,17 @@ class NativeRuntime:
                 launch.end_with_node(here.worker.node_pid)
                 raise
         elif self.config.address:
-            self._join(self.config.address)
+            from dpool._core import joining
+
+            self._session_is_ours = False
+            self.session = joining.join(self.config, self.config.address)
             sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
+            self._session_is_ours = True
         else:
             self.session = launch.make_session(self.config)
+            self._session_is_ours = True
             try:
                 self._node_child, sock = launch.spawn_node(self.session)
             except OSError as error:
@@ -320,22 +349,6 @@ class NativeRuntime:
         if here.worker is None:
             self.at(monotonic() + self.config.start_timeout_s, partial(self._start_timeout, self._node))
 
-    def _join(self, address: str) -> None:
-        """Find the node of this machine that belongs to the cluster."""
-        from dpool._core import gateway_start
-        from dpool.errors import StartupError
-
-        found = gateway_start.running(self.config)
-        if address != "auto":
-            where = address.removeprefix("dpool://")
-            found = [one for one in found if one.address == where] or [one for one in found if one.head == where]
-        if not found:
-            raise StartupError(
-                f"no node of a cluster runs on this machine (address={address!r}): start one with "
-                "`dpool start --head`, or `dpool start --address dpool://HOST:PORT`"
-            )
-        self.session = found[0].session
-
     def _start_timeout(self, node: wire.ControlChannel) -> None:
         if self._node is node and self.welcome is None and self.pools:
             self._node_closed(node, f"did not answer within {self.config.start_timeout_s} s")
@@ -357,7 +370,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if here.worker is None and self.session and not self.config.address:
+        if self._session_is_ours:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:
@@ -468,6 +481,11 @@ class NativeRuntime:
             pool = self.pools.get(message.pool)
             if pool is not None:
                 pool.infeasible(message.shape, message.text, message.strict)
+        elif kind is ClusterSize:
+            self.cluster_cpus = message.cpus
+            for pool in list(self.pools.values()):
+                pool.cluster_changed()
+            self.poke_reader()
         elif kind is OutputTold:
             self._output_told = message.number
             self.poke_reader()
@@ -482,15 +500,18 @@ class NativeRuntime:
         elif kind is Refused:
             self._node_closed(self._node, f"refused us: {message.reason}")
 
-    def catch_up_output(self) -> None:
-        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`."""
+    def catch_up_output(self, wait_s: float = 0.0) -> None:
+        """Have what workers wrote before now written here too, if their writing is counted; waits for `OUTPUT_S`.
+
+        `wait_s`: counted or not, and wait for so long.
+        """
         pools = list(self.pools.values())
         if not pools or os.getpid() != self.pid or self.dispatching_here() or not all(p.may_wait() for p in pools):
             return
-        if any([pool.has_written() for pool in pools]):
+        if any([pool.has_written() for pool in pools]) or wait_s:
             number = next(self._output_asked)
             self.tell(AskOutput(number))
-            self.wait_until(lambda: self._output_told >= number or self.node_lost, OUTPUT_S)
+            self.wait_until(lambda: self._output_told >= number or self.node_lost, wait_s or OUTPUT_S)
 
     def notice(self, text: str) -> None:
         """Warn the user once."""
@@ -536,6 +557,8 @@ class NativeRuntime:
             log_file = os.path.join(self.session, launch.NODE_LOG)
             started = self.welcome is not None
             self._barren += 1
+            if self.config.address and here.worker is None:
+                self._had_node, started = False, False  # it is not ours to start again
             worth_it = (started or (self._had_node and what == CLOSED)) and self._barren < MAX_BARREN
             tail = "" if worth_it else launch.log_tail(log_file)
             self._drop_node()
@@ -545,9 +568,17 @@ class NativeRuntime:
                 pool.node_died(log_file)
             self._start_again(pools)
             return
-        from dpool.errors import StartupError
+        from dpool.errors import NodeLost, StartupError
 
-        self._give_up(StartupError(f"the node process {what}; its log ends with:\n{tail}"), pools)
+        if self.config.address:
+            error: BaseException = NodeLost(
+                f"the node of this machine, which belongs to the cluster {self.config.address}, {what}: what ran for "
+                "this program is lost. `dpool status` shows which machines are left; start one here again, or run the "
+                "program on another."
+            )
+        else:
+            error = StartupError(f"the node process {what}; its log ends with:\n{tail}")
+        self._give_up(error, pools)
 
     def _start_again(self, pools: list[ExecutorPool | ActorPool]) -> None:
         """Another node in the place of one that died with the workers of `pools`, if somebody needs it."""
@@ -1123,7 +1154,7 @@ class NativeRuntime:
         while True:
             left = until - monotonic()
             if left <= 0 or not waiter.poll(left * 1000):
-                if self.welcome is not None:
+                if self.welcome is not None and self._session_is_ours:  # a machine's node serves others, too
                     os.kill(self.welcome.pid, signal.SIGKILL)
                 return
             try:

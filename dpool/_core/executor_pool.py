@@ -162,6 +162,9 @@ class ExecutorPool(Deferring):
                 for lane in self._lanes.values():
                     lane._push()
 
+    def cluster_changed(self) -> None:
+        """The cluster has other CPUs than before."""
+
     def resize(self, max_workers: int) -> None:
         """Change `max_workers`; surplus workers leave, busy ones when they have run what they were sent."""
         with self.lock:
@@ -478,6 +481,7 @@ class ExecutorPool(Deferring):
     @staticmethod
     def _lease_env(message: Grant) -> dict[str, str]:
         names = [name for name, _ in message.shape]
+        names = [name.partition("|")[0] for name in names]  # a placement group's are those of a machine
         env = {"\0cpus": "1" if "num_cpus" in names else "0"}
         if "num_gpus" in names:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(message.gpus)

@@ -7,7 +7,7 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
   (an error of pickling a result shall show the result), CAREFUL (a task runs again that took its worker along: it must
   not run others in its own process), ACTOR (the one call constructs the object of an actor), LINK (to an actor, from
   its node: the descriptors that come along are a caller's socket and page, and `ship` is its process id), STOP (to an
-  actor that runs many calls at a time: the call `base` is cancelled);
+  actor that runs many calls at a time: the call `base` is cancelled), LOOSE (to such an actor on another machine);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
@@ -61,6 +61,7 @@ CAREFUL = 16
 ACTOR = 32
 LINK = 64
 STOP = 128
+LOOSE = 256
 
 METHOD, ATTRIBUTE = 2, 3
 """In the place of how a function was pickled (see serialize.py): the name of an actor's method, or attribute."""

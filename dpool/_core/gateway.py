@@ -34,9 +34,15 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
+from dpool._core.gateway_about import GatewayAbout
+from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_objects import Objects, Steps
+from dpool._core.gateway_store import StoreTunnel
+from dpool._core.gateway_streams import Streams
+from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
-from dpool._core.net import MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
+from dpool._core.pool_crash import LINK_DOWN
 from dpool._core.relay import Incoming, Outgoing, Snapshot
 
 LOOK_S = 0.002
@@ -44,10 +50,11 @@ LOOK_S = 0.002
 TRUST_S = 0.001
 """Between storing a LIMIT and trusting what the page says (as in lane.py)."""
 PING_S = 1.0
-HEARTBEAT_S = 0.1
 JOIN_S = 20.0
 NODE_END_S = 10.0
-PIECE = MAX_MESSAGE_BYTES // 2
+RETURN_S = 600.0
+"""How long a machine is called whose link broke."""
+PIECE = MAX_MESSAGE_BYTES
 
 
 class Settings(NamedTuple):
@@ -65,7 +72,7 @@ class Settings(NamedTuple):
 class _Abroad:
     """A lease that a worker of another machine has given to a submitter here."""
 
-    __slots__ = ("end", "lease", "outgoing", "peer", "pid", "pool", "steps")
+    __slots__ = ("actor", "after", "end", "lease", "links", "outgoing", "owner", "peer", "pid", "pool", "steps")
 
     def __init__(self, lease: int, pool: int, peer: bytes, pid: int) -> None:
         self.lease = lease
@@ -77,12 +84,23 @@ class _Abroad:
         """What is to be told to the submitter, in order."""
         self.outgoing: Outgoing | None = None
         self.end: m.RemoteDied | None = None
+        self.links: dict[int, _Abroad] = {}
+        """It is an actor's process: the links to it, by our node's numbers."""
+        self.owner: _Abroad | None = None
+        """It is such a link, to this process."""
+        self.after: Callable[[], None] | None = None
+        """What is to be done when the last link has ended, as the process has."""
+        self.actor = b""
+        """It is a link to this actor, whose home is the other machine."""
 
 
 class _Guest:
     """A lease of a worker here that a submitter of another machine has."""
 
-    __slots__ = ("incoming", "lasting", "lease", "peer", "pool", "steps", "tokens", "told", "wanted", "worker")
+    __slots__ = (
+        "actor", "by_base", "incoming", "lasting", "lease", "links", "peer", "pool", "process", "steps", "tokens",
+        "told", "wanted", "worker",
+    )  # fmt: skip
 
     def __init__(self, peer: bytes, lease: int, pool: _GuestPool, shape: m.Shape) -> None:
         self.peer = peer
@@ -99,6 +117,14 @@ class _Guest:
         """… and what the worker's functions refer to."""
         self.told = 0
         """The last task of whose result's references the submitter's side has been told by a journal."""
+        self.links: list[_Guest] = []
+        """It is an actor's process: the links to it."""
+        self.process: _Guest | None = None
+        """It is such a link, to this process."""
+        self.actor = b""
+        """It is a link to this actor of our node."""
+        self.by_base: dict[int, int] = {}
+        """Of a link, on which many frames can be under way: first task of a frame → what stands in `tokens` else."""
 
 
 class _GuestPool:
@@ -149,13 +175,24 @@ class Gateway:
         self.host = socket.gethostname()
         about = {"nodes": [], "tag": tag_of(settings.session)}
         greeting = Greeting(os.urandom(16), "", self.host, version, python, about)
-        self.net = Net(key, greeting)
+        self.net = Net(key, greeting, self.config.node_timeout_s)
+        self._belongs = False
+        """We have joined the cluster."""
         self.peers: dict[bytes, Greeting] = {}
+        self.pace = (0.0, 0.0)
+        """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
+        self.draining = False
+        self.store = StoreTunnel(self)
+        self.streams = Streams(self)
+        self.actors = ActorLinks(self, _Abroad, _Guest)
+        self.about = GatewayAbout(self)
+        self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
         self._on(sock.fileno(), self._node_event)
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
+        self.tunnels = Tunnels(self, settings.session, _log)
 
     # -- the loop
 
@@ -163,15 +200,16 @@ class Gateway:
         """Serve until told to leave, or until the node is gone."""
         self._tell(
             m.Hello(
-                PROTOCOL, *m.versions(), os.getpid(), os.urandom(8), "gateway", m.GATEWAY, self._settings.config,
-                self._settings.path,
+                PROTOCOL, *m.versions(), os.getpid(), self.net.greeting.name, "gateway", m.GATEWAY,
+                self._settings.config, self._settings.path,
             )
         )  # fmt: skip
-        address = self.net.listen(self._settings.ip, self._settings.port)
-        _log("gateway.listens", address=address)
+        if not self.config.client:  # nobody connects to a client
+            address = self.net.listen(self._settings.ip, self._settings.port)
+            _log("gateway.listens", address=address)
         if self._settings.head:
             self.net.connect(self._settings.head)
-            self._at(JOIN_S, self._late)
+            self._at(min(JOIN_S, self.config.start_timeout_s), self._late)
         self._at(PING_S, self._ping)
         signal.signal(signal.SIGTERM, lambda *_: self.end("it was told to (SIGTERM)"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -181,21 +219,18 @@ class Gateway:
                 self._turn()
         finally:
             _log("gateway.ends", reason=self.ending)
-            self.objects.close()
-            self.net.close()
             self._leave_node()
+            self.objects.close()
+            self.store.close()
+            self.net.close()
 
     def _leave_node(self) -> None:
-        """End the node, and wait until it has tidied up."""
-        try:
-            self._node.send(m.Bye())
-            self._node.sock.settimeout(NODE_END_S)
-            while True:
-                _, fds = self._node.receive(0)
-                for fd in fds:
-                    os.close(fd)
-        except (wire.Closed, wire.DescriptorsLost, m.ProtocolError, OSError):
-            self._node.close()
+        """End the node, and serve on until it has tidied up: it says good-bye to the control store through us."""
+        self._tell(m.Bye())
+        until = monotonic() + NODE_END_S
+        while not self._node_gone and monotonic() < until:
+            self._turn()
+        self._node.close()
 
     def _turn(self) -> None:
         timeout = max(0.0, self._timers[0][0] - monotonic()) if self._timers else -1.0
@@ -231,7 +266,13 @@ class Gateway:
         self._at(PING_S, self._ping)
 
     def _late(self) -> None:
-        self.net.give_up(self._settings.head)
+        if not self._belongs:
+            self.net.give_up(self._settings.head)
+
+    def _await_return(self, address: str) -> None:
+        """A link broke whose other side did not say good-bye: it may be the network's fault, and come back."""
+        self.net.connect(address)
+        self._at(RETURN_S, partial(self.net.give_up, address))
 
     # -- our node
 
@@ -239,7 +280,7 @@ class Gateway:
         try:
             self._node.send(message, fds)
         except wire.Closed:
-            self.end("the node is gone")
+            self._lost_node("")
             return
         self._watch_writing(self._node.fileno(), self._node.pending)
 
@@ -259,7 +300,7 @@ class Gateway:
         except (BlockingIOError, InterruptedError):
             return
         except (wire.Closed, wire.DescriptorsLost, m.ProtocolError) as error:
-            self.end(f"the node is gone ({error})")
+            self._lost_node(f" ({error})" * bool(str(error)))
             return
         handler = self._FROM_NODE.get(type(message))
         if handler is not None:
@@ -267,33 +308,65 @@ class Gateway:
         for fd in fds:
             os.close(fd)
 
+    def _lost_node(self, why: str) -> None:
+        self.end(f"the node is gone{why}")
+        self._node_gone = True
+        self._off(self._node.fileno())
+
     def _welcomed(self, message: m.Welcome, fds: list[int]) -> None:
         self._welcome = True
         os.waitpid(self._node_pid, 0)  # the node stands on its own
+        if not self._settings.head:
+            on = self.config.gcs == "on"
+            self.store.begin(os.path.basename(self._settings.session) if on else "", self.config.redis_url)
+            self._tell_store(self.config.redis_url)
+            for peer in self.peers:
+                self._say_if_up(peer, self.store.shared)
         self._perhaps_joined()
+
+    def _tell_store(self, url: str) -> None:
+        """The node hears where the cluster's control store is."""
+        shared = self.store.shared
+        if shared is not None:
+            self._tell(m.StoreAt(shared.session, url, self.net.greeting.address))
+
+    def _store_shared(self, peer: bytes, message: pm.StoreShared) -> None:
+        """The head says where it is."""
+        if self._settings.head and self.store.shared is None:
+            url = self.store.learned(peer, message)
+            self._tell_store((self.config.redis_url or url) if message.url else url)
+            self._perhaps_joined()
 
     def _perhaps_joined(self) -> None:
         """The node has answered, and so has the head."""
         address = self.net.greeting.address
         head = self._settings.head or address
         known = not self._settings.head or any(peer.address == head for peer in self.peers.values())
-        if self._welcome and known:
+        if self._welcome and known and self.store.shared is not None:
+            self._belongs = True
             self._joined(self._settings.session, address, head)
             self._joined = lambda *_: None
 
     def _refused(self, message: m.Refused, fds: list[int]) -> None:
         self.end(f"the node refuses: {message.reason}")
 
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
+        for peer in self.peers:
+            self._say_if_up(peer, pm.ProgramEnded(message.job))
+
     def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
         """How it is here: for everybody."""
         self._beat += 1
         load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s, 0.0,
-            dict(self._seen), message.draining,
+            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s,
+            message.bytes_per_s, dict(self._seen), message.draining,
         )  # fmt: skip
         self._load = load
         for peer in self.peers:
             self._say_if_up(peer, load)
+        if any(self.pace):
+            self._tell(m.Pace(*self.pace))
+            self.pace = (0.0, 0.0)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -323,10 +396,11 @@ class Gateway:
         abroad = self._abroad.get(message.worker)
         if abroad is None:
             return
+        abroad = abroad.links.get(message.link, abroad)
         if message.signal == signal.SIGINT and abroad.outgoing is not None:
             for slot, value in abroad.outgoing.take_aim():
-                self._say_if_up(abroad.peer, pm.Aimed(message.worker, slot, value))
-        self._say_if_up(abroad.peer, pm.SignalWanted(message.worker, message.signal))
+                self._say_if_up(abroad.peer, pm.Aimed(abroad.lease, slot, value))
+        self._say_if_up(abroad.peer, pm.SignalWanted(abroad.lease, message.signal))
 
     def _remote_pool_closed(self, message: m.RemotePoolClosed, fds: list[int]) -> None:
         for pool, peer in [key for key in self._pools if key[0] == message.pool]:
@@ -348,6 +422,7 @@ class Gateway:
                 partial(self._forward, abroad),
                 partial(self._ask_limit, abroad),
             )
+            abroad.outgoing.on_link = partial(self.actors.link, abroad)
             fds = (ours.fileno(), theirs.fileno(), page)
             self._tell(m.RemoteUp(message.lease, message.pid, message.log_file, message.host), fds)
         finally:
@@ -370,6 +445,7 @@ class Gateway:
                 outgoing.readable()
         except (wire.Closed, OSError):
             self._off(outgoing.fileno())  # the node says so, too
+            self.actors.caller_gone(abroad)
             return
         self._watch_outgoing(abroad)
 
@@ -401,17 +477,18 @@ class Gateway:
             if refs:
                 self._say_if_up(peer, pm.RefsTaken(refs))  # nobody wants them
             return
-        answer = partial(self._answer, abroad, frame[message.carried :], message.end)
+        answer = partial(self._answer, abroad, frame[message.carried :], message.end, message.pipe)
         self.objects.results_came(abroad, refs, answer)
 
-    def _answer(self, abroad: _Abroad, frame: bytes, end: bool) -> None:
+    def _answer(self, abroad: _Abroad, frame: bytes, end: bool, pipe: int) -> None:
         if abroad.outgoing is None:
             return
         try:
-            abroad.outgoing.results(frame, end)
+            abroad.outgoing.results(frame, end, (self.streams.pipe(abroad.peer, pipe),) if pipe else ())
             abroad.outgoing.readable()
         except (wire.Closed, OSError):
             self._off(abroad.outgoing.fileno())
+            self.actors.caller_gone(abroad)
             return
         self._watch_outgoing(abroad)
 
@@ -426,14 +503,20 @@ class Gateway:
     def _worker_ended(self, peer: bytes, message: pm.WorkerEnded) -> None:
         abroad = self._abroad.get(message.lease)
         if abroad is not None:
-            where = f"{message.log_file} on {self.peers[peer].host}" if peer in self.peers else message.log_file
+            where = message.log_file
+            if peer in self.peers and " on " not in where:
+                where += f" on {self.peers[peer].host}"
             end = m.RemoteDied(message.lease, message.pid, message.signal, message.exit_code, message.reason, where)
             lost = partial(self._lost_abroad, abroad, Snapshot(*message[6:-1]), end)
+            lost = partial(self.actors.after_links, abroad, lost)
             self.objects.results_came(abroad, message.refs, lost)
         elif message.refs:
             self._say_if_up(peer, pm.RefsTaken(message.refs))
 
     def _lost_abroad(self, abroad: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
+        if abroad.actor:
+            self.actors.process_lost(abroad, snapshot, end)
+            return
         if self._abroad.pop(abroad.lease, None) is None:
             return
         if abroad.outgoing is not None:
@@ -442,7 +525,10 @@ class Gateway:
             self._off(abroad.outgoing.fileno())
             abroad.outgoing.close()
             abroad.outgoing = None
-        self._tell(end)
+        if abroad.owner is None:
+            self._tell(end)
+        else:
+            self.actors.link_ended(abroad)
 
     # -- workers here, for submitters of other machines
 
@@ -470,15 +556,22 @@ class Gateway:
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
         self._seen[peer] = self._seen.get(peer, 0) + 1
         pool = self._guest_pools.get((peer, message.pool))
-        if pool is None:
-            self._say_if_up(peer, pm.LeaseRefused(message.lease, "its pool is closed"))
+        if pool is None or self.draining:
+            why = "its pool is closed" if pool is None else "this machine is being drained"
+            self._say_if_up(peer, pm.LeaseRefused(message.lease, why))
             return
         guest = _Guest(peer, message.lease, pool, message.shape)
         self._guests[peer, message.lease] = guest
         pool.waiting.append(guest)
         self._tell(m.RequestLeases(pool.number, message.shape, 1))
 
+    def new_guest_pool(self, number: int, peer: bytes) -> _GuestPool:
+        """For a link to an actor, which has a number as pools have."""
+        return _GuestPool(number, peer, 0)
+
     def _grant(self, message: m.Grant, fds: list[int]) -> None:
+        if self.actors.granted(message, fds):
+            return
         pool = self._by_number.get(message.pool)
         if pool is None:
             return
@@ -506,8 +599,8 @@ class Gateway:
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
 
-    def _send_back(self, guest: _Guest, frame: bytes) -> None:
-        self.objects.result_frame(guest, frame)
+    def _send_back(self, guest: _Guest, frame: bytes, fds: list[int]) -> None:
+        self.objects.result_frame(guest, frame, self.streams.began(guest, fds[0]) if fds else 0)
 
     def _worker_event(self, guest: _Guest, mask: int) -> None:
         incoming = guest.incoming
@@ -531,7 +624,9 @@ class Gateway:
             self._at(TRUST_S, partial(self._tell_limit, guest, message.limit))
 
     def _tell_limit(self, guest: _Guest, limit: int) -> None:
-        if guest.incoming is not None:
+        if guest.incoming is not None and not guest.incoming.limited(limit):  # its machine is asked first
+            self._at(TRUST_S, partial(self._tell_limit, guest, limit))
+        elif guest.incoming is not None:
             guest.incoming.readable()  # what it has answered comes before what it has noted since
             snapshot = guest.incoming.snapshot()
             refs = self.objects.journal(guest, snapshot)
@@ -549,16 +644,15 @@ class Gateway:
 
     def _lease_returned(self, peer: bytes, message: pm.LeaseReturned) -> None:
         guest = self._guests.get((peer, message.lease))
-        if guest is None:
+        if guest is None or self.actors.returned(guest):
             return
         if guest.incoming is None:
             del self._guests[peer, message.lease]
             guest.pool.waiting.remove(guest)
             self._say_if_up(peer, pm.LeaseRefused(message.lease, "it was not wanted any more"))
-            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))
-            for other in guest.pool.waiting:  # all of that shape were cancelled
-                if other.wanted == guest.wanted:
-                    self._tell(m.RequestLeases(guest.pool.number, other.wanted, 1))
+            self._tell(m.CancelRequests(guest.pool.number, guest.wanted))  # all of that shape
+            if left := sum(other.wanted == guest.wanted for other in guest.pool.waiting):
+                self._tell(m.RequestLeases(guest.pool.number, guest.wanted, left))
         else:
             self._give_back(guest, message.retire)
 
@@ -585,6 +679,8 @@ class Gateway:
             pool.idle[message.worker].frame(_EXIT)
 
     def _worker_died(self, message: m.WorkerDied, fds: list[int]) -> None:
+        if self.actors.process_died(message):
+            return
         pool = self._by_number.get(message.pool)
         if pool is None:
             return
@@ -596,6 +692,7 @@ class Gateway:
             if message.unclaimed:
                 self.objects.worker_died(message.pid)
             return
+        self.actors.process_ended(guest)
         guest.incoming.readable()  # its last words
         self._off(guest.incoming.fileno())
         self._writing.discard(guest.incoming.fileno())
@@ -630,6 +727,26 @@ class Gateway:
     def _printed(self, peer: bytes, message: pm.Printed) -> None:
         self._tell(m.RemoteOutput(message.pool, message.stream, message.data))
 
+    # -- what nodes say to each other, and leaving
+
+    def _to_peer(self, message: m.ToPeer, fds: list[int]) -> None:
+        self._say_if_up(message.node, pm.NodeSaid(message.data))
+
+    def _node_said(self, peer: bytes, message: pm.NodeSaid) -> None:
+        self._tell(m.FromPeer(peer, message.data))
+
+    def _drain(self, message: m.Drain, fds: list[int]) -> None:
+        """Our node is being drained (no name), has nothing left (its own), or means another one."""
+        if not message.node:
+            self.draining = True
+        elif message.node == self.net.greeting.name:
+            self.end("it was drained")
+        else:
+            self._say_if_up(message.node, pm.DrainAsked())
+
+    def _drain_asked(self, peer: bytes, message: pm.DrainAsked) -> None:
+        self._tell(m.Drain(self.net.greeting.name))
+
     # -- other gateways
 
     def _say(self, peer: bytes, message: Any, frame: Any = None) -> None:
@@ -660,9 +777,13 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self.objects.peer_up(event.name, event.greeting)
+        self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
         if self._load is not None:
             self._say_if_up(event.name, self._load)
+        self.about.peer_up(event.name)
+        if not self._settings.head and self.store.shared is not None:
+            self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
         self._perhaps_joined()
 
@@ -675,16 +796,24 @@ class Gateway:
     def _peer_down(self, event: Down) -> None:
         greeting = self.peers.pop(event.name, None)
         _log("peer.down", name=event.name.hex(), address=event.address, reason=event.reason)
-        if event.address == self._settings.head and greeting is None:
+        if event.address == self._settings.head and not self._belongs:
             self.end(f"the head at {event.address} cannot be joined: {event.reason}")
             return
         if greeting is None:
             return
+        self.store.peer_down(event.name)
+        self.about.peer_down(event.name)
+        self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
+        self._seen.pop(event.name, None)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
-            reason = f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}"
+            reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
-            self.objects.results_came(abroad, [], partial(self._lost_abroad, abroad, None, end))
+            lost = partial(self._lost_abroad, abroad, None, end)
+            if abroad.actor:
+                lost = partial(self.actors.home_lost, abroad, reason)
+            self.objects.results_came(abroad, [], lost)
+        self.actors.peer_down(event.name)
         for opened in [one for one in self._pools if one[1] == event.name]:
             del self._pools[opened]
         for (peer, number), pool in list(self._guest_pools.items()):
@@ -692,13 +821,17 @@ class Gateway:
                 del self._guest_pools[peer, number]
                 self._tell(m.ClosePool(pool.number, True))
         self._tell(m.PeerDown(event.name, event.reason))
+        if greeting.address and event.reason != LEFT:
+            self._await_return(greeting.address)
 
     def _peer_said(self, event: Message) -> None:
         try:
-            message = pm.decode(event.payload)
+            self._handle(event)
         except m.ProtocolError as error:
-            self.net.drop(event.name, f"malformed: {error}")
-            return
+            self.net.drop(event.name, f"it sent something malformed: {error}")
+
+    def _handle(self, event: Message) -> None:
+        message = pm.decode(event.payload)
         with_frame = self._WITH_FRAME.get(type(message))
         if with_frame is not None:
             with_frame(self, event.name, message, b"".join(event.buffers))
@@ -711,12 +844,15 @@ class Gateway:
         pm.TaskFrame: _task_frame,
         pm.ResultFrame: _result_frame,
         pm.FutureTold: lambda self, *said: self.objects.future_told(*said),
+        pm.TunnelData: lambda self, *said: self.tunnels.data(*said),
         pm.Described: lambda self, *said: self.objects.transfers.described(*said),
     }
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
         m.Welcome: _welcomed,
         m.Refused: _refused,
         m.LoadReport: _load_report,
+        m.ToPeer: _to_peer,
+        m.Drain: _drain,
         m.RemoteLease: _remote_lease,
         m.RemoteEnd: _remote_end,
         m.RemoteSignal: _remote_signal,
@@ -727,6 +863,16 @@ class Gateway:
         m.Retire: _retire,
         m.Closed: _closed,
         m.Output: _output,
+        m.RemoteActor: lambda self, *said: self.actors.wanted(*said),
+        m.RemoteLeft: lambda self, *said: self.actors.left(*said),
+        m.RemoteFind: lambda self, *said: self.actors.find(*said),
+        m.ActorKill: lambda self, *said: self.actors.kill(*said),
+        m.ActorGone: lambda self, *said: self.actors.gone(*said),
+        m.ProgramEnded: _program_ended,
+        m.StoreServer: lambda self, message, fds: self.store.server_up(message),
+        m.AboutReport: lambda self, message, fds: self.about.report(message),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
         m.ObjectsFreed: lambda self, *said: self.objects.freed(*said),
@@ -734,6 +880,8 @@ class Gateway:
     _FROM_PEERS: dict[type[Any], Callable[[Any, bytes, Any], None]] = {  # noqa: RUF012
         pm.Heartbeat: _heartbeat,
         pm.Members: _members,
+        pm.NodeSaid: _node_said,
+        pm.DrainAsked: _drain_asked,
         pm.PoolOpened: _pool_opened,
         pm.SetupChanged: _setup_changed,
         pm.PoolClosed: _pool_closed,
@@ -747,6 +895,19 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.ProgramEnded: lambda self, peer, message: self._tell(m.ProgramEnded(message.job)),
+        pm.StreamTold: lambda self, *said: self.streams.told(*said),
+        pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
+        pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),
+        pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
+        pm.ActorKilled: lambda self, *said: self.actors.killed(*said),
+        pm.StoreShared: _store_shared,
+        pm.About: lambda self, peer, message: self._tell(m.PeerAbout(peer, message.about)),
+        pm.OutputAsked: lambda self, peer, message: self.about.output_asked(peer, message.number),
+        pm.OutputTold: lambda self, peer, message: self.about.output_told(peer, message.number),
+        pm.StoreOpened: lambda self, peer, message: self.store.opened(peer, message),
+        pm.StoreBytes: lambda self, peer, message: self.store.bytes_came(peer, message),
+        pm.StoreClosed: lambda self, peer, message: self.store.closed(peer, message),
         pm.RefsTaken: lambda self, *said: self.objects.refs_taken(*said),
         pm.BorrowAsked: lambda self, *said: self.objects.borrow_asked(*said),
         pm.BorrowTold: lambda self, *said: self.objects.borrow_told(*said),
@@ -758,6 +919,10 @@ class Gateway:
         pm.PieceRedirected: lambda self, *said: self.objects.transfers.redirected(*said),
         pm.PieceDenied: lambda self, *said: self.objects.transfers.denied(*said),
         pm.PullLeft: lambda self, *said: self.objects.transfers.left(*said),
+        pm.TunnelOpened: lambda self, *said: self.tunnels.opened(*said),
+        pm.TunnelRead: lambda self, *said: self.tunnels.read(*said),
+        pm.TunnelClosed: lambda self, *said: self.tunnels.closed(*said),
+        pm.ProcessEnded: lambda self, *said: self.tunnels.process_ended(*said),
     }
 
 
@@ -766,8 +931,10 @@ _EXIT = pickle.dumps((0, frames.EXIT, None, 0, []), 5)
 """The frame after which a worker leaves."""
 
 
-def _nowhere(frame: bytes) -> None:
+def _nowhere(frame: bytes, fds: list[int]) -> None:
     """Results of a worker that nobody has leased: there are none."""
+    for fd in fds:
+        os.close(fd)
 
 
 def _log(event: str, **fields: Any) -> None:

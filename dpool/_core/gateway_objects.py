@@ -30,6 +30,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.carried import Carried, in_journal, in_value
 from dpool._core.config import PROTOCOL
+from dpool._core.gateway_actors import with_carried
 from dpool._core.logic import borrowing as b
 from dpool._core.transfers import Transfers
 from dpool._store.pins import make_page
@@ -168,6 +169,10 @@ class Objects:
     def peer_of(self, obj: bytes) -> bytes | None:
         """The gateway of the object's home, if there is a link to it."""
         return self._homes.get(ids.home_of(obj))
+
+    def why_lost(self, obj: bytes) -> str:
+        """Why the object's home is no machine of the cluster any more; empty if it is one, or has never been."""
+        return self._lost_homes.get(ids.home_of(obj), "")
 
     def why_away(self, obj: bytes) -> str:
         """Why there is none."""
@@ -356,11 +361,15 @@ class Objects:
             steps.add(partial(self._to_worker, guest, frame))
             return
         carried = Carried(*fields)
-        step = steps.add(partial(self._to_worker, guest, frame), ready=False)
         token = self.new_token()
-        guest.tokens.append(token)
         if any(ids.home_of(obj) != self.tag for obj in carried.wanted):
             self._for_copies.add(token)
+        if guest.process is None and not guest.actor:
+            guest.tokens.append(token)
+        else:
+            guest.by_base[wire.loads(frame)[0]] = token
+            frame = with_carried(guest, frame, fields)
+        step = steps.add(partial(self._to_worker, guest, frame), ready=False)
         begin = partial(self._fetch_all, guest, carried.wanted, partial(steps.now, step))
         if carried.lasting:
             lasting = self.new_token()
@@ -387,18 +396,23 @@ class Objects:
             guest.incoming.frame(frame)
             self._gateway._watch_writing(guest.incoming.fileno(), guest.incoming.wants_to_write())
 
-    def result_frame(self, guest: _Guest, frame: bytes) -> None:
-        """Send back what a worker answered."""
-        first, end, _, values = wire.loads(frame)
+    def result_frame(self, guest: _Guest, frame: bytes, pipe: int = 0) -> None:
+        """Send back what a worker answered; `pipe`: number of the generator's pipe that came with it."""
+        first, end, elapsed_ns, values = wire.loads(frame)
+        if first > 0 and values:
+            self._gateway.pace = (elapsed_ns * 1e-9 / len(values), self._gateway.pace[1])
         refs = []
         for number, value in enumerate(values, first):
             if first <= 0 or number > guest.told:
                 refs += in_value(value)
         self._keep(guest.peer, refs)
         blob = pickle.dumps(refs) if refs else b""
-        self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob)), blob + frame)
+        self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob), pipe), blob + frame)
         if end and first >= 0:
             self._linger(guest.tokens)
+        if end and guest.by_base:
+            bases = [base for base in guest.by_base if (base <= first if first >= 0 else base == -first)]
+            self._linger([guest.by_base.pop(base) for base in bases])
 
     def journal(self, guest: _Guest, snapshot: Snapshot) -> list[bytes]:
         """What a worker has noted and not answered: the objects that nobody has been told of."""
@@ -431,8 +445,11 @@ class Objects:
 
     def lease_ended(self, guest: _Guest) -> None:
         """Its tasks have ended."""
+        self._gateway.streams.guest_ended(guest)
         self._all_done(guest.tokens)
         self._all_done(guest.lasting)
+        self._all_done(list(guest.by_base.values()))
+        guest.by_base.clear()
 
     def _linger(self, tokens: list[int]) -> None:
         """Copies that a frame needed stay for a moment: the next one may need the same."""

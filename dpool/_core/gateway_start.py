@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import select
+import signal
 import socket
 import sys
 from fcntl import F_DUPFD_CLOEXEC, fcntl
@@ -36,15 +37,19 @@ class Started(NamedTuple):
     host: str
     head: str
     """The address of the head, or its own."""
+    cluster: str = ""
+    """See `ClusterKey.cluster`."""
+    client: bool = False
+    """It is one program's way into a cluster, and no machine of it."""
 
 
 def start(config: Config, ip: str, port: int, head: str, secret: tuple[bytes, bytes]) -> Started:
-    """Start a gateway with its node; returns when it listens (and, with `head`, has joined).
+    """Start a gateway with its node; returns when it listens (and, with `head`, has joined). A client does not listen.
 
     Raises:
         StartupError: it could not; what it said last is in the message.
     """
-    session = launch.make_session(config)
+    session = os.path.abspath(launch.make_session(config))
     report_fd, low = os.pipe2(os.O_CLOEXEC)
     theirs = fcntl(low, F_DUPFD_CLOEXEC, REPORT_FD + 1)  # a descriptor that is dup'ed onto itself would stay closed
     os.close(low)
@@ -74,7 +79,7 @@ def start(config: Config, ip: str, port: int, head: str, secret: tuple[bytes, by
         os.close(ours)
         ours = -1
         try:
-            return Started(*_report(session, report_fd))
+            return _report(session, report_fd)
         finally:
             os.waitpid(child, 0)  # it exits as soon as the gateway stands on its own
     except BaseException:
@@ -99,7 +104,7 @@ def _root() -> str:
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def _report(session: str, fd: int) -> list[Any]:
+def _report(session: str, fd: int) -> Started:
     until = monotonic() + START_S
     data = b""
     while True:
@@ -117,24 +122,30 @@ def _report(session: str, fd: int) -> list[Any]:
         ) from None
     if "failed" in outcome:
         raise StartupError(outcome["failed"])
-    return [session, outcome["address"], outcome["pid"], outcome["host"], outcome["head"]]
+    return Started(session, **outcome)
 
 
 def main() -> None:
     """The gateway process."""
     if os.fork():  # nobody's child
         os._exit(0)
+    os.closerange(REPORT_FD + 1, os.sysconf("SC_OPEN_MAX"))  # whatever our starter had open: a terminal, a lock …
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     with open(0, "rb") as orders:
         words, secret = pickle.load(orders)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.chdir(words[0])  # no file system that somebody wants to unmount
     from dpool._core.cluster_key import ClusterKey
     from dpool._core.gateway import Gateway, Settings
     from dpool._core.zygote import set_title
 
     set_title("dpool-gateway")
-    settings = Settings(*words)
-    report = Report(REPORT_FD)
+    settings, key = Settings(*words), ClusterKey(*secret)
+    report = Report(REPORT_FD, {"cluster": key.cluster(), "client": Config(*settings.config).client})
     try:
-        gateway = Gateway(settings, ClusterKey(*secret), report.joined)
+        gateway = Gateway(settings, key, report.joined)
         gateway.run()
         report.failed(gateway.ending)
     except Exception as error:
@@ -147,13 +158,15 @@ def main() -> None:
 class Report:
     """Tells whoever started the gateway what became of it, once."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, about: dict[str, Any]) -> None:
         os.set_inheritable(fd, False)
         self._fd = fd
+        self._about = about
 
     def joined(self, session: str, address: str, head: str) -> None:
         """It works."""
-        about = {"address": address, "pid": os.getpid(), "host": socket.gethostname(), "head": head}
+        mine = {"address": address, "pid": os.getpid(), "host": socket.gethostname(), "head": head}
+        about = {**mine, **self._about}
         path = os.path.join(session, GATEWAY_FILE)
         with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump(about, file)
@@ -175,7 +188,7 @@ class Report:
 
 
 def running(config: Config) -> list[Started]:
-    """The gateways of this user that run on this machine, the latest first."""
+    """The gateways of this user that run on this machine, clients among them, the latest first."""
     found: list[tuple[float, Started]] = []
     for entry in os.scandir(launch.temporary_root(config)):
         if not entry.name.startswith(f"dpool-{os.getuid()}-"):
@@ -186,8 +199,22 @@ def running(config: Config) -> list[Started]:
                 about = json.load(file)
             when = os.stat(path).st_mtime
             launch.connect_node(entry.path).close()
-        except (OSError, ValueError):
+            found.append((when, Started(entry.path, **about)))
+        except (OSError, ValueError, TypeError):  # gone meanwhile, or of another version
             continue
-        one = Started(entry.path, about["address"], about["pid"], about["host"], about["head"])
-        found.append((when, one))
     return [one for _, one in sorted(found, reverse=True)]
+
+
+def stop(one: Started, wait_s: float) -> bool:
+    """End a gateway, and with it its node; False if it has not ended by then."""
+    try:
+        fd = os.pidfd_open(one.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGTERM)
+        return bool(select.select([fd], [], [], wait_s)[0])
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(fd)

@@ -404,6 +404,7 @@ class Lane:
         if link.remote:
             from dpool._core.carried import in_tasks
 
+            flags |= frames.LOOSE if self.dispatcher.loose else 0
             carried = in_tasks(tasks)
             if carried is not None:
                 return dumps((slot.next_seq, flags, ship, same, calls, carried), 5)

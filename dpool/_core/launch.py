@@ -22,6 +22,8 @@ END_WITH_NODE_S = 1.0
 
 NODE_FD = 3
 SOCKET_NAME = "node.sock"
+GATEWAY_SOCKET = "gateway.sock"
+"""Where the gateway listens, on a machine of a cluster."""
 NODE_LOG = "node.log"
 SECRETS = frozenset(("DPOOL_REDIS_URL",))
 """Variables that stay in the driver: a process's environment can be read in /proc, and is inherited by workers."""

@@ -12,8 +12,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 def find_resources(config: Config, gpus: int) -> dict[str, float]:
     """Totals by the names that tasks ask for: `num_cpus`, `num_gpus`, `memory` (bytes)."""
+    if config.client:
+        return {"num_cpus": 0, "num_gpus": 0, "memory": 0}
     return {
-        "num_cpus": config.num_cpus or count_cpus(),
+        "num_cpus": max(0.0, config.num_cpus or count_cpus()),
         "num_gpus": gpus,
         "memory": available_memory(),
         **dict(config.resources),

@@ -6,6 +6,7 @@ driver ◄─Welcome Grant WorkerUp WorkerDied Output Notice── node ◄─Sp
 node ──Remote…, LoadReport, Object…──► gateway ──Remote…, Peer…──► node      (of a machine in a cluster)
 driver ──ActorCreate, ConnectActor──► node ──Grant (of a link), ActorGone──► driver      (whoever calls an actor)
 any process ──Store…, Sync…──► node ──answers──► that process      (sockets of their own)
+any process ──FarOpen──► gateway ──FarOpened──► that process      (the node of another machine)
 driver ──frames of tasks──► worker ──frames of results──► driver      (see frames.py)
 ```
 
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 Shape = tuple[tuple[str, int], ...]
 GATEWAY = -1
+VISITOR = -2
 
 
 class ProtocolError(Exception):
@@ -38,7 +40,7 @@ class Hello(NamedTuple):
     label: str
     """What the program is called, for people."""
     worker: int
-    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway."""
+    """The worker that speaks (nested submission), or 0: a driver; GATEWAY: the gateway; VISITOR: it only asks."""
     config: tuple[Any, ...]
     path: list[str]
     """The driver's `sys.path`: where the node finds what it imports later."""
@@ -138,6 +140,16 @@ class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
 
 
+class AskStatus(NamedTuple):
+    """The answer is StatusTold."""
+
+
+class AskDrain(NamedTuple):
+    """The machine at that address is to leave the cluster when what runs there has ended. The answer is DrainTold."""
+
+    address: str
+
+
 # node → driver
 
 
@@ -185,6 +197,8 @@ class WorkerDied(NamedTuple):
     log_file: str
     unclaimed: bool = False
     """It made objects for its submitter, who perhaps never heard of them."""
+    host: str = ""
+    """Of its machine, if that is another one."""
 
 
 class Output(NamedTuple):
@@ -240,6 +254,19 @@ class Retire(NamedTuple):
     worker: int
 
 
+class StatusTold(NamedTuple):
+    """What each machine of the cluster says of itself, the one that was asked first; see node_about.py."""
+
+    machines: list[dict[str, Any]]
+
+
+class DrainTold(NamedTuple):
+    """It has been told to, or cannot be; `why` is for people."""
+
+    begun: bool
+    why: str
+
+
 class Closed(NamedTuple):
     """All workers of a closed pool are gone, their output delivered."""
 
@@ -273,6 +300,38 @@ class RemoteEnd(NamedTuple):
 class RemoteSignal(NamedTuple):
     worker: int
     signal: int
+    link: int = 0
+    """The worker is an actor's process: for a call of this caller."""
+
+
+class RemoteActor(NamedTuple):
+    """A process here calls an actor of another machine, over a link of this number. The answers are RemoteUp (whenever
+    there is a process), RemoteDied and, in the end, RemoteGone.
+    """
+
+    link: int
+    actor: bytes
+    pid: int
+
+
+class RemoteLeft(NamedTuple):
+    """It does not any more."""
+
+    link: int
+
+
+class ProgramEnded(NamedTuple):
+    """A program of this machine has ended (or, from the gateway, one of another machine)."""
+
+    job: bytes
+
+
+class RemoteFind(NamedTuple):
+    """A process here has found the name of an actor of another machine; the answer is RemoteFound."""
+
+    number: int
+    actor: bytes
+    pid: int
 
 
 class RemotePoolClosed(NamedTuple):
@@ -282,14 +341,50 @@ class RemotePoolClosed(NamedTuple):
     kill: bool
 
 
+class ToPeer(NamedTuple):
+    """For the node of that machine: one message, encoded. It hears FromPeer."""
+
+    node: bytes
+    data: bytes
+
+
+class Drain(NamedTuple):
+    """The machine is to leave the cluster when what runs there has ended. From anybody to a node, which tells the node
+    that it is about; from that to its gateway.
+    """
+
+    node: bytes
+
+
 class LoadReport(NamedTuple):
-    """For the other machines: the fields of `Load`, but for name and number."""
+    """For the other machines: the fields of `Load`, but for name, number and what was seen."""
 
     total: dict[str, int]
     free: dict[str, int]
     waiting: int
     task_s: float
     draining: bool
+    bytes_per_s: float = 0.0
+
+
+class AboutReport(NamedTuple):
+    """What this machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class AskOutputAbroad(NamedTuple):
+    """As AskOutput, of all machines that have workers for this one's pools; the answer is OutputAbroadTold."""
+
+    number: int
+
+
+class StoreServer(NamedTuple):
+    """The node's own control store answers here; for machines that have none."""
+
+    path: str
+    user: str
+    password: str
 
 
 class ObjectWanted(NamedTuple):
@@ -313,6 +408,30 @@ class ObjectsFreed(NamedTuple):
 
 
 # gateway → node
+
+
+class StoreAt(NamedTuple):
+    """Where the control store of the cluster is. `session`: what its keys carry, empty: there is none; `url`: empty:
+    the node is to start it; `address`: that of the gateway.
+    """
+
+    session: str
+    url: str
+    address: str
+
+
+class RemoteGone(NamedTuple):
+    """The actor is dead for good; `cause` as in ActorGone."""
+
+    link: int
+    cause: bytes
+
+
+class RemoteFound(NamedTuple):
+    """`there`: the process holds the actor now; else it is there no more."""
+
+    number: int
+    there: bool
 
 
 class RemoteUp(NamedTuple):
@@ -348,6 +467,22 @@ class RemoteOutput(NamedTuple):
     data: bytes
 
 
+class FromPeer(NamedTuple):
+    """The node of that machine says this, encoded."""
+
+    node: bytes
+    data: bytes
+
+
+class Pace(NamedTuple):
+    """How fast it goes here, on average: seconds of a task, and bytes per second received; 0: not known. From programs,
+    too.
+    """
+
+    task_s: float
+    bytes_per_s: float
+
+
 class PeerUp(NamedTuple):
     """There is a link to the gateway of another machine."""
 
@@ -360,10 +495,68 @@ class PeerDown(NamedTuple):
     reason: str
 
 
+class PeerAbout(NamedTuple):
+    """What another machine says of itself."""
+
+    node: bytes
+    about: dict[str, Any]
+
+
+class OutputAbroadTold(NamedTuple):
+    number: int
+
+
 class PeerLoad(NamedTuple):
     """Another machine's heartbeat; the fields of `Load` in logic/placement.py."""
 
     load: tuple[Any, ...]
+
+
+# placement groups: program → node, and node → node; see node_groups.py
+
+
+class GroupCreate(NamedTuple):
+    """Set so much aside, all or nothing, as soon as it can be; until GroupRemove, or the sender has gone."""
+
+    group: str
+    bundles: list[Shape]
+    strategy: str
+
+
+class GroupRemove(NamedTuple):
+    """It is over, and whatever runs in it ends. From node to node: if it is yours."""
+
+    group: str
+
+
+class BundleWanted(NamedTuple):
+    """The answer is BundleAnswer."""
+
+    group: str
+    number: int
+    bundle: Shape
+
+
+class BundleAnswer(NamedTuple):
+    group: str
+    number: int
+    done: bool
+
+
+class GroupEnded(NamedTuple):
+    """What you have of it is yours again. `for_good`: it is removed, and nobody is to wait for it."""
+
+    group: str
+    for_good: bool
+
+
+# node → program, in a cluster
+
+
+class ClusterSize(NamedTuple):
+    """The CPUs of all machines together."""
+
+    cpus: int
 
 
 # node → zygote and back
@@ -799,6 +992,40 @@ class SyncReply(NamedTuple):
     refs: list[bytes]
 
 
+# objects of other machines: any process → gateway, and back
+
+
+class FarOpen(NamedTuple):
+    """The first message of a connection to the gateway: one to the node whose session directory that is, on another
+    machine; or, if `path` is not empty, to whoever listens there at that Unix socket. The answer is FarOpened.
+    """
+
+    protocol: int
+    version: str
+    python: str
+    session: str
+    path: str
+
+
+class FarOpened(NamedTuple):
+    """`status`: FAR_UNKNOWN, FAR_OPEN, FAR_LOST. What is said next on this connection is said to that node; with a
+    path, a descriptor comes along: the connection.
+    """
+
+    status: int
+    host: str
+    why: str
+
+
+class FarEnded(NamedTuple):
+    """gateway → node: a process of another machine has ended; all that it had said has been passed on."""
+
+    pid: int
+
+
+FAR_UNKNOWN, FAR_OPEN, FAR_LOST = range(3)
+"""It is no machine of this cluster, as far as is known; the connection works; it was one, and is gone."""
+
 CONTROL: tuple[type[Any], ...] = (
     Hello,
     OpenPool,
@@ -818,6 +1045,10 @@ CONTROL: tuple[type[Any], ...] = (
     TasksDelivered,
     AskOutput,
     Bye,
+    AskStatus,
+    AskDrain,
+    StatusTold,
+    DrainTold,
     Welcome,
     Refused,
     Grant,
@@ -834,6 +1065,12 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteLease,
     RemoteEnd,
     RemoteSignal,
+    RemoteActor,
+    RemoteLeft,
+    ProgramEnded,
+    RemoteFind,
+    RemoteGone,
+    RemoteFound,
     RemotePoolClosed,
     RemoteUp,
     RemoteRefused,
@@ -842,7 +1079,23 @@ CONTROL: tuple[type[Any], ...] = (
     PeerUp,
     PeerDown,
     PeerLoad,
+    PeerAbout,
+    AboutReport,
+    Drain,
+    AskOutputAbroad,
+    OutputAbroadTold,
     LoadReport,
+    ToPeer,
+    FromPeer,
+    Pace,
+    GroupCreate,
+    GroupRemove,
+    BundleWanted,
+    BundleAnswer,
+    GroupEnded,
+    ClusterSize,
+    StoreServer,
+    StoreAt,
     ObjectWanted,
     FutureWanted,
     ObjectsFreed,
@@ -894,6 +1147,9 @@ CONTROL: tuple[type[Any], ...] = (
     SyncReturn,
     SyncWelcome,
     SyncReply,
+    FarOpen,
+    FarOpened,
+    FarEnded,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
 _TYPES = {

@@ -10,10 +10,13 @@
 ```
 
 Who knows the cluster's secret gets in; all others are turned away by the handshake, before a byte of theirs is read
-here (`_zap`). The first message is a `Greeting`; different versions refuse each other by name. Then a link is *up*:
-what is sent arrives whole, once and in order, until the link is *down*, which both sides hear (`Up`, `Down`). A link
-never comes back: its connection is not made again, since nobody knows which messages were lost with it; a machine that
-returns greets as a new one.
+here (`_answer_zap`), and not many at a time (`Door`). The first message is a `Greeting`; different versions refuse each
+other by name. Then a link is *up*: what is sent arrives whole, once and in order, until the link is *down*, which both
+sides hear (`Up`, `Down`). A link never comes back: its connection is not made again, since nobody knows which messages
+were lost with it. A new link can be made by `connect`; whoever still held the old one for up hears Down, then Up.
+
+Each dealer has a routing id of its own (`_route`), the gateway's name and a number that no other has: so what is left
+of an old link is never taken for a message of the new one.
 
 One thread. Nothing here blocks: `receive` returns what is there, `fileno` is readable when there may be more, and what
 cannot be sent yet lies in ZeroMQ's queue, up to `HIGH_WATER` messages, then here.
@@ -21,6 +24,7 @@ cannot be sent yet lies in ZeroMQ's queue, up to `HIGH_WATER` messages, then her
 
 from __future__ import annotations
 
+import os
 import pickle
 import select
 from collections import deque
@@ -31,24 +35,38 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from dpool._core.config import PROTOCOL
+from dpool._core.door import Door
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dpool._core.cluster_key import ClusterKey
 
-MAX_MESSAGE_BYTES = 4 << 20
-"""Of one part. ZeroMQ closes a peer that says it will send more, before it has sent it."""
+MAX_MESSAGE_BYTES = 1 << 20
+"""Of one part, whose sender may add `HEADROOM` of its own. ZeroMQ closes a peer that says it will send more, before it
+has sent it; so nobody who has not proved who it is can make us hold more than that."""
+HEADROOM = 4096
+SEAL_BYTES = 64
+"""What encryption adds to a part, at most."""
 HIGH_WATER = 10_000
 HANDSHAKE_MS = 5_000
 """A connection that has not proved who it is by then is closed."""
-PING_MS = 1_000
-SILENCE_MS = 10_000
-"""A peer that answers no ping for so long is down."""
-CONNECT_AGAIN_MS = 100
+SILENCE_S = 10.0
+"""A peer that answers no ping for so long is down, unless `Net` is told otherwise."""
+PINGS = 8
+"""In that time."""
+CONNECT_MS = 2_000
+CONNECT_AGAIN_MS, CONNECT_AGAIN_MOST_MS = 100, 2_000
 LINGER_MS = 500
+LEFT = "it has left"
+"""Why a link is down whose other side said good-bye."""
 
-GREETING, REFUSAL, MESSAGE, GOODBYE, PING = b"G", b"R", b"M", b"B", b"P"
+_ACCEPTED, _PROVED, _GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED
+
+_ROUTE_NUMBER = 8
+
+GREETING, REFUSAL, MESSAGE, LONG, GOODBYE, PING = b"G", b"R", b"M", b"L", b"B", b"P"
+"""What a message is; LONG, with their number behind it: one whose payload comes in several parts."""
 
 
 class Greeting(NamedTuple):
@@ -93,13 +111,16 @@ class NoLink(ConnectionError):
 class _Link:
     """One peer. `dealer`: our connection to it; None: it is a client, which is answered through the router."""
 
-    __slots__ = ("address", "dealer", "greeting", "last_event", "monitor", "name", "outbox", "up")
+    __slots__ = ("address", "dealer", "fd", "greeting", "last_event", "monitor", "name", "outbox", "route", "up")
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.name = b""
+        self.route = b""
+        """The routing id of its dealer, by which our router knows it; empty until it has greeted there."""
         self.greeting: Greeting | None = None
         self.dealer: zmq.Socket[bytes] | None = None
+        self.fd = -1
         self.monitor: zmq.Socket[bytes] | None = None
         self.outbox: deque[list[Any]] = deque()
         self.up = False
@@ -112,21 +133,31 @@ class Net:
     Args:
         key: the cluster's.
         greeting: what peers are told; its `address` is filled in by `listen`.
+        silence_s: a peer from which nothing has come for so long is down.
     """
 
-    def __init__(self, key: ClusterKey, greeting: Greeting) -> None:
+    def __init__(self, key: ClusterKey, greeting: Greeting, silence_s: float = SILENCE_S) -> None:
         self.greeting = greeting
         self._key = key
+        self._silence_ms = max(PINGS, round(silence_s * 1000))
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._zap: zmq.Socket[bytes] | None = None
         self._router: zmq.Socket[bytes] | None = None
+        self._door: Door | None = None
+        self._door_monitor: zmq.Socket[bytes] | None = None
         self._links: dict[bytes, _Link] = {}
-        """Those whose name is known."""
+        """Those that are up, by name."""
+        self._routes: dict[bytes, _Link] = {}
+        """Those of them that have greeted at our router, by route."""
         self._calling: dict[str, _Link] = {}
         """Those that we connect to and that have not greeted."""
         self._ready: deque[Up | Down | Message] = deque()
         self._epoll = select.epoll()
-        self._sockets: dict[int, tuple[zmq.Socket[bytes], Callable[[], None]]] = {}
+        self._readers: dict[int, Callable[[], None]] = {}
+        """By their sockets' descriptors."""
+        self._touched: set[int] = set()
+        """Those on which something was sent since they were read."""
+        self._router_fd = -1
 
     # -- making links
 
@@ -136,6 +167,7 @@ class Net:
         Raises:
             OSError: the address cannot be used; it is named.
         """
+        door = Door(ip, port)
         self._serve_zap()
         router = self._socket(zmq.ROUTER)
         router.curve_server = True
@@ -144,15 +176,13 @@ class Net:
         router.zap_domain = b"dpool"
         router.router_mandatory = True
         router.router_handover = True
-        try:
-            router.bind(f"tcp://{_bracketed(ip)}:{port or '*'}")
-        except zmq.ZMQError as error:
-            router.close(0)
-            raise OSError(error.errno, f"cannot listen at {ip}:{port}: {error.strerror}") from None
-        bound = router.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._router = router
-        self._watch(router, self._read_router)
-        address = f"{_bracketed(ip)}:{bound.rsplit(':', 1)[1]}"
+        router.setsockopt(zmq.USE_FD, os.dup(door.sock.fileno()))
+        self._door, self._router = door, router
+        self._door_monitor = router.get_monitor_socket(_ACCEPTED | _PROVED | _GONE)
+        self._watch(self._door_monitor, self._read_door)
+        self._router_fd = self._watch(router, self._read_router)
+        address = f"{_bracketed(ip)}:{door.port}"
+        router.bind(f"tcp://{address}")
         self.greeting = self.greeting._replace(address=address)
         return address
 
@@ -173,13 +203,12 @@ class Net:
 
     def _call(self, link: _Link) -> None:
         dealer = self._socket(zmq.DEALER)
-        dealer.routing_id = self.greeting.name
+        dealer.routing_id = _route(self.greeting.name)
         dealer.curve_secretkey = self._key.secret
         dealer.curve_publickey = self._key.public
         dealer.curve_serverkey = self._key.public
-        dealer.heartbeat_ivl = PING_MS
-        dealer.heartbeat_timeout = SILENCE_MS
-        dealer.reconnect_ivl = CONNECT_AGAIN_MS
+        dealer.reconnect_ivl, dealer.reconnect_ivl_max = CONNECT_AGAIN_MS, CONNECT_AGAIN_MOST_MS
+        dealer.connect_timeout = CONNECT_MS
         link.dealer = dealer
         link.monitor = dealer.get_monitor_socket(
             zmq.EVENT_CONNECT_RETRIED
@@ -190,13 +219,15 @@ class Net:
         )
         self._calling[link.address] = link
         self._watch(link.monitor, lambda: self._read_monitor(link))
-        self._watch(dealer, lambda: self._read_dealer(link))
+        link.fd = self._watch(dealer, lambda: self._read_dealer(link))
         dealer.connect(f"tcp://{link.address}")
         self._push(link, [GREETING, _packed(self.greeting)])
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(kind)
-        socket.maxmsgsize = MAX_MESSAGE_BYTES
+        socket.maxmsgsize = MAX_MESSAGE_BYTES + HEADROOM + SEAL_BYTES
+        socket.heartbeat_ivl = self._silence_ms // PINGS
+        socket.heartbeat_timeout = self._silence_ms
         socket.handshake_ivl = HANDSHAKE_MS
         socket.sndhwm = socket.rcvhwm = HIGH_WATER
         socket.linger = LINGER_MS
@@ -221,10 +252,24 @@ class Net:
             status, text = (b"200", b"") if known else (b"400", b"not of this cluster")
             self._zap.send_multipart([version, request, status, text, b"", b""])
 
+    def _read_door(self) -> None:
+        """What has become of those who connected here."""
+        while self._door is not None and self._door_monitor is not None:
+            parts = _received(self._door_monitor)
+            if parts is None:
+                return
+            event = parse_monitor_message(parts)
+            if event["event"] == _ACCEPTED:
+                self._door.accepted(event["value"])
+            elif event["event"] == _PROVED:
+                self._door.proved(event["value"])
+            else:
+                self._door.gone(event["value"])
+
     # -- messages
 
     def send(self, name: bytes, payload: bytes, buffers: Sequence[Any] = ()) -> None:
-        """Send one message; each part at most `MAX_MESSAGE_BYTES`.
+        """Send one message; each of the buffers has at most `MAX_MESSAGE_BYTES`, the payload any number.
 
         Raises:
             NoLink: it is not up; nothing was sent.
@@ -232,7 +277,12 @@ class Net:
         link = self._links.get(name)
         if link is None or not link.up:
             raise NoLink(f"there is no link to the gateway {name.hex()}")
-        self._push(link, [MESSAGE, payload, *buffers])
+        if len(payload) <= MAX_MESSAGE_BYTES + HEADROOM:
+            self._push(link, [MESSAGE, payload, *buffers])
+            return
+        view = memoryview(payload)
+        pieces = [view[at : at + MAX_MESSAGE_BYTES] for at in range(0, len(view), MAX_MESSAGE_BYTES)]
+        self._push(link, [LONG + len(pieces).to_bytes(4, "little"), *pieces, *buffers])
 
     def _push(self, link: _Link, parts: list[Any]) -> None:
         if link.outbox:
@@ -245,10 +295,12 @@ class Net:
         """False: not now. If the peer is gone the link is down, and it is as good as sent."""
         try:
             if link.dealer is not None:
+                self._touched.add(link.fd)
                 link.dealer.send_multipart(parts, zmq.NOBLOCK, copy=False)
             else:
                 assert self._router is not None
-                self._router.send_multipart([link.name, *parts], zmq.NOBLOCK, copy=False)
+                self._touched.add(self._router_fd)
+                self._router.send_multipart([link.route, *parts], zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -260,6 +312,8 @@ class Net:
         for link in list(self._links.values()):
             if not link.outbox:
                 self._push(link, [PING])
+        if self._door is not None:
+            self._door.new_second()
 
     def flush(self) -> None:
         """Send what could not be sent; to be called now and then while `pending`."""
@@ -280,31 +334,41 @@ class Net:
     def receive(self) -> Up | Down | Message | None:
         """The next thing that happened; None: nothing yet."""
         if not self._ready:
-            # A ZeroMQ descriptor tells of a change once: every socket is read to its end.
-            for fd, _ in self._epoll.poll(0):
-                found = self._sockets.get(fd)
-                if found is not None:
-                    found[1]()
-            for socket, reader in list(self._sockets.values()):
-                if not socket.closed and int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            # A ZeroMQ descriptor tells of a change once, and not if a send has taken notice of it: so those that may
+            # have something are read to their end.
+            touched, self._touched = self._touched, set()
+            touched.update(fd for fd, _ in self._epoll.poll(0))
+            for fd in touched:
+                reader = self._readers.get(fd)
+                if reader is not None:
                     reader()
         return self._ready.popleft() if self._ready else None
 
-    def _watch(self, socket: zmq.Socket[bytes], reader: Callable[[], None]) -> None:
+    def _watch(self, socket: zmq.Socket[bytes], reader: Callable[[], None]) -> int:
         fd = int(socket.getsockopt(zmq.FD))
-        self._sockets[fd] = socket, reader
+        self._readers[fd] = reader
+        self._touched.add(fd)
         self._epoll.register(fd, select.EPOLLIN)
+        return fd
 
     def _unwatch(self, socket: zmq.Socket[bytes]) -> None:
         fd = int(socket.getsockopt(zmq.FD))
-        del self._sockets[fd]
+        del self._readers[fd]
+        self._touched.discard(fd)
         self._epoll.unregister(fd)
 
     def _read_router(self) -> None:
         assert self._router is not None
         while (frames := _frames(self._router)) is not None:
-            name, kind, *rest = frames
-            self._heard(name.bytes, kind.bytes, rest)
+            route, kind, *rest = frames
+            link = self._routes.get(route.bytes)
+            if kind.bytes == GREETING:
+                if link is None:  # else its connection broke and was made again before it heard from us
+                    self._was_called(route.bytes, rest)
+            elif link is None:  # it does not know yet that the link is down
+                self._refuse(route.bytes, "the link was given up on the other side")
+            else:
+                self._heard(link, kind.bytes, rest)
 
     def _read_dealer(self, link: _Link) -> None:
         while link.dealer is not None and (frames := _frames(link.dealer)) is not None:
@@ -314,41 +378,42 @@ class Net:
             elif link.greeting is None and kind.bytes == GREETING:
                 self._greeted(link, rest)
             elif link.up:
-                self._heard(link.name, kind.bytes, rest)
+                self._heard(link, kind.bytes, rest)
 
-    def _heard(self, name: bytes, kind: bytes, rest: list[zmq.Frame]) -> None:
-        link = self._links.get(name)
-        if kind == GREETING:
-            self._was_called(name, rest)
-        elif link is None:  # it does not know yet that the link is down
-            self._refuse(name, "the link was given up on the other side")
-        elif kind == MESSAGE and rest:
-            self._ready.append(Message(name, rest[0].bytes, [memoryview(frame.buffer) for frame in rest[1:]]))
+    def _heard(self, link: _Link, kind: bytes, rest: list[zmq.Frame]) -> None:
+        if kind == MESSAGE and rest:
+            self._ready.append(Message(link.name, rest[0].bytes, [memoryview(frame.buffer) for frame in rest[1:]]))
+        elif kind[:1] == LONG:
+            pieces = int.from_bytes(kind[1:5], "little")
+            payload = b"".join(frame.buffer for frame in rest[:pieces])
+            self._ready.append(Message(link.name, payload, [memoryview(frame.buffer) for frame in rest[pieces:]]))
         elif kind == GOODBYE:
-            self._lost(link, "it has left")
+            self._lost(link, LEFT)
 
     # -- greetings
 
-    def _was_called(self, name: bytes, rest: list[zmq.Frame]) -> None:
+    def _was_called(self, route: bytes, rest: list[zmq.Frame]) -> None:
         """A peer's first message at our router."""
         greeting = _unpacked(rest)
-        if greeting is None or greeting.name != name:
+        if greeting is None or greeting.name != _name_of(route):
+            self._refuse(route, "its greeting is malformed")
             return
         refusal = self._refusal(greeting)
         if refusal:
-            self._refuse(name, refusal)
+            self._refuse(route, refusal)
             return
-        if greeting.address:
-            link = self._calling.get(greeting.address) or next(
-                (known for known in self._links.values() if known.address == greeting.address), None
-            )
-            if link is None:
-                link = _Link(greeting.address)
+        for known in list(self._links.values()):
+            if known.name == greeting.name or (known.address and known.address == greeting.address):
+                self._lost(known, "it has connected anew")
+        link = self._calling.get(greeting.address) if greeting.address else None
+        if link is None:
+            link = _Link(greeting.address)
+            if greeting.address:
                 self._call(link)
-            self._name(link, greeting)
-        else:
-            link = _Link("")
-            self._name(link, greeting)
+        link.route = route
+        self._routes[route] = link
+        self._name(link, greeting)
+        if not greeting.address:
             self._push(link, [GREETING, _packed(self.greeting)])
 
     def _greeted(self, link: _Link, rest: list[zmq.Frame]) -> None:
@@ -365,10 +430,11 @@ class Net:
         self._links[link.name] = link
         self._ready.append(Up(link.name, greeting))
 
-    def _refuse(self, name: bytes, reason: str) -> None:
+    def _refuse(self, route: bytes, reason: str) -> None:
         assert self._router is not None
+        self._touched.add(self._router_fd)
         try:
-            self._router.send_multipart([name, REFUSAL, reason.encode()], zmq.NOBLOCK)
+            self._router.send_multipart([route, REFUSAL, reason.encode()], zmq.NOBLOCK)
         except zmq.ZMQError:
             pass  # it is gone: all the better
 
@@ -407,8 +473,11 @@ class Net:
         known = self._links.get(link.name) is link or self._calling.get(link.address) is link
         if not known:
             return
-        self._links.pop(link.name, None)
-        self._calling.pop(link.address, None)
+        if self._links.get(link.name) is link:
+            del self._links[link.name]
+        if self._calling.get(link.address) is link:
+            del self._calling[link.address]
+        self._routes.pop(link.route, None)
         self._ready.append(Down(link.name, link.address, reason))
         self._close(link)
 
@@ -433,11 +502,17 @@ class Net:
             self._close(link)
         self._links.clear()
         self._calling.clear()
+        self._routes.clear()
+        if self._router is not None and self._door_monitor is not None and self._door is not None:
+            self._unwatch(self._door_monitor)
+            self._router.disable_monitor()
+            self._door_monitor.close(0)
+            self._door.close()
         for socket in (self._router, self._zap):
             if socket is not None:
                 self._unwatch(socket)
                 socket.close()
-        self._router = self._zap = None
+        self._router = self._zap = self._door = self._door_monitor = None
         self._epoll.close()
         self._context.term()
 
@@ -463,9 +538,22 @@ def _packed(greeting: Greeting) -> bytes:
 def _unpacked(rest: list[zmq.Frame]) -> Greeting | None:
     """The peer knows the cluster's secret: what it sends may be unpickled."""
     try:
-        return Greeting(*pickle.loads(rest[0].bytes))
+        greeting = Greeting(*pickle.loads(rest[0].bytes))
     except Exception:  # a peer of another age
         return None
+    words = (greeting.address, greeting.host, greeting.version, greeting.python)
+    if type(greeting.name) is not bytes or type(greeting.protocol) is not int:
+        return None
+    return greeting if all(type(word) is str for word in words) else None
+
+
+def _route(name: bytes) -> bytes:
+    """A routing id for one connection (which must not begin with a zero byte)."""
+    return b"d" + name + os.urandom(_ROUTE_NUMBER)
+
+
+def _name_of(route: bytes) -> bytes:
+    return route[1:-_ROUTE_NUMBER]
 
 
 def _bracketed(ip: str) -> str:

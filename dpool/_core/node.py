@@ -38,6 +38,7 @@ from dpool._core import messages as m
 from dpool._core.config import PROTOCOL, Config
 from dpool._core.frames import make_page
 from dpool._core.logic import scheduler as s
+from dpool._core.logic.places import GROUP
 from dpool._core.logic.resources import Account, describe
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.node_worker import Proc, oom_kills
@@ -46,6 +47,8 @@ NODE_CLIENT = 0
 """The node as a client of its own scheduler: actors are its own."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
+ALONE_S = 60.0
+"""How long a client's node waits for its program, which starts it and waits for it."""
 ACCEPT_AGAIN_S = 0.2
 """How long a connection waits that could not be accepted."""
 MAX_TRIES = 3
@@ -127,6 +130,8 @@ class Node:
         """Locks, queues, … once there are some."""
         self._abroad: Any = None
         """Other machines, if a gateway has said Hello."""
+        self._groups: Any = None
+        """Placement groups, once there is one."""
         self._records: Any = None
         """The recorder to the control store, once it has been started."""
         self._oom_kills = oom_kills()
@@ -303,7 +308,7 @@ class Node:
             self._client_left(client)
             return
         client.hello = message
-        if message.worker <= 0:
+        if message.worker in (0, m.GATEWAY):
             client.driver = True
         if not self._had_driver and client.driver:
             self._had_driver = True
@@ -311,12 +316,19 @@ class Node:
             sys.path[:] = message.path
             self._preload()
         self._do(s.ClientJoined(client.number))
+        if self._records is not None and message.worker == 0:
+            self._records.job_began(message)
         if message.worker == m.GATEWAY:
             from dpool._core.node_abroad import NodeAbroad
 
+            self.node_id = message.job  # one name for both, in the whole cluster
             self._abroad = NodeAbroad(self, client, _log)
             self._at(monotonic(), self._abroad.report)
+            if self.config.client:
+                self._at(monotonic() + ALONE_S, self._alone)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
+        if self._abroad is not None:
+            self._abroad.greet(client)
 
     def _client_left(self, client: Client) -> None:
         if self._clients.pop(client.number, None) is None:
@@ -335,13 +347,27 @@ class Node:
             for number in client.pools.values():
                 self._closing_abroad(number, True)
             self._do(s.ClientLeft(client.number))
+            if self._groups is not None:
+                self._groups.client_left(client.number)
             if self._actors is not None:
                 self._actors.client_left(client, client.driver)
             if self._records is not None:
                 self._records.client_left(client.number)
                 if client.driver:
                     self._records.job_ended(client.hello.job)
-        if client.driver and not any(other.driver for other in self._clients.values()):
+            if client.driver and client.hello.worker == 0:
+                self.tell_gateway(m.ProgramEnded(client.hello.job))
+        if client.driver and not self._driven():
+            self._end()
+
+    def _driven(self, leaving: Client | None = None) -> bool:
+        """Whether there are other drivers; the gateway of a machine that is only a client is none."""
+        gateway = self._abroad.gateway if self._abroad is not None and self.config.client else None
+        return any(one.driver for one in self._clients.values() if one is not leaving and one is not gateway)
+
+    def _alone(self) -> None:
+        """A client's node for which no program has come."""
+        if not self._driven():
             self._end()
 
     def _send(self, client: Client, message: Any, fds: tuple[int, ...] = ()) -> None:
@@ -513,9 +539,9 @@ class Node:
             self._pool_said(client, message.pool, lambda p: s.ReturnLease(p, message.worker, message.retire))
 
     def _kill(self, client: Client, message: m.KillWorker) -> None:
-        if self._abroad is not None and self._abroad.signal(message.worker, message.signal):
-            return
         if self._actors is not None and self._actors.signal(client, message):
+            return
+        if self._abroad is not None and self._abroad.signal(message.worker, message.signal):
             return
         proc = self._procs.get(message.worker)
         pool = client.pools.get(message.pool)
@@ -553,17 +579,57 @@ class Node:
         m.ReturnLease: _return_lease,
         m.KillWorker: _kill,
         m.Blocked: _blocked,
+        m.ActorKill: lambda self, c, x: self.actors().kill(x.actor, x.restart, x.why),
         m.ConnectActor: lambda self, c, x: self.actors().connect(c, x),
         m.DisconnectActor: lambda self, c, x: self.actors().disconnect(c, x.pool),
         m.ExportFunction: _recorded,
         m.TasksDispatched: _recorded,
         m.TasksDelivered: _recorded,
+        m.AskStatus: lambda self, c, x: self._about().told(c),
+        m.AskDrain: lambda self, c, x: self._about().ask_drain(c, x.address),
+        m.GroupCreate: lambda self, c, x: self.groups().create(c.number, x),
+        m.GroupRemove: lambda self, c, x: self.groups().remove(x.group),
+        m.Drain: lambda self, c, x: self._drain(x.node),
+        m.Pace: lambda self, c, x: self._abroad.pace(x) if self._abroad is not None else None,
         m.Bye: lambda self, c, x: self._client_said_bye(c),
     }
 
+    def _about(self) -> Any:
+        if self._abroad is None:
+            raise m.ProtocolError("this machine belongs to no cluster")
+        return self._abroad.about
+
+    def groups(self) -> Any:
+        """The placement groups."""
+        if self._groups is None:
+            from dpool._core.node_groups import NodeGroups
+
+            self._groups = NodeGroups(self, _log)
+        return self._groups
+
+    def _drain(self, name: bytes) -> None:
+        if self._abroad is None:
+            raise m.ProtocolError("this machine belongs to no cluster")
+        self._abroad.drain(name)
+
+    def machines(self) -> list[tuple[str, str, dict[str, int], dict[str, int], bool]]:
+        """Of each machine: name, host, what there is, what is free, whether it is being drained."""
+        if self._abroad is not None:
+            found: list[tuple[str, str, dict[str, int], dict[str, int], bool]] = self._abroad.machines()
+            return found
+        known = self.resources()
+        total = {name: amount for name, (amount, _) in known.items()}
+        free = {name: amount for name, (_, amount) in known.items()}
+        return [(self.node_id.hex(), self.host(), total, free, False)]
+
+    @staticmethod
+    def host() -> str:
+        """What this machine is called."""
+        return socket.gethostname()
+
     def _client_said_bye(self, client: Client) -> None:
         """Its connection stays open until the node has tidied up, so that it can wait for that."""
-        if client.driver and not any(o.driver for o in self._clients.values() if o is not client):
+        if client.driver and not self._driven(client):
             if self._actors is not None and (text := self._actors.last_words()):
                 self._send(client, m.Notice("detached", text))
             self._end()
@@ -583,6 +649,10 @@ class Node:
     def actor_freed(self, obj: bytes) -> bool:
         """Nobody holds this id any more: was it an actor's?"""
         return self._actors is not None and bool(self._actors.freed(obj))
+
+    def actor_lives(self, obj: bytes) -> bool:
+        """Whether this is an actor that another machine can take hold of."""
+        return self._actors is not None and bool(self._actors.lives(obj))
 
     def new_pool(self, setup: bytes, actors: Any, pid: int) -> int:
         """A pool for an actor's process, for which this process has asked."""
@@ -744,9 +814,18 @@ class Node:
         )
 
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
+        if any(name.startswith(GROUP) for name, _ in order.missing):
+            self._soon.append(partial(self.groups().wanted, order))
+        elif self._abroad is not None:
+            self._abroad.infeasible(order, partial(self._tell_infeasible, order))
+        else:
+            asked, missing = describe(order.shape), describe(order.missing)
+            self._tell_infeasible(order, f"asks for {asked}, but this machine offers {missing} too little")
+
+    def _tell_infeasible(self, order: s.WarnInfeasible, what: str) -> None:
         pool, strict = self._pools[order.pool], self.config.strict_resources
         who = "a task" if pool.actors is None else "it" if strict else "an actor"
-        text = f"{who} asks for {describe(order.shape)}, but this machine offers {describe(order.missing)} too little"
+        text = f"{who} {what}"
         if not strict:
             text += "; it waits until a machine that has it joins"
         if pool.actors is None:
@@ -970,7 +1049,8 @@ class Node:
             for fd in proc.pipes:
                 if fd in self._handlers:  # else it is at its end, or the client does not read
                     self._output(proc, fd)
-        self._send(client, m.OutputTold(number))
+        if self._abroad is None or not self._abroad.about.ask_output(client, number):
+            self._send(client, m.OutputTold(number))
 
     def _pause_output(self, client: Client) -> None:
         for proc in self._procs.values():
@@ -1024,14 +1104,20 @@ class Node:
         """Start recording, but not before the first result is out."""
         from dpool._core.recorder import Recorder
 
-        driver = next((c for c in self._clients.values() if c.driver and c.hello is not None), None)
-        if driver is None or driver.hello is None:
+        drivers = [c.hello for c in self._clients.values() if c.driver and c.hello is not None]
+        if not drivers or (self._abroad is not None and self._abroad.store_at is None):
             return
         self._records = Recorder(self)
-        self._records.job_began(driver.hello)
+        for hello in drivers:
+            if hello.worker == 0:
+                self._records.job_began(hello)
         if self._actors is not None:
             self._actors.record_all()
         self._at(monotonic() + 0.25, self._records.start)
+
+    def shares_store(self) -> bool:
+        """Whether other nodes use the same control store."""
+        return self.config.gcs == "on" and (bool(self.config.redis_url) or self._abroad is not None)
 
     def records(self) -> Any:
         """The recorder to the control store, there before the first worker; None without a store."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -32,13 +33,18 @@ from dpool._core import wire
 from dpool._core.frames import ACTOR, EXIT, LEFT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
+from dpool._core.logic.places import SPREAD
+from dpool._core.logic.resources import CPUS, UNIT
+from dpool._core.node_actors_abroad import FarProcess, ForeignActors, cause_of, mark_far
+from dpool._core.node_worker import Proc
 from dpool._core.pool_crash import FOR_CALLER
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
-    from dpool._core.node_worker import Proc
     from dpool._gcs.tables import ActorRow
 
+NODE_CLIENT = 0
+"""See node.py."""
 INFEASIBLE = b""
 """As the exception of an actor's end: it was not made, as it asks for more than there is."""
 Reply = Callable[[Any], None]
@@ -64,7 +70,7 @@ class _Actor:
         """Its pool in the scheduler."""
         self.holder = holder
         """As which the node holds what its first frame refers to."""
-        self.proc: Proc | None = None
+        self.proc: Proc | FarProcess | None = None
         self.home: socket.socket | None = None
         """To its process."""
         self.receiver: wire.Receiver | None = None
@@ -106,6 +112,7 @@ class NodeActors:
         self._detached: dict[bytes, None] = {}
         """Those that are not dead."""
         self._holders = -(1 << 40)
+        self.foreign = ForeignActors(node)
         node._do(s.ClientJoined(0))  # the node itself
 
     # -- what processes say
@@ -119,7 +126,6 @@ class NodeActors:
     def _create_or_wait(self, claim: _Claim) -> None:
         message = claim.message
         taken = self.machine.names.get(message.name) if message.name else None
-        config = self._node.config
         if taken is not None:
             found = self._actors[taken] if message.exists_ok else None
             if found is not None:
@@ -128,7 +134,7 @@ class NodeActors:
             claim.reply(m.ActorFound(message.request, taken if found else b"", meta, ""))
         elif message.name in self._claims:
             self._claims[message.name].append(claim)
-        elif (message.name or message.detached) and config.gcs == "on" and config.redis_url:
+        elif (message.name or message.detached) and self._node.shares_store():
             self._claim(claim)
         else:
             self._create(claim)
@@ -137,7 +143,7 @@ class NodeActors:
         message = claim.message
         self._holders -= 1
         pool = self._node.new_pool(message.setup, self, claim.pid)
-        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim.pid))
+        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim))
         self._by_pool[pool] = message.actor
         self._node.store().hold(message.keep, actor.holder)
         claim.reply(m.ActorFound(message.request, message.actor, b"", ""))
@@ -154,19 +160,39 @@ class NodeActors:
             if client.driver and client.hello is not None:
                 self._node._send(client, m.Notice("stays", "yes" if self._detached else ""))
 
-    def find(self, name: str) -> tuple[bytes, bytes]:
-        """(id, meta) of the actor of that name; empty if there is none."""
-        actor = self.machine.names.get(name)
-        if actor is None:
-            return b"", b""
-        self._actors[actor].unheld = False
-        return actor, self._actors[actor].message.meta
+    def find(self, message: m.ActorFind, pid: int, reply: Reply) -> None:
+        """The actor of that name, on whichever machine; the reply may take a while."""
+
+        def answer(actor: bytes, meta: bytes, why: str) -> None:
+            reply(m.ActorFound(message.request, actor, meta, why))
+
+        actor = self.machine.names.get(message.name)
+        if actor is not None:
+            self._actors[actor].unheld = False
+            answer(actor, self._actors[actor].message.meta, "")
+        elif self._node._abroad is not None:
+            self.foreign.find(message.name, pid, answer)
+        else:
+            answer(b"", b"", "")
+
+    def lives(self, actor: bytes) -> bool:
+        """Whether another machine can take hold of it now."""
+        known = self._actors.get(actor)
+        if known is None or self.machine.actors[actor].state in (a.LEAVING, a.DEAD):
+            return False
+        known.unheld = False
+        return True
 
     def kill(self, actor: bytes, restart: bool, why: str) -> None:
         if actor in self._actors:
             self._do(a.Kill(actor, restart, _cause(why)))
+        elif self.foreign.foreign(actor):
+            self._node.tell_gateway(m.ActorKill(actor, restart, why))
 
     def connect(self, client: Client, message: m.ConnectActor) -> None:
+        if message.actor not in self._actors and self.foreign.foreign(message.actor):
+            self.foreign.connect(client, message)
+            return
         self._node._numbers += 1
         number = self._node._numbers
         if message.actor not in self._actors:
@@ -183,26 +209,38 @@ class NodeActors:
         if number is not None:
             _, _, actor = self._callers.pop(number)
             self._do(a.Disconnect(actor, number))
+        else:
+            self.foreign.disconnect(client, pool)
 
     def client_left(self, client: Client, was_driver: bool) -> None:
         """Its links are gone; so are a program's actors."""
         for number, pool in [key for key in self._numbers if key[0] == client.number]:
             self.disconnect(client, pool)
             del number
+        self.foreign.client_left(client)
         if was_driver:
             self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
+
+    def program_ended(self, job: bytes) -> None:
+        """A program on another machine has ended: so do the actors that its tasks have made here."""
+        for name, actor in list(self._actors.items()):
+            if actor.job == job and not actor.message.detached and self.machine.actors[name].state != a.DEAD:
+                self._do(a.Kill(name, False, _cause("the program that made it has ended")))
 
     def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""
         link = self._numbers.get((client.number, message.pool))
         if link is None:
-            return False
+            return self.foreign.signal(client, message)
         actor = self._actors.get(self._callers[link][2])
         if actor is not None and actor.proc is not None:
             if message.why:
                 actor.why = message.why[:MOST_WHY]
                 self._log("actor.refused", actor=actor.message.actor.hex(), caller=client.number, why=actor.why)
-            self._node._signal(actor.proc, message.signal)
+            if isinstance(actor.proc, FarProcess):
+                self._node.tell_gateway(m.RemoteSignal(actor.proc.worker, message.signal, link))
+            else:
+                self._node._signal(actor.proc, message.signal)
         return True
 
     def freed(self, obj: bytes) -> bool:
@@ -230,11 +268,21 @@ class NodeActors:
 
     def somebody_waits(self) -> bool:
         """For an actor that is made when the control store has answered: the node stays for that, too."""
-        return bool(self._claims)
+        return bool(self._claims) or self.foreign.waits()
 
     # -- what the scheduler says
 
-    def granted(self, order: s.Grant, proc: Proc) -> None:
+    def granted_far(self, pool: int, shape: m.Shape, up: m.RemoteUp, fds: list[int]) -> FarProcess:
+        """A process for an actor on another machine."""
+        ours, theirs, page = fds
+        fds.clear()
+        for fd in (theirs, page):  # nothing that we send is ever taken back
+            os.close(fd)
+        proc = FarProcess(pool, up, socket.socket(fileno=ours))
+        self.granted(s.Grant(NODE_CLIENT, pool, up.worker, shape, ()), proc)
+        return proc
+
+    def granted(self, order: s.Grant, proc: Proc | FarProcess) -> None:
         """A process for an actor: it gets its first frame."""
         name = self._by_pool[order.pool]
         if proc.failed or not self._wanted(name):
@@ -250,8 +298,12 @@ class NodeActors:
         if any(key == "num_cpus" for key, _ in order.shape):
             env["\0cpus"] = "1"
         env["\0actor"] = name.hex()
-        items, number, call = pickle.loads(m.decode(actor.record).frame)
-        self._say(actor, (0, ACTOR, (items, [], env), number, [call]))
+        message = m.decode(actor.record)
+        items, number, call = pickle.loads(message.frame)
+        frame: tuple[Any, ...] = (0, ACTOR, (items, [], env), number, [call])
+        if isinstance(proc, FarProcess) and message.keep:
+            frame += (([], message.keep, [call[0]] if type(call) is list else []),)
+        self._say(actor, frame)
 
     def infeasible(self, pool: int, text: str) -> None:
         """This machine cannot hold the actor, and nobody wants to wait for one that can."""
@@ -259,7 +311,7 @@ class NodeActors:
         if name is not None:
             self._do(a.Kill(name, False, pickle.dumps((text, INFEASIBLE))))
 
-    def died(self, pool: int, proc: Proc) -> None:
+    def died(self, pool: int, proc: Proc | FarProcess) -> None:
         """An actor's process is gone (or none could be started)."""
         name = self._by_pool.get(pool)
         if name is None or not self._wanted(name):
@@ -270,12 +322,8 @@ class NodeActors:
         if actor.home is None:  # it never got as far: count it as one that died while it started
             self._do(a.Granted(name, proc.worker))
         self._close_home(actor)
-        how = f"was killed by signal {proc.end_signal}" if proc.end_signal else f"exited with code {proc.end_code}"
-        how = proc.failed or how
-        if proc.reason == "oom":
-            how += " because memory ran out"
-        how += actor.why and f", {FOR_CALLER}{actor.why}"
-        self._do(a.WorkerDied(name, _cause(f"its process (pid {proc.pid}) {how}; see {proc.log_file}")))
+        why = actor.why and f", {FOR_CALLER}{actor.why}"
+        self._do(a.WorkerDied(name, cause_of(proc, why)))
         actor.proc, actor.why = None, ""
 
     def _wanted(self, name: bytes) -> bool:
@@ -354,8 +402,12 @@ class NodeActors:
 
     # -- the control store
 
-    def _job_of(self, pid: int) -> bytes:
-        driver = self._node.driver_of(pid)
+    def _job_of(self, claim: _Claim) -> bytes:
+        """Of the program that an actor belongs to, which may run on another machine."""
+        if self._node._abroad is not None:
+            setup: m.Setup = pickle.loads(claim.message.setup)
+            return setup.job
+        driver = self._node.driver_of(claim.pid)
         return driver.hello.job if driver is not None and driver.hello is not None else b""
 
     def record_all(self) -> None:
@@ -389,7 +441,7 @@ class NodeActors:
         key = message.name or message.actor.hex()
         self._claims.setdefault(key, deque()).appendleft(claim)
         creation = m.encode(message._replace(request=0))
-        records.actor(_row(message, self._node.node_id, self._job_of(claim.pid))._replace(creation=creation))
+        records.actor(_row(message, self._node.node_id, self._job_of(claim))._replace(creation=creation))
         claim.number = records.confirm(message.name, partial(self._claimed, key, claim))
         self._node._at(claim.until, partial(self._claim_failed, key, claim))
 
@@ -400,13 +452,27 @@ class NodeActors:
         self._claims[key].popleft()
         if owner != self._node.node_id and message.name:
             self._node.records().forget_actor(message.actor)
-            text = f"the actor of the name {message.name!r} is on another node, which cannot be reached from here"
-            claim.reply(m.ActorFound(message.request, b"", b"", text if message.exists_ok else ""))
+            self._named_elsewhere(claim)
         elif self._node.lives(claim.pid) and self._node.driver_of(claim.pid) is not None:
             self._create(claim)
         else:
             self._node.records().forget_actor(message.actor)
         self._go_on(key)
+
+    def _named_elsewhere(self, claim: _Claim) -> None:
+        """Another node's actor has the name."""
+        message = claim.message
+
+        def answer(actor: bytes, meta: bytes, why: str) -> None:
+            name = message.name.partition("\0")[0]
+            lost = f"the actor of the name {name!r} is on another node, which cannot be reached from here"
+            why = why or ("" if actor else lost)
+            claim.reply(m.ActorFound(message.request, actor, meta, why))
+
+        if message.exists_ok:
+            self.foreign.find(message.name, claim.pid, answer)
+        else:
+            claim.reply(m.ActorFound(message.request, b"", b"", ""))
 
     def _claim_failed(self, key: str, claim: _Claim) -> None:
         """Its time is over."""
@@ -456,10 +522,19 @@ class NodeActors:
 
     def _lease(self, order: a.Lease) -> None:
         actor = self._actors[order.actor]
-        self._node.ask_for(s.RequestLeases(actor.pool, actor.message.shape, 1))
+        shape = actor.message.shape
+        if not shape and self._node._abroad is not None and self._crowded():
+            shape = ((SPREAD, UNIT),)
+        self._node.ask_for(s.RequestLeases(actor.pool, shape, 1))
+
+    def _crowded(self) -> bool:
+        """Whether there are more actors here than CPUs: those that ask for nothing then go to other machines, too."""
+        here = sum(isinstance(actor.proc, Proc) for actor in self._actors.values())
+        return here * UNIT >= self._node.resources().get(CPUS, (0, 0))[0]
 
     def _give_up(self, order: a.GiveUp) -> None:
         actor = self._actors[order.actor]
+        self._node._closing_abroad(actor.pool, True)
         self._node.ask_for(s.ClosePool(actor.pool, True))
         if self._detached.pop(order.actor, False) is None:
             self._tell_stays()
@@ -482,6 +557,8 @@ class NodeActors:
             self._log("actor.link_failed", error=error)
             self._node._at(monotonic() + 1.0, partial(self._link_again, order))
             return
+        if isinstance(actor.proc, FarProcess):
+            mark_far(page)
         with ours, theirs:
             self._node._send(
                 client,
@@ -490,7 +567,7 @@ class NodeActors:
             )
             self._node._send(client, m.WorkerUp(pool, actor.proc.worker, actor.proc.pid, 0))
             pid = client.hello.pid if client.hello is not None else 0
-            self._say(actor, (0, LINK, pid, 0, []), (copy, page))
+            self._say(actor, (0, LINK, pid, order.caller, []), (copy, page))
 
     def _link_again(self, order: a.Link) -> None:
         known = self.machine.actors.get(order.actor)
@@ -517,7 +594,9 @@ class NodeActors:
 
     def _kill_worker(self, order: a.KillWorker) -> None:
         proc = self._actors[order.actor].proc
-        if proc is not None:
+        if isinstance(proc, FarProcess):
+            self._node.tell_gateway(m.RemoteSignal(proc.worker, signal.SIGKILL))
+        elif proc is not None:
             self._node.ask_for(s.KillRequested(proc.pool, proc.worker))
 
     def _leave(self, order: a.Leave) -> None:
@@ -568,6 +647,7 @@ def _row(message: m.ActorCreate, node_id: bytes, job: bytes) -> ActorRow:
         tuple((str(name), int(amount)) for name, amount in message.shape),
         message.restarts,
         keep=tuple(message.keep),
+        meta=message.meta,
     )
 
 

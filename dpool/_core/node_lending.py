@@ -116,7 +116,7 @@ class NodeLending:
         self._store.answer(side.number, m.StoreLent(message.request, refused))
 
     def _is_there(self, obj: bytes, holder: int) -> bool:
-        if self._store.store.knows(obj) or self._store.promised(obj):
+        if self._store.store.knows(obj) or self._store.promised(obj) or self._node.actor_lives(obj):
             return True
         return self._store.references.contained(obj) or set(self._store.references.holders(obj)) != {holder}
 

@@ -19,6 +19,8 @@ SLOT_BYTES = WORDS * 8
 PAGE_BYTES = SLOTS * SLOT_BYTES
 FLOCK = struct.Struct("hhqqi4x")
 """struct flock, as 64-bit Linux has it: type, whence, start, length, pid."""
+FAR_RANGE = struct.Struct("<QQ")
+"""What a process of another machine names: offset and length in shared memory; or the claim of a lock, and 0."""
 PLACE = struct.Struct("<QQQQ")
 """Where shared memory lies: segment, its size, offset, length."""
 

@@ -28,6 +28,7 @@ from dpool._core import ids, wire
 from dpool._core import messages as m
 from dpool._core.logic import IllegalMove
 from dpool._core.logic import references as r
+from dpool._core.logic.places import in_all, visible
 from dpool._core.machine import available_memory
 from dpool._store import events as e
 from dpool._store import memory, spill
@@ -350,11 +351,10 @@ class NodeStore:
         self._node.actors().create(message, side.pid, partial(self._actor_found, side))
 
     def _find_actor(self, side: Side, message: m.ActorFind) -> None:
-        actor, meta = self._node.actors().find(message.name)
-        self._actor_found(side, m.ActorFound(message.request, actor, meta, ""))
+        self._node.actors().find(message, side.pid, partial(self._actor_found, side))
 
     def _actor_found(self, side: Side, found: m.ActorFound) -> None:
-        if found.actor:
+        if found.actor and not self._node.actors().foreign.foreign(found.actor):  # else the gateway has said it
             self._follow(r.Acquire(found.actor, side.pid))
         self._send(side.number, found)
 
@@ -401,7 +401,9 @@ class NodeStore:
         stats["reads"] = sum(one.page.reads() for one in self._sides.values())
         stats["file_reads"] = sum(one.page.file_reads() for one in self._sides.values())
         listing = [tuple(one) for one in self.store.listing()] if message.listing else []
-        stats["resources"] = self._node.resources()
+        machines = self._node.machines()
+        stats["machines"] = [(*one[:2], visible(one[2]), visible(one[3]), one[4]) for one in machines]
+        stats["resources"] = in_all(machines)
         self._send(side.number, m.StoreReport(message.request, stats, listing))
         if self.idle():  # a node that was started for this question goes again
             self._node.store_idle()

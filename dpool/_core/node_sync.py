@@ -34,6 +34,7 @@ from dpool._core.node_page import FLOCK, PAGE_BYTES, PLACE, SLOT_BYTES, SLOTS, W
 
 if TYPE_CHECKING:
     from dpool._core.node import Node
+    from dpool._core.node_sync_far import FarSides
 
 STEP = 64 << 10
 """Bytes of the page that are given memory at a time."""
@@ -46,6 +47,8 @@ MOST_UNREAD = 10_000
 """More messages than a socket holds."""
 QUEUES = 0
 """The holder of what items in queues refer to."""
+FIRST_FAR_PID = 1 << 32
+"""Processes from here on run on other machines; see gateway_tunnels.py."""
 
 
 class Side:
@@ -197,6 +200,8 @@ class NodeSync:
         """Bytes of items in queues, or more."""
         self._spooling = 0
         """So many more items go to the file."""
+        self._far: FarSides | None = None
+        """What processes of other machines have, once one has asked."""
 
     # -- connections
 
@@ -205,7 +210,7 @@ class NodeSync:
         side = Side(number, channel, message.pid, bool(message.holds))
         if side.ticket:  # of a child: who it is it says on another one
             self._store.hold(message.holds, -number)
-        else:
+        elif message.pid < FIRST_FAR_PID:
             self._watch(message.pid)
         self._sides[number] = side
         self._by_pid.setdefault(side.pid, set()).add(number)
@@ -227,6 +232,19 @@ class NodeSync:
         pidfd = self._pidfds.pop(pid)
         self._node._off(pidfd)
         os.close(pidfd)
+        self._gone(pid)
+
+    def far_ended(self, pid: int) -> None:
+        """A process of another machine has ended; its connections have closed, or are a child's."""
+        self._node.read_newcomers()
+        for number in list(self._by_pid.get(pid, ())):
+            while self._node.read_store_side(number):
+                continue
+        if self._far is not None:
+            self._far.ended(pid)
+        self._gone(pid)
+
+    def _gone(self, pid: int) -> None:
         for number in list(self._by_pid.get(pid, ())):
             self._end_of(self._sides[number])
         self._do(s.Died(pid))
@@ -248,7 +266,10 @@ class NodeSync:
             del self._by_pid[side.pid]
         if side.ticket:
             self._store.let_go_all(-side.number)
-        self._do(s.Closed(side.number, side.channel.unread or side.channel.pending))
+        unread = side.channel.unread or side.channel.pending
+        if self._far is not None:
+            self._far.closed(side, unread)
+        self._do(s.Closed(side.number, unread))
 
     # -- what they say
 
@@ -270,6 +291,8 @@ class NodeSync:
             elif type(message) is m.SyncMake:
                 self._make(side, message, fds)
             elif type(message) is m.SyncReturn:
+                if self._far is not None:
+                    self._far.returned(side)
                 self._do(s.Return(side.number))
             else:
                 raise m.ProtocolError(f"{type(message).__name__} is not for locks and queues")
@@ -306,6 +329,13 @@ class NodeSync:
         if message.op == k.FETCH:
             self._fetch(side, message)
             return
+        if message.op >= k.FAR or (self._far is not None and side.pid >= FIRST_FAR_PID):
+            if self._far is None:
+                from dpool._core.node_sync_far import FarSides
+
+                self._far = FarSides(self._node, self)
+            if self._far.asked(side, message):
+                return
         refs = tuple(message.refs)
         if any(type(ref) is not bytes or len(ref) != OBJECT_BYTES for ref in refs):
             raise m.ProtocolError(f"an object's id has {OBJECT_BYTES} bytes")
@@ -377,6 +407,8 @@ class NodeSync:
         kind = self._kinds.pop(obj, 0)
         if not kind:
             return False
+        if self._far is not None:
+            self._far.freed(obj)
         if kind in (s.MUTEX, s.EVENT):
             self._page.give(self.sync.slot(obj))
         elif kind == s.MEMORY:
@@ -406,7 +438,7 @@ class NodeSync:
 
     def _answer(self, one: k.Answer) -> None:
         side = self._sides.get(one.who)
-        if side is not None:
+        if side is not None and (self._far is None or not self._far.answered(side, one)):
             data = self._spool.read(one.data) if one.data[:1] == k.ELSEWHERE else one.data
             self._send(side, m.SyncReply(one.request, one.status, one.n, data, list(one.refs)))
 

@@ -6,7 +6,9 @@
    LeaseWanted ───────────────────────────────────────────────►   LeaseGiven or LeaseRefused ◄──
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
- both:  Heartbeat, Members; Borrow…, Future… (references); Describe…, Piece…, PullLeft (copies of objects)
+ both:  Heartbeat, Members, About, DrainAsked; OutputAsked, OutputTold; Borrow…, Future… (references);
+        Describe…, Piece…, PullLeft (copies of objects);
+        StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
 Frozen tuples; on the wire one byte that names the type, then the pickled fields, then buffers. The link has proved that
@@ -19,6 +21,7 @@ from __future__ import annotations
 import pickle
 from typing import Any, NamedTuple
 
+from dpool._core.fields import checker
 from dpool._core.messages import ProtocolError, Shape
 
 
@@ -108,6 +111,8 @@ class ResultFrame(NamedTuple):
     end: bool = False
     """The frame of tasks is done with."""
     carried: int = 0
+    pipe: int = 0
+    """A pipe to a generator came with it, which has this number."""
 
 
 class LimitTold(NamedTuple):
@@ -159,10 +164,109 @@ class Heartbeat(NamedTuple):
     draining: bool
 
 
+class About(NamedTuple):
+    """What a machine says of itself, for people; see node_about.py."""
+
+    about: dict[str, Any]
+
+
+class OutputAsked(NamedTuple):
+    """Whether all that the sender's pools have printed up to now is on its way; the answer is OutputTold."""
+
+    number: int
+
+
+class OutputTold(NamedTuple):
+    number: int
+
+
+class NodeSaid(NamedTuple):
+    """For the node there: what ToPeer has."""
+
+    data: bytes
+
+
+class DrainAsked(NamedTuple):
+    """The machine is to leave the cluster."""
+
+
 class Members(NamedTuple):
     """The addresses of the other gateways that the sender has a link to."""
 
     addresses: list[str]
+
+
+class StoreShared(NamedTuple):
+    """The head says where the control store of the cluster is; `session`: what its keys carry, empty: there is none;
+    `url`: empty: at the head, through its gateway.
+    """
+
+    session: str
+    url: str
+
+
+class StoreOpened(NamedTuple):
+    """To the head: a connection to its Redis; numbers are the sender's."""
+
+    number: int
+
+
+class StoreBytes(NamedTuple):
+    number: int
+    data: bytes
+
+
+class StoreClosed(NamedTuple):
+    number: int
+
+
+class ProgramEnded(NamedTuple):
+    """A program of the sender's machine."""
+
+    job: bytes
+
+
+class StreamTold(NamedTuple):
+    """To the generator with this pipe: what its caller has written into its own; empty: that is closed."""
+
+    pipe: int
+    data: bytes
+
+
+# actors; see gateway_actors.py
+
+
+class LinkWanted(NamedTuple):
+    """`lease` is an actor's process: the sender has one more caller of it. The link is a lease of its own; it ends with
+    LeaseReturned, or, when the process does, with WorkerEnded.
+    """
+
+    lease: int
+    link: int
+
+
+class ActorWanted(NamedTuple):
+    """A process of the sender's calls an actor whose home the receiver is. The answers are LeaseGiven (whenever there
+    is a process), WorkerEnded and, in the end, ActorEnded.
+    """
+
+    link: int
+    actor: bytes
+
+
+class ActorEnded(NamedTuple):
+    """The actor is dead for good; `cause` as in ActorGone."""
+
+    link: int
+    cause: bytes
+
+
+class ActorKilled(NamedTuple):
+    """As ActorKill."""
+
+    actor: bytes
+    restart: bool
+    why: str
 
 
 # references to objects; see gateway_objects.py
@@ -257,6 +361,50 @@ class PullLeft(NamedTuple):
     whole: bool
 
 
+class TunnelOpened(NamedTuple):
+    """A process of the sender's machine speaks to our node, or to who listens at a Unix socket of ours."""
+
+    tunnel: int
+    pid: int
+    path: str
+
+
+class TunnelData(NamedTuple):
+    """A packet, or bytes of a stream, is the buffer. `yours`: who receives this has numbered the tunnel.
+
+    `streams`: numbers of tunnels that begin with this packet, one for each descriptor in it; `refs`: the objects that
+    it refers to.
+    """
+
+    tunnel: int
+    yours: bool
+    streams: list[int]
+    refs: list[bytes]
+
+
+class TunnelRead(NamedTuple):
+    """So many packets, or bytes, have been passed on in all; packets to a process: and read."""
+
+    tunnel: int
+    yours: bool
+    passed: int
+
+
+class TunnelClosed(NamedTuple):
+    """The other end has closed. `unread`: not all that was passed on had been read."""
+
+    tunnel: int
+    yours: bool
+    passed: int
+    unread: bool
+
+
+class ProcessEnded(NamedTuple):
+    """All that a process said through tunnels has been sent; it has ended."""
+
+    pid: int
+
+
 MESSAGES: tuple[type[Any], ...] = (
     PoolOpened,
     SetupChanged,
@@ -275,6 +423,21 @@ MESSAGES: tuple[type[Any], ...] = (
     Printed,
     Heartbeat,
     Members,
+    About,
+    OutputAsked,
+    OutputTold,
+    NodeSaid,
+    DrainAsked,
+    StoreShared,
+    StoreOpened,
+    StoreBytes,
+    StoreClosed,
+    ProgramEnded,
+    StreamTold,
+    LinkWanted,
+    ActorWanted,
+    ActorEnded,
+    ActorKilled,
     RefsTaken,
     BorrowAsked,
     BorrowTold,
@@ -289,8 +452,14 @@ MESSAGES: tuple[type[Any], ...] = (
     PieceRedirected,
     PieceDenied,
     PullLeft,
+    TunnelOpened,
+    TunnelData,
+    TunnelRead,
+    TunnelClosed,
+    ProcessEnded,
 )
 _CODES = {kind: bytes((code,)) for code, kind in enumerate(MESSAGES, 1)}
+_CHECKS = [checker(kind) for kind in MESSAGES]
 
 
 def encode(message: Any) -> bytes:
@@ -302,7 +471,10 @@ def decode(data: bytes) -> Any:
     """The message in a payload; ProtocolError if it is none of ours."""
     if not data or not 1 <= data[0] <= len(MESSAGES):
         raise ProtocolError(f"unknown message type {data[:1].hex()}")
+    kind, check = MESSAGES[data[0] - 1], _CHECKS[data[0] - 1]
     try:
-        return MESSAGES[data[0] - 1](*pickle.loads(data[1:]))
+        fields = pickle.loads(memoryview(data)[1:])
     except Exception as error:
-        raise ProtocolError(f"malformed {MESSAGES[data[0] - 1].__name__}: {error!r}") from error
+        raise ProtocolError(f"malformed {kind.__name__}: {error!r}") from error
+    check(fields)
+    return kind(*fields)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 NODE_DIED = "node"
 """`WorkerDied.reason` of the workers that a dead node took along."""
 
+LINK_DOWN = "the link to "
+"""With these words it begins if the worker's machine cannot be reached any more."""
+
 FOR_CALLER = "at the request of a caller: "
 """With these words it begins if one who calls an actor had it killed; what follows is why."""
 
@@ -23,11 +26,16 @@ def crash(message: WorkerDied, task: str, attempts: int, strict: bool) -> BaseEx
 
     from dpool.errors import NodeLost, OutOfMemory, WorkerCrashed
 
-    host = uname().nodename
+    host = message.host or uname().nodename
     if message.reason == NODE_DIED:
         return NodeLost(
             f"the node process on {host} died while a worker (pid {message.pid}) ran {task}; "
             "it has been started again. Submit the task again, or use max_retries=."
+        )
+    if message.reason.startswith(LINK_DOWN):
+        return NodeLost(
+            f"{message.reason}, while a worker there ran {task}; whether it has run to its end is not known. "
+            "Submit the task again, or use max_retries=."
         )
     kind: type[WorkerCrashed] = OutOfMemory if message.reason == "oom" else WorkerCrashed
     reason = {

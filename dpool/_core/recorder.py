@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import ids
 from dpool._core import messages as m
 from dpool._core.logic import lineage, references
+from dpool._core.logic.resources import UNIT
 from dpool._gcs import writer as w
 
 if TYPE_CHECKING:
@@ -36,24 +37,28 @@ class Recorder:
         self._tasks: dict[int, tuple[bytes, bytes]] = {}
         """Number in the stash → (task id, job)."""
         self._jobs: set[bytes] = set()
-        self._confirms: dict[int, Callable[[bytes], None]] = {}
+        self._confirms: dict[int, Callable[[Any], None]] = {}
         self._confirm_numbers = itertools.count(1)
         self.trouble = ""
         """Why the store cannot be used, if that was so when it was last heard of."""
         self._closed = False
         self._told_no_thread = False
-        row = w.NodeRow(node.node_id, os.uname().nodename, os.getpid(), started_s=time.time())
         self._writer = w.GcsWriter(
-            w.GcsConfig(
-                session=os.path.basename(node.session),
-                node=row,
-                directory=os.path.join(node.session, "gcs"),
-                mode=config.gcs,
-                url=config.redis_url,
-            ),
+            self._config(node),
             self._spawn,
             lambda event: node.call_soon(lambda: self._told(event)),
         )
+
+    def _config(self, node: Node) -> w.GcsConfig:
+        """Which store, and what it is told of this node: in a cluster, the gateway has said where it is."""
+        config, session, url, address = node.config, os.path.basename(node.session), node.config.redis_url, ""
+        offers: tuple[tuple[str, float], ...] = ()
+        if node._abroad is not None:
+            session, url, address = node._abroad.store_at
+            offers = tuple((name, total / UNIT) for name, (total, _) in sorted(node.resources().items()))
+        row = w.NodeRow(node.node_id, os.uname().nodename, os.getpid(), address, offers, time.time())
+        directory = os.path.join(node.session, "gcs")
+        return w.GcsConfig(session=session, node=row, directory=directory, mode=config.gcs, url=url)
 
     def start(self) -> None:
         """Start the writer's thread, and the embedded store with it; later, if no thread is to be had now."""
@@ -83,6 +88,10 @@ class Recorder:
         if job in self._jobs:
             self._jobs.discard(job)
             self._writer.post(w.EndJob(job))
+
+    def job_left(self, job: bytes) -> None:
+        """A driver of another node's left, which says so to the store."""
+        self._writer.post(w.ForgetJob(job))
 
     def client_left(self, client: int) -> None:
         """A driver or worker is gone: nobody waits for what it had submitted."""
@@ -157,17 +166,35 @@ class Recorder:
         self._writer.confirm(number, name)
         return number
 
+    def ask(self, question: Callable[[Any], Any], then: Callable[[Any], None]) -> int:
+        """Call `then` with what the question to the store (in the writer's thread) found; for `give_up`."""
+        number = next(self._confirm_numbers)
+        self._confirms[number] = then
+        self.start()
+        self._writer.ask(number, question)
+        return number
+
+    def heartbeat(self, load: bytes) -> None:
+        """How it is here."""
+        self._writer.post(w.Heartbeat(load))
+
+    def node_lost(self, host: str, why: str) -> None:
+        """For the history: another node was declared lost by this one."""
+        self._writer.post(w.Event(time.time(), "node.lost", f"host={host} why={why}"))
+
     def give_up(self, number: int) -> None:
         """Do not call any more."""
         self._confirms.pop(number, None)
 
     def _told(self, event: Any) -> None:
-        if isinstance(event, w.Confirmed):
+        if isinstance(event, (w.Confirmed, w.Answered)):
             then = self._confirms.pop(event.number, None)
             if then is not None:
-                then(event.node_id)
+                then(event[1])
         elif isinstance(event, w.Connected):
             self.trouble = ""
+            if self._node._abroad is not None:
+                self._node._abroad.store_connected(*self._writer.embedded())
         elif isinstance(event, w.Committed):
             self._do(lineage.Committed(event.batch_no))
         elif isinstance(event, w.Lost):

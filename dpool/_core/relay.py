@@ -13,6 +13,7 @@ submitter's, marked by LIMIT_SEEN: what has run, what is done and not answered, 
 is the same.
 
 One frame is under way at a time, as a worker reads one at a time; the rest stays where the submitter can take it back.
+But an actor that runs many calls at a time gets them all.
 
 One thread each, in the gateway's loop; nothing blocks.
 """
@@ -20,6 +21,7 @@ One thread each, in the gateway's loop; nothing blocks.
 from __future__ import annotations
 
 import operator
+import os
 import pickle
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,7 +72,11 @@ class Outgoing:
         """The last task of the frame that was forwarded last."""
         self._waits = False
         """That frame is not answered."""
-        self._outbox: deque[bytes] = deque()
+        self._loose = False
+        """It is an actor that runs many calls at a time: none is ever taken back."""
+        self.on_link: Callable[[int, int, list[int]], None] | None = None
+        """It is an actor: what is to be done with a new caller's process id, number, and descriptors."""
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._asked = frames.NO_LIMIT
         self._ship: Any = None
         self._carried: Any = None
@@ -87,7 +93,7 @@ class Outgoing:
 
     def wants_frames(self) -> bool:
         """Whether the socket is to be read; otherwise frames wait in it, where the submitter can take them back."""
-        return not self._waits
+        return self._loose or not self._waits
 
     def wants_to_write(self) -> bool:
         return bool(self._outbox)
@@ -109,6 +115,10 @@ class Outgoing:
 
     def _take(self, data: bytes) -> None:
         base, flags, ship, numbers, calls, *carried = wire.loads(data)
+        self._loose = self._loose or bool(flags & frames.LOOSE)
+        if flags & frames.LINK and self.on_link is not None:
+            self.on_link(ship, numbers, self._receiver.take_fds())
+            return
         if not calls:
             self._forward(data, None)
             return
@@ -154,16 +164,21 @@ class Outgoing:
             self._asked = limit
             self._ask_limit(limit)
 
-    def results(self, data: bytes, end: bool) -> None:
-        """A frame of results has come; `end`: of the frame that was forwarded."""
+    def results(self, data: bytes, end: bool, fds: tuple[int, ...] = ()) -> None:
+        """A frame of results has come; `end`: of the frame that was forwarded. Its descriptors are ours no longer."""
         if end:
             self._waits = False
             self._asked = frames.NO_LIMIT
-        self._answer(data)
+        self._answer(data, fds)
 
     def limited(self, limit: int, snapshot: Snapshot) -> None:
-        """The answer to `ask_limit`."""
-        self._mirror(snapshot)
+        """The answer to `ask_limit`. What is below the limit stays claimed: it may begin at any moment, and a link that
+        goes down tells nothing of that.
+        """
+        if not self._waits or limit != self._asked:
+            return  # the frame that it is about is answered
+        claimed = self._last if snapshot.started >= limit else limit - 1
+        self._mirror(snapshot._replace(started=claimed))
         self._page.slots[frames.LIMIT_SEEN] = limit
 
     def take_aim(self) -> list[tuple[int, int]]:
@@ -191,20 +206,23 @@ class Outgoing:
         page.slots[frames.COUNT] = snapshot.noted
         page.slots[frames.STARTED] = snapshot.started
 
-    def _answer(self, data: bytes) -> None:
-        self._outbox.append(data)
+    def _answer(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        self._outbox.append((data, fds))
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the submitter takes it."""
         while self._outbox:
+            data, fds = self._outbox[0]
             try:
-                wire.send(self.sock, self._outbox[0])
+                wire.send(self.sock, data, fds)
             except BlockingIOError:
                 return
-            self._outbox.popleft()
+            _drop_first(self._outbox)
 
     def close(self) -> None:
+        while self._outbox:
+            _drop_first(self._outbox)
         self.sock.close()
         self._page.close()
 
@@ -215,15 +233,17 @@ class Incoming:
     Args:
         sock: the submitter's end of the socket.
         page: the worker's.
-        back: sends a frame of results back.
+        back: sends a frame of results back; the descriptors (of a generator's pipe) that came with it are its own.
     """
 
-    def __init__(self, sock: socket.socket, page: frames.Page, back: Callable[[bytes], None]) -> None:
+    def __init__(self, sock: socket.socket, page: frames.Page, back: Callable[[bytes, list[int]], None]) -> None:
         self.sock = sock
         self._page = page
         self.back = back
         self._receiver = wire.Receiver(sock)
-        self._outbox: deque[bytes] = deque()
+        self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
+        self._limited = False
+        """A LIMIT stands in the page."""
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -231,22 +251,32 @@ class Incoming:
     def wants_to_write(self) -> bool:
         return bool(self._outbox)
 
-    def frame(self, data: bytes) -> None:
-        """A frame of tasks has come."""
-        self._outbox.append(data)
+    def frame(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
+        """A frame of tasks has come. The one before is done with, and so is a LIMIT that came too late for it. The
+        descriptors that go along are ours no longer.
+        """
+        if self._limited:
+            self._limited = False
+            self._page.slots[frames.LIMIT] = frames.NO_LIMIT
+        self._outbox.append((data, fds))
         self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the worker takes it. A worker that is gone is told of by its node."""
         while self._outbox:
+            data, fds = self._outbox[0]
             try:
-                wire.send(self.sock, self._outbox[0])
+                wire.send(self.sock, data, fds)
             except BlockingIOError:
                 return
             except OSError:
-                self._outbox.clear()
+                self._drop_outbox()
                 return
-            self._outbox.popleft()
+            _drop_first(self._outbox)
+
+    def _drop_outbox(self) -> None:
+        while self._outbox:
+            _drop_first(self._outbox)
 
     def readable(self) -> None:
         """Send back what the worker answered."""
@@ -256,11 +286,20 @@ class Incoming:
             except (BlockingIOError, InterruptedError, wire.Closed, ConnectionError):
                 return
             self._receiver.consumed()
-            self.back(data)
+            self.back(data, self._receiver.take_fds())
 
     def limit(self, limit: int) -> None:
         """Tasks from this number on must not begin. What came of it is in the `snapshot` a millisecond later."""
+        self._limited = True
         self._page.slots[frames.LIMIT] = limit
+
+    def far(self) -> bool:
+        """Whether the worker is on another machine, too."""
+        return bool(self._page.slots[frames.LIMIT_SEEN] != frames.AT_ONCE)
+
+    def limited(self, limit: int) -> bool:
+        """Whether what the page says takes that limit into account."""
+        return self._page.slots[frames.LIMIT_SEEN] in (frames.AT_ONCE, limit)
 
     def new_lease(self) -> None:
         """Another submitter has the worker now: what the page says is not about its tasks."""
@@ -290,5 +329,12 @@ class Incoming:
                 return Snapshot(started, first, noted, journal)
 
     def close(self) -> None:
+        self._drop_outbox()
         self.sock.close()
         self._page.close()
+
+
+def _drop_first(outbox: deque[tuple[bytes, tuple[int, ...]]]) -> None:
+    """It has been sent, or will not be."""
+    for fd in outbox.popleft()[1]:
+        os.close(fd)

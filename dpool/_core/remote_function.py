@@ -45,13 +45,19 @@ class TaskOptions(NamedTuple):
     name: str = ""
     env: tuple[tuple[str, str], ...] = ()
     max_calls: int = 0
+    scheduling_strategy: Any = None
     stream_window: int = WINDOW
     stream_window_bytes: int = WINDOW_BYTES
 
     @property
     def shape(self) -> Shape:
         """What a task holds while it runs."""
-        return make_shape(num_cpus=self.num_cpus, num_gpus=self.num_gpus, memory=self.memory, **dict(self.resources))
+        shape = make_shape(num_cpus=self.num_cpus, num_gpus=self.num_gpus, memory=self.memory, **dict(self.resources))
+        if self.scheduling_strategy is None:
+            return shape
+        from dpool._core.strategies import placed
+
+        return placed(shape, self.scheduling_strategy)
 
     def changed(self, options: Mapping[str, Any]) -> TaskOptions:
         """With other options; TypeError, ValueError for what cannot be."""
@@ -93,6 +99,10 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     timeout = found.get("timeout")
     if timeout is not None and not timeout > 0:
         raise ValueError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+    if found.get("scheduling_strategy") is not None:
+        from dpool._core.strategies import check
+
+        found["scheduling_strategy"] = check(found["scheduling_strategy"])
     TaskOptions(**found).shape  # noqa: B018  raises for amounts that cannot be
     return found
 

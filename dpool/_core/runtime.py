@@ -145,13 +145,44 @@ class Runtime(Protocol):
 
 def check_address(address: str | None) -> None:
     """ValueError for an address that no runtime serves."""
-    if address not in (None, "local"):
-        raise ValueError(f"address {address!r}: this version runs on this machine only (address=None or 'local')")
+    if address in (None, "local", "auto"):
+        return
+    if not str(address).startswith("dpool://"):
+        raise ValueError(
+            f"address {address!r}: it is None (as DPOOL_ADDRESS says, or this machine alone), 'local', 'auto' (the "
+            "cluster that this machine is in), or 'dpool://HOST:PORT'"
+        )
+    from dpool._core.joining import parse_address
+
+    parse_address(address)
+
+
+def _at(address: str) -> None:
+    """This program's runtime is at that address; RuntimeError if it is in use at another one."""
+    wanted = "" if address == "local" else address
+    if "dpool._core.driver" not in sys.modules and from_environment().address == wanted:
+        return
+    from dpool._core import driver
+
+    if driver.runtime().config.address != wanted:
+        driver.configure(address=wanted)
+
+
+def cluster_cpus() -> int:
+    """The CPUs of the cluster that this program uses; 0 if it uses this machine alone. Waits for the node to say so."""
+    driver: Any = sys.modules.get("dpool._core.driver")
+    address = driver.runtime().config.address if driver is not None else from_environment().address
+    if not address:
+        return 0
+    runtime: Any = open_runtime(None)
+    return int(runtime.cpus())
 
 
 def open_runtime(address: str | None) -> Runtime:
     """The runtime that serves `address`; ValueError for one that no runtime serves."""
     check_address(address)
+    if address is not None and here.worker is None:
+        _at(address)
     if "dpool._core.driver" not in sys.modules and here.worker is None:
         config = from_environment()
         if not config.address:

@@ -12,9 +12,8 @@ from dpool._core.context import WorkersEnv, here
 
 NO_MEANING = frozenset((
     "_labels", "_metadata", "allow_out_of_order_execution", "enable_task_events", "object_store_memory",
-    "scheduling_strategy",
 ))  # fmt: skip
-"""Options of tasks and actors that change nothing on one machine."""
+"""Options of tasks and actors that change nothing."""
 
 INIT_NO_MEANING = frozenset((
     "_metrics_export_port", "_node_ip_address", "_node_name", "_system_config", "_temp_dir", "configure_logging",
@@ -23,16 +22,9 @@ INIT_NO_MEANING = frozenset((
 ))  # fmt: skip
 """Options of `init` that change nothing here: there is no dashboard, and nothing is logged."""
 
-_STRATEGIES = (None, "DEFAULT", "SPREAD")
-
 
 def translated(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a task or an actor in dpool's own words. ValueError for what cannot be."""
-    strategy = options.get("scheduling_strategy")
-    if not (strategy is None or strategy in _STRATEGIES[1:]):
-        raise ValueError(
-            f"scheduling_strategy {strategy!r}: on one machine there is only 'DEFAULT', and 'SPREAD' for the same"
-        )
     found = {name: value for name, value in options.items() if name not in NO_MEANING}
     if "runtime_env" in found:
         env = parse(found.pop("runtime_env"))

@@ -266,6 +266,9 @@ def _decoded(data: bytes) -> Any:
 class Link:
     """What this process has at one node."""
 
+    far = False
+    """The node is another machine's; see sync_far.py."""
+
     def __init__(self, session: str, home: bool) -> None:
         self.session = session
         self.home = home
@@ -311,10 +314,18 @@ class Link:
         if self.lost:
             raise LinkLost("the node has ended")
         try:
-            return self.join(launch.connect_node(self.session))[0]
+            return self.join(self._connected())[0]
         except (ConnectionError, FileNotFoundError) as error:
             self.lost = True
             raise LinkLost(str(error)) from error
+
+    def _connected(self) -> socket.socket:
+        """A new socket to the node."""
+        return launch.connect_node(self.session)
+
+    def lost_error(self, what: str, error: BaseException | None = None) -> BaseException:
+        """For whoever uses an object of this node, which has ended."""
+        return node_lost(what)
 
     def teller(self) -> Connection:
         """The connection for what is not answered; nobody gives it back, or closes it."""
@@ -338,7 +349,7 @@ class Link:
         """A new connection on `sock`, and the session that its node serves."""
         connection = Connection(sock)
         try:
-            wanted = self.lock_fd < 0
+            wanted = self.lock_fd < 0 and not self.far
             welcome = connection.hello(self.pid, wanted)
             if wanted:
                 if len(connection.fds) != 1:
@@ -408,7 +419,7 @@ class Link:
                     self.idle += (connection,)
                 core = make(self, handle)
             except (storage.StoreGone, LinkLost) as error:
-                raise node_lost(what) from error
+                raise self.lost_error(what, error) from error
             self.cores[obj] = core
             return core
 
@@ -438,8 +449,8 @@ class Link:
             return
         holds = list(self.cores.keys())
         try:
-            sock = launch.connect_node(self.session)
-        except OSError:
+            sock = self._connected()
+        except (OSError, LinkLost):
             return
         try:
             wire.send(sock, m.encode(m.SyncHello(PROTOCOL, *m.versions(), self.pid, holds, False)))
@@ -540,7 +551,7 @@ class Core:
         try:
             reply = put(connection)
         except LinkLost as error:
-            raise self._lost(connection) from error
+            raise self._lost(connection, error) from error
         except BaseException:
             connection.abandon()
             raise
@@ -556,22 +567,27 @@ class Core:
             self.link.teller().tell(self.obj, op, n, data, refs)
         except LinkLost as error:
             self.link.lost = True
-            raise node_lost(self.what) from error
+            raise self.link.lost_error(self.what, error) from error
 
     def _take(self) -> Connection:
         try:
             return self.link.take()
         except LinkLost as error:
-            raise node_lost(self.what) from error
+            raise self.link.lost_error(self.what, error) from error
 
-    def _lost(self, connection: Connection) -> BaseException:
+    def _lost(self, connection: Connection, error: BaseException) -> BaseException:
         connection.close()
         self.link.lost = True
-        return node_lost(self.what)
+        return self.link.lost_error(self.what, error)
+
+    @classmethod
+    def for_link(cls, link: Link) -> type[Core]:
+        """The class for objects of that node."""
+        return cls
 
     def keep_for(self, pickler: Any) -> None:
         """A pickle of ours is to hold it."""
-        if self.link.home and self.handle.pid == os.getpid():
+        if (self.link.home or self.link.far) and self.handle.pid == os.getpid():
             pickler.keep.append(self.handle)
         else:
             self.link.kept[self.obj] = self
@@ -605,11 +621,31 @@ def link_to(session: str) -> Link:
                 return home()
             except (LinkLost, storage.StoreGone) as error:
                 raise node_lost("object") from error
-        if link is None:
+        if link is None or (link.far and link.lost):
             worker = here.worker
-            link = _Links.known[session] = Link(session, worker is not None and worker.session == session)
+            link = _far_link(session) or Link(session, worker is not None and worker.session == session)
+            _Links.known[session] = link
             _hook()
         return link
+
+
+def _far_link(session: str) -> Link | None:
+    """The link to another machine of this one's cluster; None if it is no such machine's session."""
+    through = _own_session()
+    if not through or through == session or not os.path.exists(os.path.join(through, launch.GATEWAY_SOCKET)):
+        return None
+    from dpool._core import sync_far
+
+    return sync_far.link(through, session)
+
+
+def _own_session() -> str:
+    """The session of the node whose process this is; empty if there is none."""
+    if here.worker is not None:
+        return here.worker.session
+    driver = sys.modules.get("dpool._core.driver")
+    runtime = None if driver is None else driver._Current.runtime
+    return runtime.session if runtime is not None and runtime.pid == os.getpid() else ""
 
 
 def _is_our_nodes(session: str) -> bool:
@@ -694,6 +730,9 @@ def _node_gone() -> None:
     """This driver's node has ended."""
     if _Links.home is not None and _Links.home.pid == os.getpid():
         _forget_home()
+    for link in [one for one in list(_Links.known.values()) if one.far]:  # they went through it
+        link.lost = True
+        _drop_if_unused(link)
 
 
 def _in_use() -> bool:

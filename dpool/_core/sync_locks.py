@@ -19,7 +19,7 @@ from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import WORDS
 from dpool._core.serialize_reducers import BY_TYPE
-from dpool._core.sync_client import Core, Link, LinkLost, link_to, make, node_lost
+from dpool._core.sync_client import Core, Link, LinkLost, link_to, make
 from dpool._core.sync_mutex import Mutex
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ def remake(cls: type[Face], session: str, obj: bytes, facts: tuple[Any, ...]) ->
         NodeLost: its node has ended.
     """
     face = cls.__new__(cls)
-    kind = cls._kind
-    face._core = link_to(session).core(kind, obj, lambda link, handle: kind(link, handle, *facts), kind.what)
+    link = link_to(session)
+    kind = cls._kind.for_link(link)
+    face._core = link.core(kind, obj, lambda link, handle: kind(link, handle, *facts), kind.what)
     return face
 
 
@@ -202,7 +203,8 @@ class Semaphore(Face):
         reply = self._core.wait(k.ACQUIRE, flags, _until(timeout))
         if reply.n:
             warnings.warn(
-                f"the process {reply.n} ended in a `with` block of this semaphore; its permit is given to the next",
+                f"the process {reply.n & 0xFFFFFFFF} ended in a `with` block of this semaphore; its permit is given to "
+                "the next",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -261,6 +263,14 @@ class _Flag(Core):
         self.word = slot * WORDS + k.FLAG
         self.words = link.words
 
+    @classmethod
+    def for_link(cls, link: Link) -> type[Core]:
+        if not link.far:
+            return cls
+        from dpool._core.sync_far import FarFlag
+
+        return FarFlag
+
 
 class Event(Face):
     """A `multiprocessing.Event`."""
@@ -280,7 +290,7 @@ class Event(Face):
         if core.words[core.word]:
             return True
         if not core.link.alive():
-            raise node_lost(core.what)
+            raise core.link.lost_error(core.what)
         return False
 
     def set(self) -> None:
@@ -413,7 +423,7 @@ class Condition(Face):
 def _proper(error: BaseException, core: Core) -> BaseException:
     if isinstance(error, LinkLost):
         core.link.lost = True
-        return node_lost(core.what)
+        return core.link.lost_error(core.what, error)
     return error
 
 

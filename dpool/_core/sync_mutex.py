@@ -60,6 +60,14 @@ class Mutex(Core):
         made = link.cores[handle.obj] = cls(link, handle, reply.n)
         return made
 
+    @classmethod
+    def for_link(cls, link: Link) -> type[Core]:
+        if not link.far:
+            return cls
+        from dpool._core.sync_far import FarMutex
+
+        return FarMutex
+
     def in_child(self) -> None:
         self._guard = threading.RLock()
         self.held = 0
@@ -146,8 +154,10 @@ class Mutex(Core):
         _fcntl(self.link.lock_fd, _SETLK, self._unlock)
 
     def _warn(self, dead: int) -> None:
+        where = " of another machine" if dead >> 32 else ""
         warnings.warn(
-            f"the process {dead} ended while it had this lock; what the lock guards may be half-written",
+            f"the process {dead & 0xFFFFFFFF}{where} ended while it had this lock; what the lock guards may be "
+            "half-written",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -64,7 +64,7 @@ class Items(Core):
         """False if it is full."""
         data, keep = self._dump(value)
         refs = [handle.obj for handle in keep]
-        if not self.maxsize:
+        if not self.maxsize and not self.link.far:  # from far away it could come after what was said elsewhere
             self.tell(k.PUT, 0, data, refs)
             return True
         connection = self._take()
@@ -72,7 +72,7 @@ class Items(Core):
             request = connection.begin(self.obj, k.PUT, k.BLOCK if block else 0, data, refs)
             status = connection.finish(request, _until(timeout)).status
         except LinkLost as error:
-            raise self._lost(connection) from error
+            raise self._lost(connection, error) from error
         except BaseException:
             connection.abandon()
             raise
@@ -101,7 +101,7 @@ class Items(Core):
         return _RICH + pickle.dumps((definitions, wire), 5), keep
 
     def _pack(self, parts: Parts, keep: list[Any]) -> tuple[bytes | storage.Place, list[Any]]:
-        if self.link.home or parts.nbytes <= INLINE_LIMIT:
+        if self.link.home or self.link.far or parts.nbytes <= INLINE_LIMIT:
             packed = storage.pack(parts, keep)
             if type(packed) is bytes:
                 return packed, []
@@ -123,7 +123,7 @@ class Items(Core):
             reply = connection.finish(request, _until(timeout))
             value = self._load(connection, reply.data, reply.refs) if reply.status == k.OK else None
         except LinkLost as error:
-            raise self._lost(connection) from error
+            raise self._lost(connection, error) from error
         except _DoesNotLoad as error:
             connection.given = False
             self.link.idle += (connection,)
@@ -146,8 +146,8 @@ class Items(Core):
             except Exception:
                 raise _DoesNotLoad(error) from error
             raise  # it does load: a signal handler had raised, and the item is not lost
-        if refs:
-            connection.tell(self.obj, k.TAKEN)  # what it refers to is held by now
+        if refs or self.link.far:
+            connection.tell(self.obj, k.TAKEN)  # what it refers to is held by now; and no item is given twice
         return value
 
     def _loaded(self, data: bytes) -> Any:

@@ -22,7 +22,7 @@ from dpool._core.logic import sync as s
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import PLACE
 from dpool._core.serialize_reducers import BY_TYPE
-from dpool._core.sync_client import Core, Link, LinkLost, link_to, make, node_lost, object_gone
+from dpool._core.sync_client import Core, Link, LinkLost, link_to, make, object_gone
 from dpool._core.sync_locks import Face, RLock, register
 
 if TYPE_CHECKING:
@@ -44,6 +44,14 @@ class _Piece(Core):
         super().__init__(link, handle)
         self.view = view if view is not None else self._fetched(link)
         """The memory, mapped."""
+
+    @classmethod
+    def for_link(cls, link: Link) -> type[Core]:
+        if not link.far:
+            return cls
+        from dpool._core.sync_far_shared import FarPiece
+
+        return FarPiece
 
     def _fetched(self, link: Link) -> memoryview:
         connection = link.take()
@@ -105,6 +113,10 @@ def rebuild_ctype(kind: Any, wrapper: Shared, length: int | None) -> Any:
     """A ctypes object in shared memory."""
     if length is not None:
         kind = kind * length
+    if wrapper._core.link.far:
+        from dpool._core.sync_far_shared import far_object
+
+        return far_object(kind, wrapper)
     BY_TYPE[kind] = _reduce_ctype
     reduction.ForkingPickler.register(kind, _forking_reduce)
     made = kind.from_buffer(wrapper.create_memoryview())
@@ -166,6 +178,8 @@ def _locked(obj: Any, lock: Any) -> Any:
 
 def copy(obj: Any) -> Any:
     """A copy in shared memory of its own. Source: `multiprocessing.sharedctypes.copy`."""
+    if hasattr(obj, "far_copy"):
+        obj = obj.far_copy()
     made = _new(type(obj))
     ctypes.pointer(made)[0] = obj
     return made
@@ -173,8 +187,14 @@ def copy(obj: Any) -> Any:
 
 def synchronized(obj: Any, lock: Any = None) -> Any:
     """The standard library's wrapper around `obj`, that can be pickled anywhere."""
-    wrap: Any = sharedctypes.synchronized
-    standard = wrap(obj, lock if lock is not None else RLock())
+    lock = lock if lock is not None else RLock()
+    if hasattr(obj, "far_copy"):
+        from dpool._core.sync_far_shared import far_wrapper
+
+        standard: Any = far_wrapper(obj, lock)
+    else:
+        wrap: Any = sharedctypes.synchronized
+        standard = wrap(obj, lock)
     base = type(standard)
     ours = _wrappers.get(base)
     if ours is None:
@@ -228,7 +248,7 @@ def remake_connection(session: str, obj: bytes, kind: Callable[..., Any], readab
             connection.abandon()
             raise
     except LinkLost as error:
-        raise node_lost(_Open.what) from error
+        raise link.lost_error(_Open.what, error) from error
     connection.given = False
     link.idle += (connection,)
     if reply.status != k.OK or len(fds) != 1:

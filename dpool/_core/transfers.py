@@ -44,10 +44,14 @@ Then = Callable[[str], None]
 """Is told "" when the object is here, or why it cannot be had."""
 
 
+MEASURED_BYTES = 1 << 20
+"""A smaller object says nothing about the bandwidth."""
+
+
 class _Fetch:
     """One object that is wanted here."""
 
-    __slots__ = ("contents", "copy", "freed", "home", "progress_s", "sealing", "size", "then", "token")
+    __slots__ = ("began_s", "contents", "copy", "freed", "home", "progress_s", "sealing", "size", "then", "token")
 
     def __init__(self, home: bytes) -> None:
         self.home = home
@@ -62,6 +66,7 @@ class _Fetch:
         self.freed = False
         """Nobody wants it any more, but it is being sealed."""
         self.progress_s = 0.0
+        self.began_s = 0.0
 
 
 class Transfers:
@@ -155,6 +160,7 @@ class Transfers:
 
     def _begin(self, obj: bytes, fetch: _Fetch, copies: tuple[bytes, ...]) -> None:
         if self._fetches.get(obj) is fetch:
+            fetch.began_s = monotonic()
             self._pull(p.Want(obj, fetch.size, copies))
             self._look_later()
 
@@ -333,6 +339,8 @@ class Transfers:
         if why:
             self._serve(v.Gone(obj))
         else:
+            if fetch.size >= MEASURED_BYTES:
+                self._gateway.pace = (self._gateway.pace[0], fetch.size / max(1e-6, monotonic() - fetch.began_s))
             self._objects.release([obj])  # that was ours by sealing it: others hold it
             if not fetch.freed:
                 self._here.add(obj)

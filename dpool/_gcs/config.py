@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from dpool._gcs.tables import NodeRow
@@ -114,6 +114,13 @@ class Confirmed(NamedTuple):
     node_id: bytes
 
 
+class Answered(NamedTuple):
+    """What the question of Ask `number` found."""
+
+    number: int
+    answer: Any
+
+
 class Unavailable(NamedTuple):
     """The store cannot be used: once per outage. The writer goes on trying. `log_file` is "" if there is none."""
 
@@ -121,4 +128,4 @@ class Unavailable(NamedTuple):
     log_file: str
 
 
-GcsEvent = Connected | Committed | Lost | Confirmed | Unavailable
+GcsEvent = Connected | Committed | Lost | Confirmed | Answered | Unavailable

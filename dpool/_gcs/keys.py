@@ -7,7 +7,8 @@ key, or one Lua script touches one key. Ids stand in keys and field names as hex
 | key | type | fields or members |
 |---|---|---|
 | `dpool:sessions` | sorted set | session → time it was last seen alive (a server shared by several sessions only) |
-| `…:nodes` | hash | `epoch` → last epoch given; `row:<node>` → JSON; `token:<node>` → token of its registration |
+| `…:nodes` | hash | `epoch` → last epoch given; `row:<node>` → JSON; `token:<node>` → token of its registration; |
+| | | `gone:<node>` → JSON, of one that was lost |
 | `…:loads` | hash | `<node>` → its latest load report |
 | `…:jobs` | hash | `<job>` → JSON |
 | `…:job_functions:{<job>}` | set | ids of the functions the job uses |
@@ -17,7 +18,7 @@ key, or one Lua script touches one key. Ids stand in keys and field names as hex
 | `…:job_actors:{<job>}` | set | ids of the actors that end with the job |
 | `…:node_actors:{<node>}` | set | ids of the actors that the node has |
 | `…:actor:{<actor>}` | hash | how it is: `node`, `epoch`, `state`, `restarts`, `cause`; how it is made: `job`, |
-| | | `name`, `detached`, `resources`, `max_restarts`, `keep`, `creation` |
+| | | `name`, `detached`, `resources`, `max_restarts`, `keep`, `meta`, `creation` |
 | `…:actor_name:{<name>}` | hash | `actor`, `node` → who has the name; the name stands in the key as hex |
 | `…:lineage:{<job>.<shard>}` | hash | batch b = `<node>.<number>`: `i:b` ids, `r:b` records, `d:b` dropped bits |
 | `…:events:{<node>}` | stream | `name`, `detail`; the newest ones only |

@@ -98,6 +98,12 @@ class ForgetActor(NamedTuple):
     actor_id: ObjectID
 
 
+class ForgetJob(NamedTuple):
+    """Another node's job has ended, and that node says so to the store."""
+
+    job_id: JobID
+
+
 Op = (
     CommitLineage
     | DropTasks
@@ -108,6 +114,7 @@ Op = (
     | RemoveObject
     | RecordActor
     | ForgetActor
+    | ForgetJob
     | Heartbeat
     | Event
 )
@@ -183,6 +190,7 @@ class Ledger:
             RemoveObject: self._remove_object,
             RecordActor: self._record_actor,
             ForgetActor: self._forget_actor,
+            ForgetJob: self._forget_job,
             Heartbeat: self._heartbeat,
             Event: self._event,
         }
@@ -195,12 +203,13 @@ class Ledger:
 
     def jobs(self) -> list[JobID]:
         """The jobs of this node's drivers that have not ended."""
-        jobs = ((job_id, job) for job_id, job in self._jobs.items() if job_id != DETACHED)
-        return [job_id for job_id, job in jobs if job.row is None or job.row.node_id == self.node_id]
+        jobs = self._jobs.items()
+        return [job_id for job_id, job in jobs if job.row is not None and job.row.node_id == self.node_id]
 
-    def detached(self) -> list[ObjectID]:
-        """The actors of this node that end with no job."""
-        return [*self._jobs[DETACHED].actors] if DETACHED in self._jobs else []
+    def staying(self) -> list[ObjectID]:
+        """The actors of this node that end with no job of its own: detached ones, and those of other nodes' jobs."""
+        ending = self.jobs()
+        return [actor_id for actor_id, job_id in self._actor_jobs.items() if job_id not in ending]
 
     def _job(self, job_id: JobID) -> _Job | None:
         """The job's rows; None if it has ended: what comes late for it is ignored."""
@@ -231,6 +240,10 @@ class Ledger:
         self._gone = {key: None for key in self._gone if key[1] != op.job_id}
         self._sent = {key for key in self._sent if key[1] != op.job_id}
         self._gone["end", op.job_id, 0] = None
+
+    def _forget_job(self, op: ForgetJob) -> None:
+        self._end_job(EndJob(op.job_id))
+        self._gone.pop(("end", op.job_id, 0), None)
 
     def _put_function(self, op: PutFunction) -> None:
         job = self._job(op.job_id)

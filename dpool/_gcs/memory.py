@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from dpool._gcs.lineage import live_positions, split_ids, unpack
 from dpool._gcs.tables import (
+    MOST_GONE,
     ActorRow,
     AddEvent,
     Beat,
     EndJob,
     EventRow,
     FunctionRow,
+    GoneRow,
     JobRow,
     MarkDropped,
     NodeRow,
@@ -59,6 +61,7 @@ class _Tables:
         self.objects: dict[ObjectID, ObjectRow] = {}
         self.actors: dict[ObjectID, ActorRow] = {}
         self.names: dict[str, tuple[ObjectID, NodeID]] = {}
+        self.gone: dict[NodeID, GoneRow] = {}
         self.events: dict[NodeID, list[EventRow]] = {}
 
 
@@ -146,6 +149,30 @@ class MemoryStore:
         tables.loads.pop(node_id, None)
         tables.events.pop(node_id, None)
         self._server.end()
+
+    def bury_node(self, node_id: NodeID, why: str, at_s: float, by: NodeID) -> bool:
+        """See `tables.Store`."""
+        tables = self._server.begin(self._session)
+        row = tables.nodes.pop(node_id, None)
+        if row is not None:
+            tables.gone[node_id] = GoneRow(node_id, row.host, why, at_s, by)
+            for number in sorted(tables.gone, key=lambda one: tables.gone[one].at_s)[:-MOST_GONE]:
+                del tables.gone[number]
+        first = node_id in tables.gone and tables.gone[node_id].by == by
+        if first:
+            for known in (tables.tokens, tables.loads, tables.events):
+                known.pop(node_id, None)
+            for job in [job for job in tables.jobs.values() if job.node_id == node_id]:
+                self._end_job(tables, EndJob(job.job_id))
+            for actor in [actor for actor in tables.actors.values() if actor.node_id == node_id]:
+                tables.actors[actor.actor_id] = actor._replace(state="dead", cause=why)
+                self._release_name(tables, ReleaseName(actor.name, node_id))
+        self._server.end()
+        return first
+
+    def gone_nodes(self) -> dict[NodeID, GoneRow]:
+        """See `tables.Store`."""
+        return dict(self._server.begin(self._session).gone)
 
     def apply(self, writes: Sequence[Write]) -> None:
         """See `tables.Store`."""

@@ -32,6 +32,7 @@ class UrlLink:
     """
 
     def __init__(self, url: str, public: str, timeout_s: float) -> None:
+        self.connections = 0
         try:
             self._client = redis.Redis.from_url(
                 url,
@@ -39,10 +40,15 @@ class UrlLink:
                 socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
+                redis_connect_func=self._connected,
             )
         except (ValueError, TypeError, redis.RedisError):
             raise ControlStoreError(f"DPOOL_REDIS_URL is malformed: {public}") from None
         self._client.response_callbacks.clear()
+
+    def _connected(self, connection: Any) -> None:
+        connection.on_connect()
+        self.connections += 1
 
     def execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """See `resp.SocketLink.execute`."""

@@ -18,12 +18,14 @@ from dpool._gcs import keys
 from dpool._gcs.lineage import live_positions, split_ids, unpack
 from dpool._gcs.resp import LinkFailed, ServerRefused, SocketLink
 from dpool._gcs.tables import (
+    MOST_GONE,
     ActorRow,
     AddEvent,
     Beat,
     EndJob,
     EventRow,
     FunctionRow,
+    GoneRow,
     JobRow,
     MarkDropped,
     NodeRow,
@@ -53,6 +55,8 @@ Command = tuple[Any, ...]
 
 class Link(Protocol):
     """A connection to a server; see `resp.SocketLink`."""
+
+    connections: int
 
     def execute(self, commands: Sequence[Command]) -> list[Any]:
         """The commands' answers, in one go."""
@@ -111,6 +115,27 @@ return redis.call('DEL', KEYS[1])
 """ARGV is the node and, for a name that may have passed on, the actor."""
 
 
+MARK_GONE = """
+local name, by = ARGV[1], ARGV[2]
+local row = redis.call('HGET', KEYS[1], 'row:' .. name)
+if row then
+  redis.call('HSET', KEYS[1], 'gone:' .. name, ARGV[3])
+  redis.call('HDEL', KEYS[1], 'row:' .. name, 'token:' .. name)
+end
+local gone = redis.call('HGET', KEYS[1], 'gone:' .. name)
+if not gone then return 0 end
+return cjson.decode(gone)['by'] == by and 1 or 0
+"""
+"""ARGV is the node, who says so, and the row. 1 for whoever was the first, also if it asks again."""
+
+BURY_ACTOR = """
+if redis.call('HGET', KEYS[1], 'node') == ARGV[1] then
+  redis.call('HSET', KEYS[1], 'state', 'dead', 'cause', ARGV[2])
+end
+return redis.call('HGET', KEYS[1], 'name')
+"""
+
+
 def redact(url: str) -> str:
     """The URL without user, password and query, for people's eyes."""
     try:
@@ -156,6 +181,11 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"<RedisStore {self._session} at {self._where}>"
 
+    @property
+    def connections(self) -> int:
+        """How often it has connected: a server that was started again may have forgotten what it was told."""
+        return self._link.connections
+
     # --- running commands -------------------------------------------------------------------------------------------
 
     def _run(self, commands: Sequence[Command]) -> list[Any]:
@@ -194,6 +224,45 @@ class RedisStore:
                 ("UNLINK", keys.events(self._session, node_id)),
             ]
         )
+
+    def bury_node(self, node_id: NodeID, why: str, at_s: float, by: NodeID) -> bool:
+        """See `tables.Store`. Cut short, it is to be repeated: the row of who was the first stays."""
+        known = self.nodes().get(node_id)
+        body = {"host": known.host if known else "", "why": why, "at_s": at_s, "by": by.hex()}
+        key = keys.nodes(self._session)
+        if not int(self._one("EVAL", MARK_GONE, 1, key, node_id.hex(), by.hex(), json.dumps(body))):
+            return False
+        for job in self.jobs().values():
+            if job.node_id == node_id:
+                self._end_job(job.job_id)
+        names = self.actors_of(node_id)
+        told = ("EVAL", BURY_ACTOR, 1)
+        buried = self._run([(*told, keys.actor(self._session, one), node_id, _bytes(why)) for one in names])
+        self._run(
+            [
+                *(next(self._release_name(ReleaseName(_text(name), node_id))) for name in buried if name),
+                ("HDEL", keys.loads(self._session), node_id.hex()),
+                ("UNLINK", keys.events(self._session, node_id)),
+            ]
+        )
+        self._forget_long_gone()
+        return True
+
+    def _forget_long_gone(self) -> None:
+        rows = sorted(self.gone_nodes().values(), key=lambda row: row.at_s)
+        fields = [f"gone:{row.node_id.hex()}" for row in rows[:-MOST_GONE]]
+        if fields:
+            self._one("HDEL", keys.nodes(self._session), *fields)
+
+    def gone_nodes(self) -> dict[NodeID, GoneRow]:
+        """See `tables.Store`."""
+        rows = {}
+        for field, value in _pairs(self._one("HGETALL", keys.nodes(self._session))).items():
+            if field.startswith(b"gone:"):
+                body = json.loads(value)
+                name = bytes.fromhex(field[5:].decode())
+                rows[name] = GoneRow(name, body["host"], body["why"], body["at_s"], bytes.fromhex(body["by"]))
+        return rows
 
     def nodes(self) -> dict[NodeID, NodeRow]:
         """See `tables.Store`."""
@@ -359,6 +428,7 @@ class RedisStore:
         made: tuple[Any, ...] = ("job", row.job_id, "epoch", row.epoch, "name", _bytes(row.name))
         made += ("detached", int(row.detached), "resources", json.dumps(row.resources))
         made += ("max_restarts", row.max_restarts, "keep", json.dumps([one.hex() for one in row.keep]))
+        made += ("meta", row.meta)
         made += ("creation", row.creation) if row.creation else ()
         yield "EVAL", WRITE_OWN, 1, key, row.node_id, "put", drop, *made, *now
 
@@ -393,6 +463,7 @@ class RedisStore:
             tuple(map(bytes.fromhex, json.loads(fields[b"keep"]))),
             fields.get(b"creation", b""),
             int(fields[b"epoch"]),
+            fields[b"meta"],
         )
 
     def actors_of(self, node_id: NodeID) -> list[ObjectID]:
@@ -477,9 +548,11 @@ def connect_socket(session: str, path: str, user: str, password: str, timeout_s:
 
 def connect_url(session: str, url: str, timeout_s: float) -> RedisStore:
     """A store on the server at `url` (redis://, rediss://, unix://). Raises ControlStoreError for a malformed URL."""
+    where = redact(url)
+    if url.startswith("unix:///") and "?" not in url:  # nobody's name in it: the way to the head of the cluster
+        return RedisStore(session, SocketLink(url.removeprefix("unix://"), "", "", timeout_s), where)
     from dpool._gcs.redis_link import UrlLink  # 75 ms of imports, which the embedded server does without
 
-    where = redact(url)
     return RedisStore(session, UrlLink(url, where, timeout_s), where)
 
 

@@ -26,12 +26,16 @@ class LinkFailed(Exception):
 
 
 class SocketLink:
-    """A connection to a server on a Unix socket. Each wait for it may take `timeout_s` seconds."""
+    """A connection to a server on a Unix socket. Each wait for it may take `timeout_s` seconds. `user`: empty where no
+    login is needed.
+    """
 
     def __init__(self, path: str, user: str, password: str, timeout_s: float) -> None:
         self._path = path
-        self._login = ("AUTH", user, password)
+        self._login = ("AUTH", user, password) if user else ()
         self._timeout_s = timeout_s
+        self.connections = 0
+        """How often it has connected."""
         self._sock: socket.socket | None = None
         self._answers: BinaryIO | None = None
 
@@ -67,9 +71,11 @@ class SocketLink:
         except OSError as error:
             raise ConnectionError(f"cannot connect: {error.strerror or error}") from None
         answers = self._answers = sock.makefile("rb")
-        sock.sendall(request(*self._login))
-        if isinstance(said := read_answer(answers), ServerRefused):
-            raise ConnectionError(str(said))
+        if self._login:
+            sock.sendall(request(*self._login))
+            if isinstance(said := read_answer(answers), ServerRefused):
+                raise ConnectionError(str(said))
+        self.connections += 1
         return answers
 
     def close(self) -> None:

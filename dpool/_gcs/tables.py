@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from dpool._core.ids import FunctionID, JobID, NodeID, ObjectID, TaskID
 
 __all__ = [
+    "MOST_GONE",
     "ActorRow",
     "AddEvent",
     "Beat",
     "EndJob",
     "EventRow",
     "FunctionRow",
+    "GoneRow",
     "JobRow",
     "MarkDropped",
     "NodeRow",
@@ -46,6 +48,10 @@ __all__ = [
 ]
 
 
+MOST_GONE = 1000
+"""Lost nodes that are remembered."""
+
+
 # --- rows -----------------------------------------------------------------------------------------------------------
 
 
@@ -59,6 +65,16 @@ class NodeRow(NamedTuple):
     resources: tuple[tuple[str, float], ...] = ()
     started_s: float = 0.0
     epoch: int = 0
+
+
+class GoneRow(NamedTuple):
+    """A node that was lost, not stopped; `by` is the node that was the first to say so."""
+
+    node_id: NodeID
+    host: str
+    why: str
+    at_s: float
+    by: NodeID
 
 
 class JobRow(NamedTuple):
@@ -94,7 +110,7 @@ class ActorRow(NamedTuple):
 
     `node_id` is the only one that may change the row; it names one start of a node, whose number is `epoch`. `creation`
     (opaque) is all that is needed to construct it anew, wherever; empty when it will not come back. `keep` are the
-    objects that `creation` refers to. `cause` says why a dead one is dead.
+    objects that `creation` refers to. `cause` says why a dead one is dead. `meta` (opaque): what a proxy is made of.
     """
 
     actor_id: ObjectID
@@ -110,6 +126,7 @@ class ActorRow(NamedTuple):
     keep: tuple[ObjectID, ...] = ()
     creation: bytes = b""
     epoch: int = 0
+    meta: bytes = b""
 
 
 class EventRow(NamedTuple):
@@ -273,6 +290,15 @@ class Store(Protocol):
         """The node is gone: its row, its load and its events go; epochs go on counting. Its actors' rows stay for
         whoever takes them over.
         """
+
+    def bury_node(self, node_id: NodeID, why: str, at_s: float, by: NodeID) -> bool:
+        """The node is lost: its row becomes a `GoneRow`, its jobs end, its detached actors are dead and nameless.
+
+        True for the one node (`by`) that was the first to say so; False: it was another one, or the node had left.
+        """
+
+    def gone_nodes(self) -> dict[NodeID, GoneRow]:
+        """The nodes that were lost; the latest ones, if there are very many."""
 
     def apply(self, writes: Sequence[Write]) -> None:
         """Apply the writes, in order, in as few round trips as possible."""

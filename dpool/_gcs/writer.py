@@ -7,12 +7,13 @@
  post(op) ──queue, eventfd────► every 10 ms or 256 operations: ledger ─► pipeline ─► acknowledge
  server_exited(pid, status) ──► outage: tell once, back off, spawn again, connect, …
  close(timeout) ──────────────► flush, remove the session's rows or the server itself, end
-        ◄──notify(event)──────── Connected, Committed, Lost, Confirmed, Unavailable
+        ◄──notify(event)──────── Connected, Committed, Lost, Confirmed, Answered, Unavailable
 ```
 
 What must be in the store before somebody goes on is posted like everything else, with a Confirm after it: it is not
-gathered but written at once, the name that it asks for is read back, and the answer is Confirmed. While the store is
-away it waits; whoever has given up ignores the answer.
+gathered but written at once, the name that it asks for is read back, and the answer is Confirmed. An Ask is the same
+with any question to the store; its answer is Answered. While the store is away they wait; whoever has given up ignores
+the answer.
 
 Threads: `post`, `start`, `server_exited`, `close` may be called from any thread and, but for `close`, never block.
 `notify` and `spawn` are called on the writer's thread; `notify` must hand over and return. Nothing of redis is imported
@@ -28,11 +29,22 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
-from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, Op, RecordActor
+from dpool._gcs.config import Answered, Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
+from dpool._gcs.ledger import (
+    OPS,
+    CommitLineage,
+    DropTasks,
+    Event,
+    ForgetActor,
+    ForgetJob,
+    Heartbeat,
+    Ledger,
+    Op,
+    RecordActor,
+)
 from dpool._gcs.tables import (
     ActorRow,
     EndJob,
@@ -51,9 +63,12 @@ if TYPE_CHECKING:
 
     from dpool._gcs.redis_store import RedisStore
     from dpool._gcs.server import EmbeddedServer
+    from dpool._gcs.tables import Store
 
 __all__ = [
     "ActorRow",
+    "Answered",
+    "Ask",
     "CommitLineage",
     "Committed",
     "Confirm",
@@ -63,6 +78,7 @@ __all__ = [
     "EndJob",
     "Event",
     "ForgetActor",
+    "ForgetJob",
     "GcsConfig",
     "GcsEvent",
     "GcsWriter",
@@ -98,6 +114,13 @@ class Confirm(NamedTuple):
     name: str
 
 
+class Ask(NamedTuple):
+    """Answer with Answered: what `question` returns. It runs in the writer's thread, and again if the store failed."""
+
+    number: int
+    question: Callable[[Store], Any]
+
+
 class GcsWriter:
     """Records what the node posts; see the module's page.
 
@@ -124,7 +147,7 @@ class GcsWriter:
         self._notify = notify
         self._clock = clock
         self._ledger = Ledger(config.node.node_id, config.max_events)
-        self._queue: deque[Op | Confirm] = deque()
+        self._queue: deque[Op | Confirm | Ask] = deque()
         self._exits: dict[int, int] = {}
         self._lock = threading.Lock()  # start and close
         self._wake_lock = threading.Lock()  # the eventfd's life
@@ -141,8 +164,9 @@ class GcsWriter:
         self._token = os.urandom(16).hex()
         self._epoch = 1
         self._registered = False  # with the present store
+        self._connections = 0  # that the store had made by then
         self._failed_starts = 0
-        self._confirms: list[Confirm] = []  # drained, and not answered
+        self._confirms: list[Confirm | Ask] = []  # drained, and not answered
         self._backoff_s = 0.0  # how long the next attempt waits
         self._told = False  # of the present outage
         self._connected_at: float | None = None
@@ -181,11 +205,23 @@ class GcsWriter:
 
     def confirm(self, number: int, name: str = "") -> None:
         """Ask for Confirmed; never blocks. Without a store (mode "off", after `close`) there is no answer."""
+        self._put_question(Confirm(number, name))
+
+    def ask(self, number: int, question: Callable[[Store], Any]) -> None:
+        """Ask for Answered; never blocks. Without a store (mode "off", after `close`) there is no answer."""
+        self._put_question(Ask(number, question))
+
+    def _put_question(self, question: Confirm | Ask) -> None:
         if self._closing or self._config.mode == "off":
             return
-        self._queue.append(Confirm(number, name))
+        self._queue.append(question)
         self._urgent = True
         self._wake()
+
+    def embedded(self) -> tuple[str, str, str]:
+        """Socket, user and password of the embedded server; empty if there is none (yet)."""
+        server = self._server
+        return (server.socket_path, server.user, server.password) if server is not None else ("", "", "")
 
     def server_exited(self, pid: int, status: int) -> None:
         """The node reaped the process `pid`. `status`: exit code, or minus the signal. Other pids are ignored."""
@@ -257,6 +293,9 @@ class GcsWriter:
                 raise ControlStoreError("the server ended")
             self._keep_session()
             self._flush()
+            if self._store is not None and self._store.connections != self._connections:
+                self._register(self._store)  # the server may be another one than before
+                self._flush()
 
     def _gather(self, timeout_s: float | None) -> None:
         """Wait for operations, then a moment for more of them, and take them in."""
@@ -280,7 +319,7 @@ class GcsWriter:
         self._urgent = False
         for _ in range(len(queue)):
             op = queue.popleft()
-            if type(op) is Confirm:
+            if type(op) is Confirm or type(op) is Ask:
                 self._confirms.append(op)
             else:
                 ledger.apply(op)  # type: ignore[arg-type]
@@ -304,10 +343,15 @@ class GcsWriter:
             ledger.written()
             self._tell_acks()
         while self._confirms:
-            number, name = self._confirms[0]
-            found = store.named_actor(name) if name else None
+            one = self._confirms[0]
+            answer: GcsEvent
+            if type(one) is Ask:
+                answer = Answered(one.number, one.question(store))
+            else:
+                found = store.named_actor(one.name) if one.name else None  # type: ignore[union-attr]
+                answer = Confirmed(one.number, found[1] if found else b"")
             del self._confirms[0]
-            self._notify(Confirmed(number, found[1] if found else b""))
+            self._notify(answer)
 
     def _keep_session(self) -> None:
         """On a shared server: say that we live; if it forgot us, write everything again."""
@@ -350,6 +394,7 @@ class GcsWriter:
     def _register(self, store: RedisStore) -> None:
         """Register the node; whatever the store had of it may be gone, so everything is to be written."""
         self._epoch = self._ledger.epoch = store.register_node(self._config.node, self._token, self._epoch)
+        self._connections = store.connections
         self._ledger.rewrite_all()
 
     def _running_server(self) -> EmbeddedServer:
@@ -455,7 +500,7 @@ class GcsWriter:
     def _leave(self, store: RedisStore) -> None:
         """Remove this node, its jobs and its actors; the last node removes the session."""
         store.apply([EndJob(job_id) for job_id in self._ledger.jobs()])
-        for actor_id in self._ledger.detached():
+        for actor_id in self._ledger.staying():
             self._ledger.apply(ForgetActor(actor_id))
         self._flush()
         store.remove_node(self._config.node.node_id)

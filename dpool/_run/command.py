@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=_count, metavar="N", help="workers of a pool for which the program names no number"
     )
+    parser.add_argument(
+        "--address", type=_address, metavar="dpool://HOST:PORT", help="the cluster, or auto (default: DPOOL_ADDRESS)"
+    )
     parser.add_argument("--report", action="store_true", help="at the end, say on standard error what was run")
     parser.add_argument("--report-json", metavar="FILE", help="write the same to a file, as JSON")
     parser.add_argument("--quiet", action="store_true", help="do not say what stays standard")
@@ -54,6 +57,16 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers: 1 or more")
     return int(text)
+
+
+def _address(text: str) -> str:
+    from dpool._core.runtime import check_address  # not needed otherwise, before the program asks for a pool
+
+    try:
+        check_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def main(options: argparse.Namespace) -> int:
@@ -71,6 +84,8 @@ def main(options: argparse.Namespace) -> int:
         except OSError as error:
             print(f"dpool run: the report cannot be written: {error}", file=sys.stderr)
             return 2
+    if options.address:
+        os.environ["DPOOL_ADDRESS"] = options.address
     serving.serve(serving.Options(frozenset(options.without or ()), options.workers, options.quiet, tally))
     program.run(source)
     return os.EX_OK

@@ -387,6 +387,10 @@ class Store:
             self._pressed = pressed
             out.append(e.Pressure(pressed))
 
+    def fill(self) -> tuple[int, int, int]:
+        """Bytes that are used, that there are, and how many objects are known; looks at none of them."""
+        return self._arena.used, self._arena.capacity, len(self._books.objects)
+
     def stats(self) -> report.Stats:
         """Figures of the whole store. Looks at every object."""
         return report.stats(self._books, self._spills, self._restores, self._on_disk_writes)

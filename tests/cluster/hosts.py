@@ -6,7 +6,7 @@
                                                  └── …
 ```
 
-Each namespace lives as long as one process (`sleep` as its first), so whatever ends that process, the end of the test
+Each namespace lives as long as one process (which is its first), so whatever ends that process, the end of the test
 run too, takes along all that ran there, its links and its files. A host sees the machine's file system, but `/tmp`,
 `/var/tmp`, `/dev/shm` and its home directory are its own. Needs root.
 
@@ -17,6 +17,7 @@ delay packets; a relay that does stands in `delay.py`.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -47,12 +48,22 @@ def _checked(*command: str, prefix: Sequence[str] = ()) -> str:
     return done.stdout
 
 
+FIRST = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+"""The first process of a pid namespace inherits orphans; as this one ignores SIGCHLD, the kernel reaps them."""
+
+
 class Space:
     """Namespaces and the process that holds them; `inside` is what runs a command there."""
 
     def __init__(self, kinds: Sequence[str], setup: str = "") -> None:
         flags = [f"--{kind}" for kind in kinds]
-        script = f"{setup}\necho ready\nexec sleep infinity"
+        script = f"{setup}\nexec {shlex.quote(sys.executable)} -ISc {shlex.quote(FIRST)}"
         command = (
             ["unshare", *flags, "--fork", "--kill-child", "--mount-proc"] if "pid" in kinds else ["unshare", *flags]
         )
@@ -91,12 +102,7 @@ hostname {name}
 ip link set lo up
 """
 
-
-CUT_TABLE = """
-table inet cut {
-    chain in { type filter hook input priority 0; policy accept; }
-}
-"""
+CUT_TABLE = "table inet cut { chain in { type filter hook input priority 0; policy accept; }\n}\n"
 
 
 class Host:
@@ -122,12 +128,7 @@ class Host:
 
     def _join(self) -> None:
         self.network.plug(self)
-        self.root(
-            "nft",
-            "-f",
-            "-",
-            stdin="table inet cut { chain in { type filter hook input priority 0; policy accept; }\n}\n",
-        )
+        self.root("nft", "-f", "-", stdin=CUT_TABLE)
 
     def root(self, *command: str, stdin: str = "") -> str:
         """Run an administrator's command there; its output."""
@@ -181,12 +182,22 @@ class Host:
         self.root("tc", "qdisc", "replace", "dev", "eth0", *words)
         self.network.switch_command("tc", "qdisc", "replace", "dev", f"to{self.number}", *words)
 
+    def unshape(self) -> None:
+        """No limit any more."""
+        self.root("tc", "qdisc", "delete", "dev", "eth0", "root")
+        self.network.switch_command("tc", "qdisc", "delete", "dev", f"to{self.number}", "root")
+
     def deafen(self, *others: Host, loss: float = 1.0) -> None:
         """Drop this share of what comes from the others (of everything, without any): a cut, in one direction."""
         share = round(loss * 1000)
         some = "" if share >= 1000 else f"numgen random mod 1000 < {share} "
         for source in [f"ip saddr {other.ip} " for other in others] or ['iifname "eth0" ']:
-            self.root("nft", "-f", "-", stdin=f"add rule inet cut in {source}{some}drop")
+            self.root("nft", "-f", "-", stdin=f"add rule inet cut in {source}{some}counter drop")
+
+    def dropped(self) -> int:
+        """Packets that the rules of `deafen` have dropped."""
+        listed = self.root("nft", "list", "chain", "inet", "cut", "in")
+        return sum(int(count) for count in re.findall(r"counter packets (\d+)", listed))
 
     def heal(self) -> None:
         """Hear everybody again."""

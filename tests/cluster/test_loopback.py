@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
@@ -155,7 +156,7 @@ def test_the_other_machine_goes(cluster: Cluster, tmp_path: Any, number: int) ->
     lost = hang.remote(str(tmp_path / "began"))
     wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
     cluster.stop(cluster.members[1], number)
-    with pytest.raises(dpool.errors.WorkerCrashed, match="the link to"):
+    with pytest.raises(dpool.errors.NodeLost, match="the link to"):
         dpool.get(lost, timeout=DEADLINE_S)
     assert len(dpool.get([meet.remote(str(tmp_path), 1, 2)], timeout=DEADLINE_S)) == 1, "this machine goes on"
 
@@ -164,6 +165,15 @@ def test_cancelled_over_there(cluster: Cluster, tmp_path: Any) -> None:
     running = hang.remote(str(tmp_path / "began"))
     wait_until(lambda: (tmp_path / "began").exists(), DEADLINE_S)
     dpool.cancel(running)
-    with pytest.raises(BaseException, match=""):
+    with pytest.raises(CancelledError):
         dpool.get(running, timeout=DEADLINE_S)
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+
+
+def test_a_driver_that_turns_to_a_node_of_its_own(cluster: Cluster) -> None:
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+    dpool.shutdown()
+    driver.configure(address="")
+    assert os.path.isdir(cluster.members[0].session), "the machine's, which goes on"
+    driver.configure(address=cluster.members[0].address)
     assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import numpy as np
-import pytest
 
 import dpool
 from dpool._core import gateway_start, launch

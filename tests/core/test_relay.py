@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 from collections.abc import Iterator
@@ -21,8 +22,6 @@ class Lease:
     """Submitter – Outgoing – (two lists, for the network) – Incoming – worker."""
 
     def __init__(self) -> None:
-        import os
-
         self.submitter, there = pipe()
         here, self.worker = pipe()
         fds = [frames.make_page(), frames.make_page()]
@@ -35,7 +34,9 @@ class Lease:
         self.outgoing = Outgoing(
             there, outgoing_page, 77, lambda frame, carried: self.to_worker.append(frame), self.limits.append
         )
-        self.incoming = Incoming(here, incoming_page, lambda data: self.outgoing.results(data, wire.loads(data)[1]))
+        self.incoming = Incoming(
+            here, incoming_page, lambda data, fds: self.outgoing.results(data, wire.loads(data)[1], tuple(fds))
+        )
         self.far.slots[frames.LIMIT] = frames.NO_LIMIT
 
     def submit(self, base: int, calls: int, ship: Any = None, flags: int = 0) -> None:
@@ -163,13 +164,40 @@ def test_taken_back_while_it_runs_there(lease: Lease) -> None:
     found = lease.ask_limit()
     assert lease.far.slots[frames.LIMIT] == 5
     assert found[:3] == (3, 1, 2)
-    assert lease.near.slots[frames.STARTED] == 3
+    assert lease.near.slots[frames.STARTED] == 4, "what is below the limit may begin at any moment"
     assert lease.near.slots[frames.LIMIT_SEEN] == 5
     assert noted(lease.near) == ["a", "b"]
     lease.outgoing.look()
     assert not lease.limits, "it asks once"
     lease.answer(1, ["a", "b", "c", "d"])
     assert lease.read(lease.submitter)[3] == ["a", "b", "c", "d"]
+
+
+def test_a_limit_that_comes_too_late(lease: Lease) -> None:
+    """The frame ends while it is asked about: the next one must not be cut by that, here or there."""
+    lease.submit(1, 5)
+    lease.carry()
+    lease.near.slots[frames.LIMIT] = 3
+    lease.outgoing.look()
+    lease.answer(1, ["a", "b", "c", "d", "e"])
+    lease.near.slots[frames.LIMIT] = frames.NO_LIMIT
+    lease.incoming.limit(lease.limits.pop())
+    lease.submit(6, 2)
+    lease.carry()
+    assert lease.far.slots[frames.LIMIT] == frames.NO_LIMIT
+    lease.far.slots[frames.STARTED] = 5
+    lease.outgoing.limited(3, lease.incoming.snapshot())
+    assert lease.near.slots[frames.STARTED] == 7
+    assert lease.near.slots[frames.LIMIT_SEEN] == frames.FAR
+
+
+def test_a_worker_that_was_faster_than_the_limit(lease: Lease) -> None:
+    lease.submit(1, 5)
+    lease.carry()
+    lease.near.slots[frames.LIMIT] = 2
+    lease.far.slots[frames.STARTED] = 3
+    lease.ask_limit()
+    assert lease.near.slots[frames.STARTED] == 5, "nothing of it is taken back"
 
 
 def test_it_dies_there(lease: Lease) -> None:
@@ -202,3 +230,42 @@ def test_a_submitter_that_does_not_read(lease: Lease) -> None:
         lease.outgoing.flush()
     assert got == 3000
     assert not lease.outgoing.wants_to_write()
+
+
+def test_a_pipe_goes_along(lease: Lease) -> None:
+    lease.submit(1, 1)
+    lease.carry()
+    lease.read(lease.worker)
+    read_fd, write_fd = os.pipe()
+    wire.send(lease.worker, pickle.dumps((-1, False, -1, [None]), 5), (write_fd,))
+    os.close(write_fd)
+    lease.incoming.readable()
+    receiver = wire.Receiver(lease.submitter)
+    assert wire.loads(receiver.receive(wire.DONTWAIT)) == (-1, False, -1, [None])
+    (came,) = receiver.take_fds()
+    os.write(came, b"x")
+    os.close(came)
+    assert (os.read(read_fd, 2), os.read(read_fd, 2)) == (b"x", b""), "nobody else has an end of it"
+    os.close(read_fd)
+
+
+def test_an_actor_that_runs_many_at_a_time_gets_all(lease: Lease) -> None:
+    for base in (1, 2, 3):
+        lease.submit(base, 1, flags=frames.LOOSE)
+    lease.carry()
+    assert [lease.read(lease.worker)[0] for _ in range(3)] == [1, 2, 3]
+    lease.answer(-2, ["b"])
+    assert lease.read(lease.submitter) == (-2, True, 5, ["b"])
+
+
+def test_a_link_is_taken_out(lease: Lease) -> None:
+    links: list[Any] = []
+    lease.outgoing.on_link = lambda pid, number, fds: links.append((pid, number, fds))
+    with open(os.devnull) as file:
+        wire.send(lease.submitter, pickle.dumps((0, frames.LINK, 55, 7, []), 5), (file.fileno(), file.fileno()))
+    lease.carry()
+    assert lease.read(lease.worker) is None
+    ((pid, number, fds),) = links
+    assert (pid, number, len(fds)) == (55, 7, 2)
+    for fd in fds:
+        os.close(fd)

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, Heartbeat, Ledger, RecordActor
+from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, Ledger, RecordActor
 from dpool._gcs.memory import MemoryServer, MemoryStore
 from dpool._gcs.tables import (
     ActorRow,
@@ -225,7 +225,7 @@ def test_a_detached_actor_outlives_its_job():
         PutActor(actor(1, detached=True, name="n")),
         PutName("n", actor(1).actor_id, N),
     ]
-    assert (ledger.jobs(), ledger.detached()) == ([], [actor(1).actor_id])
+    assert (ledger.jobs(), ledger.staying()) == ([], [actor(1).actor_id])
 
 
 class Outages(RuleBasedStateMachine):
@@ -387,3 +387,12 @@ class Outages(RuleBasedStateMachine):
 
 TestOutages = Outages.TestCase
 TestOutages.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_kept_for_another_nodes_job_is_forgotten_with_it():
+    ledger = Ledger(N)
+    ledger.apply(PutFunction(ident("f"), JOB, b"code"))
+    ledger.apply(ForgetJob(JOB))
+    ledger.apply(PutFunction(ident("g"), JOB, b"late"))
+    assert (ledger.pending, ledger.jobs()) == (False, [])
+    ledger.check()

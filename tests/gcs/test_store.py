@@ -21,6 +21,7 @@ from dpool._gcs.tables import (
     EndJob,
     EventRow,
     FunctionRow,
+    GoneRow,
     JobRow,
     MarkDropped,
     NodeRow,
@@ -118,6 +119,33 @@ def test_a_removed_node_is_gone_and_epochs_go_on(store):
     store.remove_node(N)
     assert (store.nodes(), store.loads(), store.events(N)) == ({}, {}, [])
     assert store.register_node(NODE, "token") == 2
+
+
+def test_a_lost_node_is_buried_once(store):
+    """By whoever says so first; what was its own ends, what is of others stays."""
+    mine = ACTOR._replace(detached=True, name="mine")
+    ends = ACTOR._replace(actor_id=ident("ends") + b"\0\0\0\0", name="ends")
+    other = ACTOR._replace(actor_id=ident("other") + b"\0\0\0\0", node_id=OTHER, job_id=ident("j"), name="other")
+    store.register_node(NODE, "t")
+    store.register_node(NODE._replace(node_id=OTHER, host="there"), "t")
+    jobs = [PutJob(JOB_ROW), PutJob(JOB_ROW._replace(job_id=ident("j"), node_id=OTHER))]
+    store.apply([*jobs, Beat(N, b"x"), *map(PutActor, (mine, ends, other))])
+    store.apply([PutName(row.name, row.actor_id, row.node_id) for row in (mine, ends, other)])
+    assert store.bury_node(N, "it burnt", 5.0, OTHER)
+    assert store.bury_node(N, "it burnt", 6.0, OTHER), "asked again, as the answer was lost"
+    assert not store.bury_node(N, "it drowned", 6.0, ident("third"))
+    assert store.gone_nodes() == {N: GoneRow(N, "here", "it burnt", 5.0, OTHER)}
+    assert (set(store.nodes()), store.loads(), set(store.jobs())) == ({OTHER}, {}, {ident("j")})
+    assert store.actor(mine.actor_id) == mine._replace(state="dead", cause="it burnt")
+    assert [store.actor(ends.actor_id), store.actor(other.actor_id)] == [None, other]
+    assert [store.named_actor(name) for name in ("mine", "ends", "other")] == [None, None, (other.actor_id, OTHER)]
+
+
+def test_who_has_left_is_not_buried(store):
+    store.register_node(NODE, "t")
+    store.remove_node(N)
+    assert not store.bury_node(N, "silent", 5.0, OTHER)
+    assert store.gone_nodes() == {}
 
 
 def test_the_latest_load_counts(store):

@@ -14,7 +14,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 UNIT = 10_000
 """One whole of anything (a CPU, a GPU, a byte of memory) in units."""
@@ -71,8 +71,13 @@ def check_shape(asked: Shape) -> None:
 
 
 def describe(asked: Shape) -> str:
-    """`asked` in the user's units, for messages: "num_cpus=0.5, num_gpus=1"."""
-    return ", ".join(f"{name}={_user_amount(amount)}" for name, amount in asked) or "nothing"
+    """`asked` in the user's units, for messages: "num_cpus=0.5, num_gpus=1"; for other names see places.py."""
+    amounts = [f"{name}={_user_amount(amount)}" for name, amount in asked if "|" not in name and name[0] != "@"]
+    if any(name.startswith("node|") for name, _ in asked):
+        amounts.append("a certain machine")
+    if any(name.startswith("group|") for name, _ in asked):
+        amounts.append("a placement group")
+    return ", ".join(amounts) or "nothing"
 
 
 def _user_amount(units: int) -> str:
@@ -92,12 +97,14 @@ class Account:
     """What one machine has and what of it is free.
 
     Attributes:
-        total: what there is; never changes.
+        total: what there is; changes with what is set aside, alone.
         free: units of each name that nobody holds.
         devices: free units of each GPU, by device id (0, 1, …).
+        owners: of each GPU: the name under which it is leased, `num_gpus` or that of a group.
+        bundles: what is set aside, by group and number: its shape, and its GPUs.
     """
 
-    __slots__ = ("devices", "free", "total")
+    __slots__ = ("bundles", "devices", "free", "owners", "total")
 
     def __init__(self, total: Shape) -> None:
         """Everything is free. ValueError if `total` is malformed or its GPUs are not whole."""
@@ -108,6 +115,8 @@ class Account:
         self.total = dict(total)
         self.free = dict(total)
         self.devices = [UNIT] * (gpus // UNIT)
+        self.owners = [GPUS] * (gpus // UNIT)
+        self.bundles: dict[tuple[str, int], tuple[Shape, tuple[int, ...]]] = {}
 
     def fits(self, asked: Shape) -> bool:
         """Whether `take(asked)` would succeed now."""
@@ -115,7 +124,7 @@ class Account:
         for name, amount in asked:
             if amount > free.get(name, 0):
                 return False
-            if name == GPUS and self._choose(amount) is None:
+            if _is_gpus(name) and self._choose(amount, name) is None:
                 return False
         return True
 
@@ -126,8 +135,8 @@ class Account:
         chosen: tuple[int, ...] = ()
         for name, amount in asked:
             self.free[name] -= amount
-            if name == GPUS:
-                chosen = self._choose(amount) or ()
+            if not chosen and _is_gpus(name):
+                chosen = self._choose(amount, name) or ()
                 for device in chosen:
                     self.devices[device] -= min(amount, UNIT)
         return chosen
@@ -135,8 +144,9 @@ class Account:
     def give_back(self, asked: Shape, gpus: Iterable[int] = ()) -> None:
         """Undo one `take`. ValueError, and no change, if more would be free than there is."""
         chosen = tuple(gpus)
-        share = min(amount_of(asked, GPUS), UNIT)
-        if len(chosen) * share != amount_of(asked, GPUS) or len(set(chosen)) != len(chosen):
+        amount_of_gpus = gpus_of(asked)
+        share = min(amount_of_gpus, UNIT)
+        if len(chosen) * share != amount_of_gpus or len(set(chosen)) != len(chosen):
             raise ValueError(f"{describe(asked)} was not taken from the GPUs {chosen}")
         for name, amount in asked:
             if self.free.get(name, 0) + amount > self.total.get(name, 0):
@@ -162,9 +172,54 @@ class Account:
         for name, amount in _only_cpus(asked):
             self.free[name] -= amount
 
-    def _choose(self, amount: int) -> tuple[int, ...] | None:
+    def set_aside(self, group: str, number: int, bundle: Shape, more: Mapping[str, int]) -> None:
+        """Take `bundle` for a group and offer it under the group's names instead, with `more` names.
+
+        ValueError, and no change, if it does not fit, or its GPUs are not whole.
+        """
+        if amount_of(bundle, GPUS) % UNIT:
+            raise ValueError(f"a bundle has whole GPUs, not {amount_of(bundle, GPUS) / UNIT:g}")
+        gpus = self.take(bundle)
+        self.bundles[group, number] = bundle, gpus
+        for name, amount in (*bundle, *more.items()):
+            for one in (f"{name}|{group}", f"{name}|{group}|{number}"):
+                self.total[one] = self.total.get(one, 0) + amount
+                self.free[one] = self.free.get(one, 0) + amount
+        for device in gpus:
+            self.devices[device] = UNIT
+            self.owners[device] = f"{GPUS}|{group}"
+
+    def dissolve(self, group: str, number: int, more: Mapping[str, int]) -> bool:
+        """Undo it; False if somebody holds something of it."""
+        bundle, gpus = self.bundles[group, number]
+        names = [(name, amount) for name, amount in (*bundle, *more.items())]
+        for name, amount in names:
+            exact = f"{name}|{group}|{number}"
+            if self.free[exact] != self.total[exact] or self.free[f"{name}|{group}"] < amount:
+                return False
+        if any(self.devices[device] != UNIT for device in gpus):
+            return False
+        for name, amount in names:
+            for one in (f"{name}|{group}", f"{name}|{group}|{number}"):
+                self.total[one] -= amount
+                self.free[one] -= amount
+                if not self.total[one]:
+                    del self.total[one], self.free[one]
+        for device in gpus:
+            self.owners[device] = GPUS
+            self.devices[device] = 0
+        del self.bundles[group, number]
+        self.give_back(bundle, gpus)
+        return True
+
+    def offer(self, name: str, amount: int) -> None:
+        """There is a name more."""
+        self.total[name] = self.free[name] = amount
+
+    def _choose(self, amount: int, name: str) -> tuple[int, ...] | None:
         """The devices for `amount` of GPU, or None: whole ones are unused, a part goes on the fullest that holds it."""
-        devices = self.devices
+        owner = "|".join(name.split("|")[:2])
+        devices = [free if theirs == owner else -1 for free, theirs in zip(self.devices, self.owners, strict=True)]
         if amount < UNIT:
             best = min((free, device) for device, free in enumerate([*devices, UNIT + 1]) if free >= amount)[1]
             return None if best == len(devices) else (best,)
@@ -177,9 +232,11 @@ class Account:
         assert self.free.keys() == self.total.keys()
         for name, free in self.free.items():
             assert free <= self.total[name], f"more {name} free than there is: {self}"
-            assert free >= 0 or name == CPUS, f"more {name} taken than there is: {self}"
+            assert free >= 0 or _is_cpus(name), f"more {name} taken than there is: {self}"
         assert all(0 <= free <= UNIT for free in self.devices)
-        assert sum(self.devices) == self.free.get(GPUS, 0)
+        for owner in {GPUS, *self.owners}:
+            free = sum(free for free, theirs in zip(self.devices, self.owners, strict=True) if theirs == owner)
+            assert free == self.free.get(owner, 0)
 
     def __str__(self) -> str:
         parts = (f"{name}={self.free[name] / UNIT:g}/{total / UNIT:g}" for name, total in self.total.items())
@@ -187,8 +244,22 @@ class Account:
 
 
 def _only_cpus(asked: Shape) -> Shape:
-    amount = amount_of(asked, CPUS)
-    return ((CPUS, amount),) if amount else ()
+    return tuple(one for one in asked if _is_cpus(one[0]))
 
 
-__all__ = ["CPUS", "GPUS", "MEMORY", "UNIT", "Account", "Shape", "amount_of", "check_shape", "describe", "shape"]
+def _is_cpus(name: str) -> bool:
+    return name == CPUS or name.startswith(f"{CPUS}|")
+
+
+def _is_gpus(name: str) -> bool:
+    return name == GPUS or name.startswith(f"{GPUS}|")
+
+
+def gpus_of(asked: Shape) -> int:
+    """How much GPU is in it, a machine's or a group's."""
+    return max((amount for name, amount in asked if _is_gpus(name)), default=0)
+
+
+__all__ = [
+    "CPUS", "GPUS", "MEMORY", "UNIT", "Account", "Shape", "amount_of", "check_shape", "describe", "gpus_of", "shape",
+]  # fmt: skip

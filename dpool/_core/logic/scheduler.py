@@ -30,7 +30,8 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from dpool._core.logic import IllegalMove
-from dpool._core.logic.resources import CPUS, GPUS, Account, Shape, amount_of, check_shape
+from dpool._core.logic.places import ENDLESS, WISH, groups_of, needs
+from dpool._core.logic.resources import CPUS, Account, Shape, check_shape, gpus_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -151,6 +152,34 @@ class BackFromAbroad(NamedTuple):
     refused: bool
 
 
+class StaysHere(NamedTuple):
+    """Where a waiting lease of this shape may be is decided: here. `bare`: it begins at once, and holds nothing."""
+
+    pool: int
+    shape: Shape
+    bare: bool
+
+
+class SetAside(NamedTuple):
+    """A bundle of a placement group takes its resources, which must be free, for good."""
+
+    group: str
+    number: int
+    bundle: Shape
+
+
+class Dissolve(NamedTuple):
+    """Whatever is here of a placement group ends, and what runs in it."""
+
+    group: str
+
+
+class Offer(NamedTuple):
+    """There is a resource more here, in any amount."""
+
+    name: str
+
+
 class Tick(NamedTuple):
     """It is `now_s`."""
 
@@ -159,7 +188,8 @@ class Tick(NamedTuple):
 
 Event = (
     ClientJoined | ClientLeft | OpenPool | ResizePool | ClosePool | RequestLeases | CancelRequests | ReturnLease
-    | Blocked | Unblocked | WorkerDied | StartFailed | KillRequested | WentAbroad | BackFromAbroad | Tick
+    | Blocked | Unblocked | WorkerDied | StartFailed | KillRequested | WentAbroad | BackFromAbroad | StaysHere
+    | SetAside | Dissolve | Offer | Tick
 )  # fmt: skip
 
 
@@ -296,6 +326,7 @@ POOL_MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (OPEN, ResizePool): OPEN,
     (OPEN, WentAbroad): OPEN,
     (OPEN, BackFromAbroad): OPEN,
+    (OPEN, StaysHere): OPEN,
     (OPEN, ClosePool): CLOSING,
     (OPEN, ClientLeft): CLOSING,
     (CLOSING, ClosePool): CLOSING,
@@ -381,16 +412,26 @@ class _Pool:
 
 
 class _Request:
-    """Leases that one RequestLeases asked for and that are not granted yet."""
+    """Leases that one RequestLeases asked for and that are not granted yet.
 
-    __slots__ = ("count", "feasible", "names", "overtaken", "pool", "shape")
+    Attributes:
+        needs: what each takes: its shape without wishes.
+        decided: it may be granted here.
+        bare: it takes nothing.
+        feasible: the machine has that, in total.
+    """
 
-    def __init__(self, pool: _Pool, shape: Shape, count: int, feasible: bool) -> None:
+    __slots__ = ("bare", "count", "decided", "feasible", "names", "needs", "overtaken", "pool", "shape")
+
+    def __init__(self, pool: _Pool, shape: Shape, count: int, decided: bool, bare: bool = False) -> None:
         self.pool = pool
         self.shape = shape
+        self.needs = () if bare else needs(shape)
+        self.bare = bare
         self.count = count
-        self.feasible = feasible
-        self.names = frozenset(name for name, _ in shape)
+        self.decided = decided
+        self.feasible = True
+        self.names = frozenset(name for name, _ in self.needs)
         self.overtaken = 0
 
 
@@ -405,6 +446,7 @@ def _next(
 
 # What keeps a request waiting.
 _INFEASIBLE = "more than this machine has"
+_UNDECIDED = "it wishes to be somewhere"
 _POOL_FULL = "its pool has max_workers"
 _BACKING_OFF = "its pool's workers die at once"
 _RESOURCES = "resources are in use"
@@ -421,6 +463,10 @@ class LocalScheduler:
         workers: every worker that is not gone.
         queue: requests in the order in which they came.
         scarce: one of them waits for resources (or did when it was last looked), and everybody has been told.
+        dissolving: placement groups that are to end, and have something left here.
+        choosy: there are other machines, and requests with wishes wait until it is decided where they go.
+        settled: clients whose requests are for this machine: whoever asks for other machines.
+        draining: what is asked for from now on goes elsewhere, if it can.
     """
 
     def __init__(self, account: Account) -> None:
@@ -430,6 +476,10 @@ class LocalScheduler:
         self.workers: dict[int, _Worker] = {}
         self.queue: deque[_Request] = deque()
         self.scarce = False
+        self.dissolving: set[str] = set()
+        self.choosy = False
+        self.draining = False
+        self.settled: set[int] = set()
         self._next_worker = 1
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
             ClientJoined: self._client_joined,
@@ -447,6 +497,10 @@ class LocalScheduler:
             KillRequested: self._kill_requested,
             WentAbroad: self._went_abroad,
             BackFromAbroad: self._back_from_abroad,
+            StaysHere: self._stays_here,
+            SetAside: self._set_aside,
+            Dissolve: self._dissolve,
+            Offer: self._offer,
             Tick: self._tick,
         }
 
@@ -532,11 +586,11 @@ class LocalScheduler:
         pool.move(RequestLeases)
         if pool.state == CLOSING:
             return
-        missing = self.account.missing(event.shape)
+        missing = self.account.missing(needs(event.shape))
         if missing and event.shape not in pool.warned:
             pool.warned.add(event.shape)
             out.append(WarnInfeasible(pool.client, pool.number, event.shape, missing))
-        self.queue.append(_Request(pool, event.shape, event.wanted, not missing))
+        self.queue.append(self._new_request(pool, event.shape, event.wanted, False))
 
     def _cancel_requests(self, event: CancelRequests, out: list[Instruction]) -> None:
         pool = self._pool(event.pool, CancelRequests)
@@ -587,12 +641,14 @@ class LocalScheduler:
         pool = request.pool
         if not request.feasible:
             return _INFEASIBLE
+        if not request.decided and self.choosy:
+            return _UNDECIDED
         if not pool.idle:
             if len(pool.workers) + len(pool.abroad) >= pool.max_workers:
                 return _POOL_FULL
             if pool.wake_at_s is not None:
                 return _BACKING_OFF
-        if not self.account.fits(request.shape):
+        if not self.account.fits(request.needs):
             return _RESOURCES
         for older in waiting:
             if older.overtaken >= MAX_OVERTAKEN and not older.names.isdisjoint(request.names):
@@ -603,8 +659,8 @@ class LocalScheduler:
         pool = request.pool
         worker = pool.idle.popitem()[1] if pool.idle else self._start(pool, out)
         worker.move(Grant)
-        worker.lease = request.shape
-        worker.gpus = self.account.take(request.shape)
+        worker.lease = request.needs
+        worker.gpus = self.account.take(request.needs)
         request.count -= 1
         out.append(Grant(pool.client, pool.number, worker.number, request.shape, worker.gpus))
 
@@ -615,32 +671,116 @@ class LocalScheduler:
         self._next_worker += 1
         return self._next_worker - 1
 
-    def could_go(self, client: int) -> list[tuple[int, Shape, int]]:
-        """(pool, shape, how many) of the leases that wait for resources, or for what this machine has not in total;
-        oldest first, but for those of `client`: they come from elsewhere.
+    def could_go(self, client: int = -1) -> list[tuple[int, Shape, int]]:
+        """(pool, shape, how many) of the leases that wait for resources, for what this machine has not in total, or
+        for a decision; oldest first, without those that are for this machine, or are `client`'s.
         """
         found: list[tuple[int, Shape, int]] = []
         room: dict[int, int] = {}
         for request in self.queue:
             pool = request.pool
-            if pool.client == client:
+            if pool.client in self.settled or pool.client == client or request.bare:
                 continue
             left = room.setdefault(pool.number, pool.max_workers - len(pool.workers) - len(pool.abroad))
+            if request.decided and self.choosy and _has_wishes(request.shape):
+                continue  # it stays
+            if not request.decided:
+                left += len(pool.idle)
             count = min(request.count, left)
             if count > 0:
                 room[pool.number] -= count
                 found.append((pool.number, request.shape, count))
         return found
 
-    def _went_abroad(self, event: WentAbroad, out: list[Instruction]) -> None:
-        pool = self._pool(event.pool, WentAbroad)
-        request = next((r for r in self.queue if r.pool is pool and r.shape == event.shape), None)
-        if request is None or event.worker in pool.abroad or event.worker in self.workers:
-            raise IllegalMove(pool.state, "WentAbroad", f"pool {pool.number}, which waits for nothing like that")
-        pool.move(WentAbroad)
+    def has_room(self, number: int) -> bool:
+        """Whether the pool may have a worker more, here or elsewhere."""
+        pool = self.pools[number]
+        return len(pool.workers) + len(pool.abroad) < pool.max_workers
+
+    def drain(self) -> None:
+        """What waits, and what is asked for from now on, goes elsewhere, if it can."""
+        self.draining = True
+        for request in self.queue:
+            request.decided = request.pool.client in self.settled
+
+    def waiting(self) -> int:
+        """Leases that wait for nothing but resources that others hold."""
+        room: dict[int, int] = {}
+        total = 0
+        for request in self.queue:
+            pool = request.pool
+            left = room.setdefault(pool.number, pool.max_workers - len(pool.workers) - len(pool.abroad))
+            if request.feasible and (request.decided or not self.choosy):
+                count = max(0, min(request.count, left + len(pool.idle)))
+                room[pool.number] -= count
+                total += count
+        return total
+
+    def _split_off(self, number: int, shape: Shape, cause: type[tuple[object, ...]]) -> _Pool:
+        """One lease of that shape waits no more, where the pool has one."""
+        pool = self._pool(number, cause)
+        alike = [r for r in self.queue if r.pool is pool and r.shape == shape and not r.bare]
+        request = next((r for r in alike if not r.decided), alike[0] if alike and cause is WentAbroad else None)
+        if request is None:
+            raise IllegalMove(pool.state, cause.__name__, f"pool {number}, which waits for nothing like that")
+        pool.move(cause)
         request.count -= 1
         if not request.count:
             self.queue.remove(request)
+        return pool
+
+    def _stays_here(self, event: StaysHere, out: list[Instruction]) -> None:
+        pool = self._split_off(event.pool, event.shape, StaysHere)
+        self.queue.appendleft(self._new_request(pool, event.shape, 1, True, event.bare))
+
+    def _new_request(self, pool: _Pool, shape: Shape, count: int, decided: bool, bare: bool = False) -> _Request:
+        decided = decided or pool.client in self.settled or not (self.draining or _has_wishes(shape))
+        request = _Request(pool, shape, count, decided, bare)
+        request.feasible = self._feasible(request.needs)
+        return request
+
+    # -------------------------------------------------------------------------------------------- what there is
+
+    def _feasible(self, shape: Shape) -> bool:
+        return not self.account.missing(shape) and not (self.dissolving and groups_of(shape) & self.dissolving)
+
+    def _look_again(self) -> None:
+        """The machine's total has changed."""
+        for request in self.queue:
+            request.feasible = self._feasible(request.needs)
+
+    def _set_aside(self, event: SetAside, out: list[Instruction]) -> None:
+        check_shape(event.bundle)
+        if (event.group, event.number) in self.account.bundles or event.group in self.dissolving:
+            raise IllegalMove("set aside", "SetAside", f"bundle {event.number} of group {event.group}")
+        self.account.set_aside(event.group, event.number, event.bundle, {"group": ENDLESS})
+        self._look_again()
+
+    def _dissolve(self, event: Dissolve, out: list[Instruction]) -> None:
+        if not any(group == event.group for group, _ in self.account.bundles):
+            return
+        self.dissolving.add(event.group)
+        for worker in self.workers.values():
+            if worker.lease is not None and event.group in groups_of(worker.lease):
+                self._kill(worker, out)
+        self._dissolve_rest()
+
+    def _dissolve_rest(self) -> None:
+        """As soon as nobody holds anything of a group that is to end, its bundles are the machine's again."""
+        for group, number in [key for key in self.account.bundles if key[0] in self.dissolving]:
+            self.account.dissolve(group, number, {"group": ENDLESS})
+        self.dissolving &= {group for group, _ in self.account.bundles}
+        self._look_again()
+
+    def _offer(self, event: Offer, out: list[Instruction]) -> None:
+        self.account.offer(event.name, ENDLESS)
+        self._look_again()
+
+    def _went_abroad(self, event: WentAbroad, out: list[Instruction]) -> None:
+        pool = self._pool(event.pool, WentAbroad)
+        if event.worker in pool.abroad or event.worker in self.workers:
+            raise IllegalMove(pool.state, "WentAbroad", f"worker {event.worker}, which there is")
+        self._split_off(event.pool, event.shape, WentAbroad)
         pool.abroad[event.worker] = event.shape
 
     def _back_from_abroad(self, event: BackFromAbroad, out: list[Instruction]) -> None:
@@ -650,7 +790,7 @@ class LocalScheduler:
         pool.move(BackFromAbroad)
         shape = pool.abroad.pop(event.worker)
         if event.refused and pool.state == OPEN:
-            self.queue.appendleft(_Request(pool, shape, 1, not self.account.missing(shape)))
+            self.queue.appendleft(self._new_request(pool, shape, 1, False))
         self._forget_if_empty(pool, out)
 
     # -------------------------------------------------------------------------------------------- workers
@@ -738,6 +878,8 @@ class LocalScheduler:
             self.account.reclaim_cpus(worker.lease)
         self.account.give_back(worker.lease, worker.gpus)
         worker.lease, worker.gpus, worker.lent = None, (), False
+        if self.dissolving:
+            self._dissolve_rest()
 
     # -------------------------------------------------------------------------------------------- back-off
 
@@ -813,9 +955,12 @@ class LocalScheduler:
         devices = list(self.account.devices)
         for worker in self.workers.values():
             for name, amount in worker.lease or ():
-                free[name] += 0 if name == CPUS and worker.lent else amount
+                free[name] += 0 if name.split("|")[0] == CPUS and worker.lent else amount
             for device in worker.gpus:
-                devices[device] += amount_of(worker.lease or (), GPUS) // len(worker.gpus)
+                devices[device] += gpus_of(worker.lease or ()) // len(worker.gpus)
+        for bundle, _ in self.account.bundles.values():
+            for name, amount in bundle:
+                free[name] += amount
         assert free == self.account.total, f"free and held make {free}, not {self.account.total}"
         assert devices == [10_000] * len(devices), f"a GPU was lost or granted twice: {devices}"
 
@@ -847,6 +992,10 @@ class LocalScheduler:
             if obstacle in (_RESOURCES, _RESERVED):
                 waiting.append(request)
         assert self.scarce or not waiting, "that resources are scarce was not told"
+
+
+def _has_wishes(shape: Shape) -> bool:
+    return any(name[0] == WISH for name, _ in shape)
 
 
 def _staying(pool: _Pool) -> int:

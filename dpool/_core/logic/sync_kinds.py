@@ -27,6 +27,9 @@ LED, ABORT, RESET, BROKEN_NOW = 9, 10, 11, 12
 PUT, GET, SIZE, TASK_DONE, JOIN = 13, 14, 15, 16, 17
 LOCK, UNLOCKED, FORCE = 18, 19, 20
 TAKEN, FETCH = 21, 22
+FAR = 23
+"""From here on: asked by processes of other machines only, and answered by the role."""
+FAR_LOCK, FAR_UNLOCK, FAR_OWNED, FAR_READ, FAR_WRITE = range(FAR, FAR + 5)
 
 BLOCK, SCOPED, FRONT, ACTION = 1, 2, 4, 8
 """Flags of a question: wait for it; what is got goes back when the process dies; at the head of the queue; the party
@@ -277,6 +280,8 @@ class Event(Kind):
                     self.answer(one, OK)
                 self.waiting.clear()
             self.answer(asked, OK)
+        elif op == VALUE:
+            self.answer(asked, OK, int(self.flag))
         else:
             return False
         return True
