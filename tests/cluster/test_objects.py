@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
 
 import dpool
 from dpool._core import gateway_start, launch
