@@ -28,10 +28,11 @@ class Size(NamedTuple):
     deciders: int
     placed: tuple[int, ...]
     pieces: int
+    each: int
 
 
-FULL = Size((1, 10, 100, 1000), 100_000, 1.0, 50, (100, 1000, 10_000), 64)
-QUICK = Size((1, 4, 40), 5_000, 0.6, 8, (50, 400), 4)
+FULL = Size((1, 10, 100, 1000), 100_000, 1.0, 50, (100, 1000, 10_000), 64, 192)
+QUICK = Size((1, 4, 36), 5_000, 0.4, 8, (50, 300), 4, 48)
 
 Rows = dict[str, list[dict[str, float]]]
 
@@ -46,7 +47,7 @@ def answers(size: Size, say: Callable[[str], None], only: str | None = None) -> 
             partial(scenarios.steady, n, SEED, min(size.span_s, 200 / n), tell_all=True) for n in many
         ],
         "burst": [partial(scenarios.burst, n, SEED, 1.0, 4) for n in size.counts],
-        "loss": [partial(scenarios.loss, n, SEED, 0.1) for n in many if n >= 10],
+        "loss": [partial(scenarios.loss, n, SEED, 0.1, size.each) for n in many if n >= 10],
         "broadcast": [partial(scenarios.broadcast, n, SEED, size.pieces) for n in many],
         "placement": [
             partial(scenarios.placement, n, SEED, size.deciders, share) for n in size.placed for share in (0.5, 0.9)

@@ -328,6 +328,7 @@ class SimMachine:
         self.check_if_careful()
 
     def _send_abroad(self, pool: int, asked: Shape, chosen: bytes) -> None:
+        assert chosen not in self.down, "a machine that is gone was chosen"
         lease = self.scheduler.new_worker()
         self.scheduler.handle(s.WentAbroad(pool, asked, lease))
         self.cluster.placed(chosen, asked)
