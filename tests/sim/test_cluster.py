@@ -24,10 +24,10 @@ from dpool._core.logic import (
     serving,
 )
 from tests.helpers import REPOSITORY
-from tests.sim.cluster import plot, scenarios
+from tests.sim.cluster import page, plot, scenarios
 from tests.sim.cluster.__main__ import QUICK, Rows, answers
 
-SEEDS = 100
+SEEDS = 70
 pytestmark = pytest.mark.timeout(600)  # it only computes, half a minute at most: on a machine that is busy, long
 
 
@@ -79,6 +79,14 @@ def test_it_is_drawn(rows: Rows) -> None:
     assert len(picture.findall(".//{http://www.w3.org/2000/svg}polyline")) == 4
 
 
+def test_the_page_has_a_place_for_each_table_and_says_the_costs_of_the_code(rows: Rows) -> None:
+    text = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for name in page.TABLES:
+        assert f"<!-- {name} -->\n| machines |" in text
+    assert page.fill(text, {}) == text, "the costs have changed: fill the page again"
+    assert len(page.fill(text, rows).splitlines()) > 50
+
+
 def test_many_seeds_come_to_rest_with_every_task_ended_once_and_nothing_left() -> None:
     refused = pieces = lost = 0.0
     for seed in range(SEEDS):
@@ -86,13 +94,18 @@ def test_many_seeds_come_to_rest_with_every_task_ended_once_and_nothing_left() -
         refused += row.get("refused", 0)
         pieces += row.get("pieces", 0)
         lost += row.get("tasks", 0)
-    assert refused > 100
-    assert pieces > 300
+    assert refused > 50
+    assert pieces > 200
     assert lost > 1000
 
 
 def test_the_same_seed_makes_the_same_run() -> None:
     assert scenarios.chaos(3) == scenarios.chaos(3)
+
+
+def run_all() -> None:
+    for seed in range(SEEDS):
+        scenarios.chaos(seed)
 
 
 def without(machine: Any, kind: Any) -> Any:
@@ -123,8 +136,7 @@ MUTANTS = {
 def test_the_simulator_notices_a_broken_machine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(*MUTANTS[name])
     with pytest.raises((AssertionError, IllegalMove, ValueError, KeyError)):
-        for seed in range(SEEDS):
-            scenarios.chaos(seed)
+        run_all()
 
 
 def test_the_command_replays_a_seed() -> None:
