@@ -50,8 +50,6 @@ LOOK_S = 0.002
 """How often it is looked whether a submitter wants tasks back, while a frame is under way."""
 TRUST_S = 0.001
 """Between storing a LIMIT and trusting what the page says (as in lane.py)."""
-SEEN_S = 0.15
-"""After so long whoever asked for a lease hears that it was seen: a little more than a report takes to come."""
 PING_S = 1.0
 JOIN_S = 20.0
 NODE_END_S = 10.0
