@@ -63,7 +63,7 @@ def load(path: str) -> ClusterKey:
         ClusterKeyError: there is no such file, others can read it, or it is not a token.
     """
     try:
-        # Through a link, too: platforms hand out secrets so. Whose the file is, and who can read it, is looked at below.
+        # Through a link, too: platforms hand out secrets so. Whose the file is, and who can read it, is seen below.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ClusterKeyError(

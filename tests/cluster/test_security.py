@@ -1,4 +1,4 @@
-"""Threats to a cluster's machine: who is not of the cluster gets nothing and costs little; secrets stay where they are."""
+"""Threats to a cluster's machine: who is not of the cluster gets nothing and costs little; secrets stay secret."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ for root in ("/tmp", "/var/tmp", "/dev/shm"):
             looked += 1
             if any(secret in path.read_bytes() for secret in secrets):
                 found.append(str(path))
-print(found, looked > 20)
+print(found, looked > 12)
 """
     for member in cluster.members:
         done = member.host.run(sys.executable, "-c", code, input=secret + "\n")
