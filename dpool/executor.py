@@ -35,13 +35,14 @@ class Executor(_base.Executor):
 
     Args:
         max_workers: how many worker processes at most; by default as many as this process may use CPUs
-            (`loky.cpu_count()`), in a cluster as many as that has CPUs. mp_context: accepted for compatibility. Workers are always forked from a clean
-            process of their own, never from this one. initializer: called once in every worker, before its first
-            task, with `initargs`. If it raises, the executor is broken. initargs: arguments of `initializer`.
-            max_tasks_per_child: replace a worker after so many tasks. max_retries: run a task again, up to so many
-            times, if its worker dies. The function must then be idempotent. strict: if a worker dies, everything
-            pending breaks with BrokenProcessPool, as in the standard library. idle_timeout: seconds after which an
-            idle worker leaves; None: never. env: variables to set in the workers before anything is imported there.
+            (`loky.cpu_count()`), in a cluster as many as that has CPUs. mp_context: accepted for compatibility.
+            Workers are always forked from a clean process of their own, never from this one. initializer: called once
+            in every worker, before its first task, with `initargs`. If it raises, the executor is broken. initargs:
+            arguments of `initializer`. max_tasks_per_child: replace a worker after so many tasks. max_retries: run a
+            task again, up to so many times, if its worker dies. The function must then be idempotent. strict: if a
+            worker dies, everything pending breaks with BrokenProcessPool, as in the standard library. idle_timeout:
+            seconds after which an idle worker leaves; None: never. env: variables to set in the workers before
+            anything is imported there.
             address: the cluster, as for `dpool.init`; one program has one.
 
     Raises:
@@ -207,7 +208,9 @@ class Executor(_base.Executor):
         from dpool.actor import make
 
         self._pool.check_open()
-        proxy, held = make(cls, {"env": self._env, **options}, args, kwargs)
+        if self._env:
+            options = {"env": self._env, **options}
+        proxy, held = make(cls, options, args, kwargs)
         if held is None:
             return proxy
         with self._close_lock:
@@ -263,8 +266,8 @@ class Executor(_base.Executor):
             shape = placed(shape, check(scheduling_strategy))
             of_actors = {**of_actors, "scheduling_strategy": scheduling_strategy}
         retries = self._route.max_retries if max_retries is None else max_retries
-        for_actors = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, **of_actors}
-        for_actors["resources"] = resources
+        both = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
+        for_actors = {**{option: value for option, value in both.items() if value}, **of_actors}
         for_tasks = {"timeout": timeout, "max_retries": max_retries}
         if of_actors:
             from dpool.actor import creation

@@ -68,13 +68,14 @@ def _number(least: int, most: int) -> Callable[[str], int]:
 
 def main(options: argparse.Namespace) -> int:
     """Start, and say how to go on."""
+    told_to_end = _heed_signals() if options.block else -1
     try:
         started = start(options)
     except (StartupError, cluster_key.ClusterKeyError, ValueError, OSError) as error:
         print(f"dpool start: {error}", file=sys.stderr)
         return 1
     _tell(started, options)
-    return _stay(started) if options.block else 0
+    return _stay(started, told_to_end) if options.block else 0
 
 
 def _tell(started: gateway_start.Started, options: argparse.Namespace) -> None:
@@ -88,18 +89,23 @@ def _tell(started: gateway_start.Started, options: argparse.Namespace) -> None:
     print(f"log files:          {started.session}", flush=True)
 
 
-def _stay(started: gateway_start.Started) -> int:
-    """Wait until it ends, or until we are told to: then it is ended, and that is no failure."""
+def _heed_signals() -> int:
+    """A descriptor that is readable from when we are told to end."""
     read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_fd)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
+    return read_fd
+
+
+def _stay(started: gateway_start.Started, told_to_end: int) -> int:
+    """Wait until it ends, or until we are told to: then it is ended, and that is no failure."""
     try:
         fd = os.pidfd_open(started.pid)
     except ProcessLookupError:
         return 1
-    ready = select.select([fd, read_fd], [], [])[0]
-    if read_fd in ready:
+    ready = select.select([fd, told_to_end], [], [])[0]
+    if told_to_end in ready:
         return 0 if gateway_start.stop(started, STOP_S) else 1
     print(f"dpool start: dpool://{started.address} (pid {started.pid}) has ended", file=sys.stderr)
     return 1

@@ -1,4 +1,4 @@
-"""An executor's pool where there are several machines: its workers are leases like those of tasks, wherever there is room.
+"""An executor's pool where there are several machines: its workers are leases, wherever there is room.
 
 | `max_workers` | what a lease holds | how many there are |
 |---|---|---|

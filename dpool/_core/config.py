@@ -4,7 +4,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 
 | variable | meaning | default |
 |---|---|---|
-| `DPOOL_ADDRESS` | the cluster: `auto` (of this machine) or `dpool://HOST:PORT`; `local`: this machine alone | `local` |
+| `DPOOL_ADDRESS` | the cluster: `auto`: this machine's, or `dpool://HOST:PORT`; `local`: none | `local` |
 | `DPOOL_TOKEN_FILE` | the file that holds the cluster's secret | `~/.config/dpool/token` |
 | `DPOOL_GCS` | `on`, or `off`: no control store at all | `on` |
 | `DPOOL_REDIS_URL` | a Redis to use instead of the embedded one | the embedded one |

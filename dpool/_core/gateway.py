@@ -41,6 +41,7 @@ from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
 from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
+from dpool._core.logic.heartbeats import Heartbeats
 from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.pool_crash import LINK_DOWN
 from dpool._core.relay import Incoming, Outgoing, Snapshot
@@ -171,6 +172,8 @@ class Gateway:
         self._load: pm.Heartbeat | None = None
         self._seen: dict[bytes, int] = {}
         """Peer → leases that it has asked for in all."""
+        self._uncounted: set[bytes] = set()
+        """Peers that have not heard of the latest of those."""
         version, python = m.versions()
         self.host = socket.gethostname()
         about = {"nodes": [], "tag": tag_of(settings.session)}
@@ -178,6 +181,9 @@ class Gateway:
         self.net = Net(key, greeting, self.config.node_timeout_s)
         self._belongs = False
         """We have joined the cluster."""
+        self._beats = Heartbeats(greeting.name)
+        self._telling = False
+        """Some in turn are to be told a beat later."""
         self.peers: dict[bytes, Greeting] = {}
         self.pace = (0.0, 0.0)
         """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
@@ -350,19 +356,46 @@ class Gateway:
     def _refused(self, message: m.Refused, fds: list[int]) -> None:
         self.end(f"the node refuses: {message.reason}")
 
-    def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
-        """How it is here: for everybody."""
-        self._beat += 1
-        load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s,
-            message.bytes_per_s, dict(self._seen), message.draining,
-        )  # fmt: skip
-        self._load = load
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
         for peer in self.peers:
-            self._say_if_up(peer, load)
+            self._say_if_up(peer, pm.ProgramEnded(message.job))
+
+    def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
+        """How it is here: for everybody, in turn."""
+        self._load = pm.Heartbeat(
+            self.net.greeting.name, 0, message.total, message.free, message.waiting, message.task_s,
+            message.bytes_per_s, {}, message.draining,
+        )  # fmt: skip
         if any(self.pace):
             self._tell(m.Pace(*self.pace))
             self.pace = (0.0, 0.0)
+        self._beats.news()
+        if not self._telling:
+            self._tell_load()
+
+    def _tell_load(self) -> None:
+        """Those whose turn it is hear it, and those whose requests have been counted since."""
+        for peer in dict.fromkeys((*self._beats.due(), *self._uncounted)):
+            self._say_load(peer)
+        self._uncounted.clear()
+        self._telling = bool(self._beats.owed)
+        if self._telling:
+            self._at(self.config.heartbeat_s, self._tell_load)
+
+    def _say_load(self, peer: bytes) -> None:
+        """With how many of its own requests (at the other side: those of b"") have been counted."""
+        if self._load is not None:
+            self._beat += 1
+            seen = {b"": self._seen.get(peer, 0)}
+            self._say_if_up(peer, self._load._replace(number=self._beat, seen=seen))
+
+    def _count(self, peer: bytes) -> None:
+        """One more request of its, which it is to hear of even if nothing else changes here."""
+        self._seen[peer] = self._seen.get(peer, 0) + 1
+        self._uncounted.add(peer)
+        if not self._telling:
+            self._telling = True
+            self._at(self.config.heartbeat_s, self._tell_load)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -550,7 +583,7 @@ class Gateway:
             self._tell(m.ClosePool(pool.number, message.kill))
 
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
-        self._seen[peer] = self._seen.get(peer, 0) + 1
+        self._count(peer)
         pool = self._guest_pools.get((peer, message.pool))
         if pool is None or self.draining:
             why = "its pool is closed" if pool is None else "this machine is being drained"
@@ -775,8 +808,8 @@ class Gateway:
         self.objects.peer_up(event.name, event.greeting)
         self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
-        if self._load is not None:
-            self._say_if_up(event.name, self._load)
+        self._beats.peer_up(event.name)
+        self._say_load(event.name)
         self.about.peer_up(event.name)
         if not self._settings.head and self.store.shared is not None:
             self._say_if_up(event.name, self.store.shared)
@@ -802,6 +835,8 @@ class Gateway:
         self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
         self._seen.pop(event.name, None)
+        self._beats.peer_down(event.name)
+        self._uncounted.discard(event.name)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
@@ -864,9 +899,10 @@ class Gateway:
         m.RemoteFind: lambda self, *said: self.actors.find(*said),
         m.ActorKill: lambda self, *said: self.actors.kill(*said),
         m.ActorGone: lambda self, *said: self.actors.gone(*said),
+        m.ProgramEnded: _program_ended,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
         m.AboutReport: lambda self, message, fds: self.about.report(message),
-        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number, message.machines),
         m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),
@@ -890,6 +926,7 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
+        pm.ProgramEnded: lambda self, peer, message: self._tell(m.ProgramEnded(message.job)),
         pm.StreamTold: lambda self, *said: self.streams.told(*said),
         pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
         pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),

@@ -320,6 +320,12 @@ class RemoteLeft(NamedTuple):
     link: int
 
 
+class ProgramEnded(NamedTuple):
+    """A program of this machine has ended (or, from the gateway, one of another machine)."""
+
+    job: bytes
+
+
 class RemoteFind(NamedTuple):
     """A process here has found the name of an actor of another machine; the answer is RemoteFound."""
 
@@ -368,9 +374,10 @@ class AboutReport(NamedTuple):
 
 
 class AskOutputAbroad(NamedTuple):
-    """As AskOutput, of all machines that have workers for this one's pools; the answer is OutputAbroadTold."""
+    """As AskOutput, of those machines; the answer is OutputAbroadTold."""
 
     number: int
+    machines: list[bytes]
 
 
 class StoreServer(NamedTuple):
@@ -1061,6 +1068,7 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteSignal,
     RemoteActor,
     RemoteLeft,
+    ProgramEnded,
     RemoteFind,
     RemoteGone,
     RemoteFound,

@@ -47,6 +47,8 @@ NODE_CLIENT = 0
 """The node as a client of its own scheduler: actors are its own."""
 MAX_UNKNOWN_EXITS = 1000
 START_PROGRAM_S = 10.0
+ALONE_S = 60.0
+"""How long a client's node waits for its program, which starts it and waits for it."""
 ACCEPT_AGAIN_S = 0.2
 """How long a connection waits that could not be accepted."""
 MAX_TRIES = 3
@@ -323,7 +325,7 @@ class Node:
             self._abroad = NodeAbroad(self, client, _log)
             self._at(monotonic(), self._abroad.report)
             if self.config.client:
-                self._at(monotonic() + self.config.start_timeout_s, self._alone)
+                self._at(monotonic() + ALONE_S, self._alone)
         self._send(client, m.Welcome(self.node_id, os.getpid(), self.session, version, python, ()))
         if self._abroad is not None:
             self._abroad.greet(client)
@@ -353,13 +355,20 @@ class Node:
                 self._records.client_left(client.number)
                 if client.driver:
                     self._records.job_ended(client.hello.job)
+            if client.driver and client.hello.worker == 0:
+                self.tell_gateway(m.ProgramEnded(client.hello.job))
         if client.driver and not self._driven():
             self._end()
 
     def _driven(self, leaving: Client | None = None) -> bool:
-        """Whether there are other drivers; the gateway of a machine that is only a client is none."""
-        gateway = self._abroad.gateway if self._abroad is not None and self.config.client else None
-        return any(one.driver for one in self._clients.values() if one is not leaving and one is not gateway)
+        """Whether there are other drivers; the gateway of a machine that is only a client is none. A node whose gateway
+        leaves ends with that, whoever is left.
+        """
+        gateway = self._abroad.gateway if self._abroad is not None else None
+        if gateway is not None and (leaving is gateway or gateway.number not in self._clients):
+            return False
+        passive = gateway if self.config.client else None
+        return any(one.driver for one in self._clients.values() if one is not leaving and one is not passive)
 
     def _alone(self) -> None:
         """A client's node for which no program has come."""
@@ -812,7 +821,7 @@ class Node:
     def _warn_infeasible(self, order: s.WarnInfeasible) -> None:
         if any(name.startswith(GROUP) for name, _ in order.missing):
             self._soon.append(partial(self.groups().wanted, order))
-        elif self._abroad is not None and self._pools[order.pool].actors is None:
+        elif self._abroad is not None:
             self._abroad.infeasible(order, partial(self._tell_infeasible, order))
         else:
             asked, missing = describe(order.shape), describe(order.missing)
@@ -841,16 +850,24 @@ class Node:
 
     def _pool_gone(self, order: s.PoolGone) -> None:
         def tell() -> None:  # after the deaths, which come in the same batch of instructions
-            pool = self._pools.pop(order.pool)
-            if pool.actors is not None:
-                pool.actors.pool_gone(order.pool)
-            else:
-                pool.client.pools.pop(pool.number, None)
-                self._send(pool.client, m.Closed(pool.number))
-            if not self._pools:
-                self._arm_linger()
+            forget = partial(self._forget_pool, order.pool)
+            if self._abroad is None or not self._abroad.about.ask_output([order.pool], forget):
+                forget()
 
         self._soon.append(tell)
+
+    def _forget_pool(self, number: int) -> None:
+        """Its workers are gone, and all that they printed is here."""
+        pool = self._pools.pop(number)
+        if self._abroad is not None:
+            self._abroad.went.pop(number, None)
+        if pool.actors is not None:
+            pool.actors.pool_gone(number)
+        else:
+            pool.client.pools.pop(pool.number, None)
+            self._send(pool.client, m.Closed(pool.number))
+        if not self._pools:
+            self._arm_linger()
 
     _INSTRUCTIONS: dict[type[Any], Callable[[Any, Any], None]] = {  # noqa: RUF012
         s.StartWorker: _start_worker,
@@ -1045,8 +1062,9 @@ class Node:
             for fd in proc.pipes:
                 if fd in self._handlers:  # else it is at its end, or the client does not read
                     self._output(proc, fd)
-        if self._abroad is None or not self._abroad.about.ask_output(client, number):
-            self._send(client, m.OutputTold(number))
+        told = partial(self._send, client, m.OutputTold(number))
+        if self._abroad is None or not self._abroad.about.ask_output(client.pools.values(), told):
+            told()
 
     def _pause_output(self, client: Client) -> None:
         for proc in self._procs.values():

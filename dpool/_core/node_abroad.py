@@ -71,13 +71,13 @@ class NodeAbroad:
         self._hosts: dict[bytes, str] = {}
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
-        self.cluster = Cluster(HERE)
+        self.cluster = Cluster(HERE, salt=node.session.encode())
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
         self.about = NodeAbout(node, self)
-        self.went: set[int] = set()
-        """Pools that have, or had, workers elsewhere."""
+        self.went: dict[int, set[bytes]] = {}
+        """Pool → the machines on which it has, or had, workers."""
         self._considering = False
         self._numbers = 0
         self._pace = (0.0, 0.0)
@@ -130,12 +130,17 @@ class NodeAbroad:
                     self._send_abroad(pool, shape, takes, decision.node)
 
     def _ours(self, pool: int) -> dict[bytes, list[Shape]]:
-        """Machine → what the pool has been leased there, or has asked for."""
+        """Machine → what the pool has been leased there, or has asked for; all actors count as one."""
+        node = self._node
+        pools = {pool}
+        if node._pools[pool].actors is not None:
+            pools = {number for number, one in node._pools.items() if one.actors is not None}
         found: dict[bytes, list[Shape]] = {}
         for lease in self._leases.values():
-            if lease.pool == pool:
+            if lease.pool in pools:
                 found.setdefault(lease.node, []).append(lease.needs)
-        workers = self._node.scheduler.pools[pool].workers.values()
+        known = [node.scheduler.pools[number] for number in pools if number in node.scheduler.pools]
+        workers = (worker for one in known for worker in one.workers.values())
         found[HERE] = [worker.lease for worker in workers if worker.lease is not None]
         return found
 
@@ -147,7 +152,7 @@ class NodeAbroad:
     def _send_abroad(self, pool: int, shape: m.Shape, takes: m.Shape, node: bytes) -> None:
         worker = self._node.scheduler.new_worker()
         self._node._do(s.WentAbroad(pool, shape, worker))
-        self.went.add(pool)
+        self.went.setdefault(pool, set()).add(node)
         self.cluster.placed(node, takes)
         self._leases[worker] = _Lease(worker, pool, node, shape, takes)
         known = self._node._pools[pool]
@@ -292,11 +297,12 @@ class NodeAbroad:
         if lease is None:
             self._node.actors().foreign.up(message, fds)
             return
-        lease.granted, lease.host = True, message.host
+        lease.host = message.host
         pool = self._node._pools.get(lease.pool)
         if pool is None or lease.returned:
             self._tell(m.RemoteEnd(lease.worker, False))
             return
+        lease.granted = True
         if pool.actors is not None:
             lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
@@ -352,6 +358,13 @@ class NodeAbroad:
         self._log("peer.down", host=host, reason=message.reason)
         self.health.suspect(message.node, host, message.reason)
 
+    def _program_ended(self, message: m.ProgramEnded, fds: list[int]) -> None:
+        """One of another machine: nothing is kept here for its tasks."""
+        if self._node._actors is not None:
+            self._node._actors.program_ended(message.job)
+        if self._node._records is not None:
+            self._node._records.job_left(message.job)
+
     def _store_at(self, message: m.StoreAt, fds: list[int]) -> None:
         """The control store of the cluster is there, or there is none."""
         node = self._node
@@ -373,6 +386,7 @@ class NodeAbroad:
 
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
+        load = load._replace(seen={HERE: load.seen.get(self.name, 0)})
         if load.node in self._hosts:
             self.cluster.heard(load)
             self._homes.update({name[len(HOME) :]: load.node for name in load.total if name.startswith(HOME)})
@@ -392,6 +406,7 @@ class NodeAbroad:
         m.Pace: lambda self, message, fds: self.pace(message),
         m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
+        m.ProgramEnded: _program_ended,
         m.RemoteGone: lambda self, message, fds: self._node.actors().foreign.gone(message),
         m.RemoteFound: lambda self, message, fds: self._node.actors().foreign.taken(message),
         m.PeerAbout: lambda self, message, fds: self.about.heard(message),
@@ -431,7 +446,6 @@ class NodeAbroad:
                 self._tell(m.RemoteSignal(lease.worker, signal.SIGKILL))
             elif not lease.granted:
                 self.returned(lease.worker, True)
-        self.went.discard(pool)
         self._tell(m.RemotePoolClosed(pool, kill))
 
     def _tell(self, message: Any) -> None:

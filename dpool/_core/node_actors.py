@@ -33,12 +33,14 @@ from dpool._core import wire
 from dpool._core.frames import ACTOR, EXIT, LEFT, LINK, make_page
 from dpool._core.logic import actors as a
 from dpool._core.logic import scheduler as s
+from dpool._core.logic.places import SPREAD
+from dpool._core.logic.resources import CPUS, UNIT
 from dpool._core.node_actors_abroad import FarProcess, ForeignActors, cause_of, mark_far
+from dpool._core.node_worker import Proc
 from dpool._core.pool_crash import FOR_CALLER
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
-    from dpool._core.node_worker import Proc
     from dpool._gcs.tables import ActorRow
 
 NODE_CLIENT = 0
@@ -141,7 +143,7 @@ class NodeActors:
         message = claim.message
         self._holders -= 1
         pool = self._node.new_pool(message.setup, self, claim.pid)
-        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim.pid))
+        actor = self._actors[message.actor] = _Actor(message, pool, self._holders, self._job_of(claim))
         self._by_pool[pool] = message.actor
         self._node.store().hold(message.keep, actor.holder)
         claim.reply(m.ActorFound(message.request, message.actor, b"", ""))
@@ -168,7 +170,7 @@ class NodeActors:
         if actor is not None:
             self._actors[actor].unheld = False
             answer(actor, self._actors[actor].message.meta, "")
-        elif self._node.shares_store():
+        elif self._node._abroad is not None:
             self.foreign.find(message.name, pid, answer)
         else:
             answer(b"", b"", "")
@@ -212,12 +214,17 @@ class NodeActors:
 
     def client_left(self, client: Client, was_driver: bool) -> None:
         """Its links are gone; so are a program's actors."""
-        for number, pool in [key for key in self._numbers if key[0] == client.number]:
+        for pool in [pool for number, pool in self._numbers if number == client.number]:
             self.disconnect(client, pool)
-            del number
         self.foreign.client_left(client)
         if was_driver:
             self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
+
+    def program_ended(self, job: bytes) -> None:
+        """A program on another machine has ended: so do the actors that its tasks have made here."""
+        for name, actor in list(self._actors.items()):
+            if actor.job == job and not actor.message.detached and self.machine.actors[name].state != a.DEAD:
+                self._do(a.Kill(name, False, _cause("the program that made it has ended")))
 
     def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""
@@ -310,7 +317,7 @@ class NodeActors:
             return
         actor = self._actors[name]
         if actor.home is not None:
-            self._last_word(name, actor)
+            self._last_word(name)
         if actor.home is None:  # it never got as far: count it as one that died while it started
             self._do(a.Granted(name, proc.worker))
         self._close_home(actor)
@@ -356,10 +363,9 @@ class NodeActors:
         data = failure[1][0] if type(failure[1]) is tuple else failure[1]
         self._do(a.Failed(name, pickle.dumps(("its constructor raised", data))))
 
-    def _last_word(self, name: bytes, actor: _Actor) -> None:
+    def _last_word(self, name: bytes) -> None:
         """That it ended by itself may not have been read yet."""
-        known = self.machine.actors[name]
-        if known.state == a.ALIVE:
+        if self.machine.actors[name].state == a.ALIVE:
             self._answered(name, 0)
 
     def _say(self, actor: _Actor, frame: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
@@ -394,8 +400,12 @@ class NodeActors:
 
     # -- the control store
 
-    def _job_of(self, pid: int) -> bytes:
-        driver = self._node.driver_of(pid)
+    def _job_of(self, claim: _Claim) -> bytes:
+        """Of the program that an actor belongs to, which may run on another machine."""
+        if self._node._abroad is not None:
+            setup: m.Setup = pickle.loads(claim.message.setup)
+            return setup.job
+        driver = self._node.driver_of(claim.pid)
         return driver.hello.job if driver is not None and driver.hello is not None else b""
 
     def record_all(self) -> None:
@@ -429,7 +439,7 @@ class NodeActors:
         key = message.name or message.actor.hex()
         self._claims.setdefault(key, deque()).appendleft(claim)
         creation = m.encode(message._replace(request=0))
-        records.actor(_row(message, self._node.node_id, self._job_of(claim.pid))._replace(creation=creation))
+        records.actor(_row(message, self._node.node_id, self._job_of(claim))._replace(creation=creation))
         claim.number = records.confirm(message.name, partial(self._claimed, key, claim))
         self._node._at(claim.until, partial(self._claim_failed, key, claim))
 
@@ -453,7 +463,8 @@ class NodeActors:
 
         def answer(actor: bytes, meta: bytes, why: str) -> None:
             name = message.name.partition("\0")[0]
-            why = why or ("" if actor else f"the machine of the actor {name!r} cannot be reached from here")
+            lost = f"the actor of the name {name!r} is on another node, which cannot be reached from here"
+            why = why or ("" if actor else lost)
             claim.reply(m.ActorFound(message.request, actor, meta, why))
 
         if message.exists_ok:
@@ -508,14 +519,33 @@ class NodeActors:
             self._node.store().let_go_all(actor.holder)
 
     def _lease(self, order: a.Lease) -> None:
-        actor = self._actors[order.actor]
-        self._node.ask_for(s.RequestLeases(actor.pool, actor.message.shape, 1))
+        if order.after_s:
+            self._log("actor.pauses", actor=order.actor.hex(), seconds=order.after_s)
+            self._node._at(monotonic() + order.after_s, partial(self._lease_now, order.actor))
+        else:
+            self._lease_now(order.actor)
+
+    def _lease_now(self, name: bytes) -> None:
+        known = self.machine.actors.get(name)
+        if known is None or known.state != a.WAITING:  # it was given up meanwhile
+            return
+        actor = self._actors[name]
+        shape = actor.message.shape
+        if not shape and self._node._abroad is not None and self._crowded():
+            shape = ((SPREAD, UNIT),)
+        self._node.ask_for(s.RequestLeases(actor.pool, shape, 1))
+
+    def _crowded(self) -> bool:
+        """Whether there are more actors here than CPUs: those that ask for nothing then go to other machines, too."""
+        here = sum(isinstance(actor.proc, Proc) for actor in self._actors.values())
+        return here * UNIT >= self._node.resources().get(CPUS, (0, 0))[0]
 
     def _give_up(self, order: a.GiveUp) -> None:
         actor = self._actors[order.actor]
         self._node._closing_abroad(actor.pool, True)
         self._node.ask_for(s.ClosePool(actor.pool, True))
-        if self._detached.pop(order.actor, False) is None:
+        if order.actor in self._detached:
+            del self._detached[order.actor]
             self._tell_stays()
         if actor.unheld and actor.message.detached:
             self._node._soon.append(partial(self._forget_unheld, order.actor))

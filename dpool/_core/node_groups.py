@@ -10,8 +10,8 @@
 The node of the program that made a group owns it. Nobody has to be told when the bundles are there: what they offer are
 resources with the group's name, for which its tasks wait like for others (see places.py).
 
-Runs in the node's loop. Invariant: a bundle is set aside at one machine at most, and what is set aside belongs to a group
-of its owner's, or GroupEnded is on its way.
+Runs in the node's loop. Invariant: a bundle is set aside at one machine at most, and what is set aside belongs to a
+group of its owner's, or GroupEnded is on its way.
 """
 
 from __future__ import annotations

@@ -220,6 +220,12 @@ class StoreClosed(NamedTuple):
     number: int
 
 
+class ProgramEnded(NamedTuple):
+    """A program of the sender's machine."""
+
+    job: bytes
+
+
 class StreamTold(NamedTuple):
     """To the generator with this pipe: what its caller has written into its own; empty: that is closed."""
 
@@ -377,7 +383,7 @@ class TunnelData(NamedTuple):
 
 
 class TunnelRead(NamedTuple):
-    """So many packets, or bytes, have been passed on in all."""
+    """So many packets, or bytes, have been passed on in all; packets to a process: and read."""
 
     tunnel: int
     yours: bool
@@ -426,6 +432,7 @@ MESSAGES: tuple[type[Any], ...] = (
     StoreOpened,
     StoreBytes,
     StoreClosed,
+    ProgramEnded,
     StreamTold,
     LinkWanted,
     ActorWanted,

@@ -89,6 +89,10 @@ class Recorder:
             self._jobs.discard(job)
             self._writer.post(w.EndJob(job))
 
+    def job_left(self, job: bytes) -> None:
+        """A driver of another node's left, which says so to the store."""
+        self._writer.post(w.ForgetJob(job))
+
     def client_left(self, client: int) -> None:
         """A driver or worker is gone: nobody waits for what it had submitted."""
         self._free(references.ProcessDied(client))
@@ -138,6 +142,18 @@ class Recorder:
             self._do(lineage.Committed(order.batch))
             return
         self._writer.post(w.CommitLineage(order.batch, job, records))
+
+    # -- objects
+
+    def object_here(self, obj: bytes, size: int, at_home: bool) -> None:
+        """There is a copy in our store; in a cluster, where others ask for it."""
+        node = self._node.node_id
+        self._writer.post(w.PutObject(obj, node, size, "sealed", node) if at_home else w.PutCopy(obj, node))
+
+    def object_gone(self, obj: bytes, at_home: bool) -> None:
+        """Nobody here holds it any more; at home: nobody at all."""
+        node = self._node.node_id
+        self._writer.post(w.RemoveObject(obj, node) if at_home else w.RemoveCopy(obj, node))
 
     # -- actors
 

@@ -149,8 +149,8 @@ def check_address(address: str | None) -> None:
         return
     if not str(address).startswith("dpool://"):
         raise ValueError(
-            f"address {address!r}: it is None (as DPOOL_ADDRESS says, or this machine alone), 'local', 'auto' (the cluster "
-            "that this machine is in), or 'dpool://HOST:PORT'"
+            f"address {address!r}: it is None (as DPOOL_ADDRESS says, or this machine alone), 'local', 'auto' (the "
+            "cluster that this machine is in), or 'dpool://HOST:PORT'"
         )
     from dpool._core.joining import parse_address
 

@@ -41,12 +41,14 @@ class InGroup(NamedTuple):
 
 def check(strategy: Any) -> Any:
     """The strategy in dpool's own words: None, "SPREAD", NodeAffinity or InGroup. ValueError for what is none."""
-    if strategy in (None, "DEFAULT"):
+    if strategy is None:
+        return None
+    if isinstance(strategy, str) and strategy == "DEFAULT":
         return None
     if strategy == "SPREAD":
         return strategy
     if isinstance(strategy, NodeAffinity):
-        if not isinstance(strategy.node, str) or len(strategy.node) != 32:
+        if len(str(strategy.node)) != 32:
             raise ValueError(f"NodeAffinity takes a NodeID of dpool.nodes(), not {strategy.node!r}")
         return NodeAffinity(strategy.node, bool(strategy.soft))
     meaning = getattr(strategy, "_dpool_strategy", None)
@@ -54,9 +56,7 @@ def check(strategy: Any) -> Any:
         return check(meaning())
     if isinstance(strategy, InGroup):
         if not -1 <= strategy.number < strategy.bundles:
-            raise ValueError(
-                f"the placement group has {strategy.bundles} bundles, there is no bundle {strategy.number}"
-            )
+            raise ValueError(f"the group has {strategy.bundles} bundles, there is no bundle {strategy.number}")
         return strategy
     raise ValueError(
         f"scheduling_strategy is 'DEFAULT', 'SPREAD', dpool.NodeAffinity(...) or a strategy of "

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dpool._gcs.spread import Link
+
 
 class ServerRefused(Exception):
     """The server's answer to a command is an error: its text."""
@@ -26,11 +28,13 @@ class LinkFailed(Exception):
 
 
 class SocketLink:
-    """A connection to a server on a Unix socket. Each wait for it may take `timeout_s` seconds."""
+    """A connection to a server on a Unix socket. Each wait for it may take `timeout_s` seconds. `user`: empty where no
+    login is needed.
+    """
 
     def __init__(self, path: str, user: str, password: str, timeout_s: float) -> None:
         self._path = path
-        self._login = ("AUTH", user, password)
+        self._login = ("AUTH", user, password) if user else ()
         self._timeout_s = timeout_s
         self.connections = 0
         """How often it has connected."""
@@ -69,11 +73,16 @@ class SocketLink:
         except OSError as error:
             raise ConnectionError(f"cannot connect: {error.strerror or error}") from None
         answers = self._answers = sock.makefile("rb")
-        sock.sendall(request(*self._login))
-        if isinstance(said := read_answer(answers), ServerRefused):
-            raise ConnectionError(str(said))
+        if self._login:
+            sock.sendall(request(*self._login))
+            if isinstance(said := read_answer(answers), ServerRefused):
+                raise ConnectionError(str(said))
         self.connections += 1
         return answers
+
+    def servers(self) -> list[Link]:
+        """A link to each server that has keys."""
+        return [self]
 
     def close(self) -> None:
         """Close the connection. Another thread may call it to end a call in progress."""

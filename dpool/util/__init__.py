@@ -1,6 +1,4 @@
-"""What Ray has in `ray.util`, as far as it is tasks and actors: `ActorPool`, `queue`, `multiprocessing`, `joblib`, placement
-groups.
-"""
+"""What Ray has in `ray.util`, as far as it is tasks and actors: actor pools, queues, placement groups, …"""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def placement_group(
             no two on one.
         name: for people. lifetime: None: it ends with this program, or with the task or actor that makes it.
 
-    They are set aside all together, as soon as they are free; if a machine leaves, its bundles are set aside anew. Those
-    whose group is removed fail. ValueError for what cannot be. Source: Ray's `placement_group`.
+    They are set aside all together, as soon as they are free; if a machine leaves, its bundles are set aside anew. What
+    waits for a group that is removed fails. ValueError for what cannot be. Source: Ray's `placement_group`.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"the strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}")

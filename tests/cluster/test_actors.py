@@ -99,6 +99,14 @@ def test_it_is_made_where_its_resources_are(cluster: Cluster) -> None:
         get(counter.fail.remote())
 
 
+def test_many_that_ask_for_nothing_are_on_both(cluster: Cluster) -> None:
+    counters = [actor(Counter).remote() for _ in range(8)]
+    parents = get([counter.parent.remote() for counter in counters])
+    assert len(set(parents)) == 2, "two CPUs each"
+    spread = [actor(Counter).options(scheduling_strategy="SPREAD").remote() for _ in range(2)]
+    assert get([counter.add.remote() for counter in spread]) == [1, 1]
+
+
 def test_large_values_both_ways(cluster: Cluster) -> None:
     counter = there().remote()
     array = np.arange(100_000.0)
@@ -344,6 +352,23 @@ def open_gate(gate: Any) -> str:
     gate.let()
     through: str = waiting.result(DEADLINE_S)
     return through
+
+
+@dpool.remote(resources=THERE)
+def make_two() -> list[int]:
+    """Which hold each other."""
+    first, second = actor(Counter).options(name="first").remote(), actor(Counter).remote()
+    dpool.get([first.note.remote(second), second.note.remote(first)])
+    return [first.pid(), second.pid()]
+
+
+def test_what_its_tasks_have_made_ends_with_the_program(cluster: Cluster) -> None:
+    pids = get(make_two.remote())
+    assert all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    dpool.shutdown()
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), DEADLINE_S, "both have ended")
+    driver.configure(address=cluster.members[0].address)
+    assert not exists("first")
 
 
 def test_a_detached_one_outlives_its_program(cluster: Cluster) -> None:

@@ -164,13 +164,40 @@ def test_taken_back_while_it_runs_there(lease: Lease) -> None:
     found = lease.ask_limit()
     assert lease.far.slots[frames.LIMIT] == 5
     assert found[:3] == (3, 1, 2)
-    assert lease.near.slots[frames.STARTED] == 3
+    assert lease.near.slots[frames.STARTED] == 4, "what is below the limit may begin at any moment"
     assert lease.near.slots[frames.LIMIT_SEEN] == 5
     assert noted(lease.near) == ["a", "b"]
     lease.outgoing.look()
     assert not lease.limits, "it asks once"
     lease.answer(1, ["a", "b", "c", "d"])
     assert lease.read(lease.submitter)[3] == ["a", "b", "c", "d"]
+
+
+def test_a_limit_that_comes_too_late(lease: Lease) -> None:
+    """The frame ends while it is asked about: the next one must not be cut by that, here or there."""
+    lease.submit(1, 5)
+    lease.carry()
+    lease.near.slots[frames.LIMIT] = 3
+    lease.outgoing.look()
+    lease.answer(1, ["a", "b", "c", "d", "e"])
+    lease.near.slots[frames.LIMIT] = frames.NO_LIMIT
+    lease.incoming.limit(lease.limits.pop())
+    lease.submit(6, 2)
+    lease.carry()
+    assert lease.far.slots[frames.LIMIT] == frames.NO_LIMIT
+    lease.far.slots[frames.STARTED] = 5
+    lease.outgoing.limited(3, lease.incoming.snapshot())
+    assert lease.near.slots[frames.STARTED] == 7
+    assert lease.near.slots[frames.LIMIT_SEEN] == frames.FAR
+
+
+def test_a_worker_that_was_faster_than_the_limit(lease: Lease) -> None:
+    lease.submit(1, 5)
+    lease.carry()
+    lease.near.slots[frames.LIMIT] = 2
+    lease.far.slots[frames.STARTED] = 3
+    lease.ask_limit()
+    assert lease.near.slots[frames.STARTED] == 5, "nothing of it is taken back"
 
 
 def test_it_dies_there(lease: Lease) -> None:

@@ -465,8 +465,7 @@ class LocalScheduler:
         scarce: one of them waits for resources (or did when it was last looked), and everybody has been told.
         dissolving: placement groups that are to end, and have something left here.
         choosy: there are other machines, and requests with wishes wait until it is decided where they go.
-        settled: clients whose requests are for this machine: the node itself, which asks for actors, and whoever
-            asks for other machines.
+        settled: clients whose requests are for this machine: whoever asks for other machines.
         draining: what is asked for from now on goes elsewhere, if it can.
     """
 
@@ -480,7 +479,7 @@ class LocalScheduler:
         self.dissolving: set[str] = set()
         self.choosy = False
         self.draining = False
-        self.settled = {0}
+        self.settled: set[int] = set()
         self._next_worker = 1
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
             ClientJoined: self._client_joined,
@@ -720,7 +719,8 @@ class LocalScheduler:
     def _split_off(self, number: int, shape: Shape, cause: type[tuple[object, ...]]) -> _Pool:
         """One lease of that shape waits no more, where the pool has one."""
         pool = self._pool(number, cause)
-        request = next((r for r in self.queue if r.pool is pool and r.shape == shape and not r.bare), None)
+        alike = [r for r in self.queue if r.pool is pool and r.shape == shape and not r.bare]
+        request = next((r for r in alike if not r.decided), alike[0] if alike and cause is WentAbroad else None)
         if request is None:
             raise IllegalMove(pool.state, cause.__name__, f"pool {number}, which waits for nothing like that")
         pool.move(cause)

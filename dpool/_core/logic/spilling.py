@@ -9,8 +9,8 @@
  @fixed      where there is room, here first; if there is none anywhere, at once and bare, where the fewest are per CPU
 ```
 
-A machine is never asked for more leases than it could run at a time, but if it says that it has room: what is left waits
-at home, where it can still go to whoever is free first.
+A machine is never asked for more leases than it could run at a time, unless it says that it has room: what is left
+waits at home, where it can still go to whoever is free first.
 """
 
 from __future__ import annotations
