@@ -11,6 +11,7 @@ import pytest
 import dpool
 from dpool.util import PlacementGroup, placement_group, remove_placement_group
 from dpool.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from tests.helpers import wait_until
 
 DEADLINE_S = 60.0
 
@@ -51,9 +52,14 @@ def test_a_group() -> None:
         anywhere = executor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
         assert anywhere.submit(abs, -3).result(DEADLINE_S) == 3
     remove_placement_group(group)
-    calls = [actor.count.remote() for _ in range(1000)]
-    with pytest.raises(dpool.errors.ActorDied):
-        dpool.get(calls, DEADLINE_S)
+
+    def killed() -> bool:
+        try:
+            return actor.count() != 7
+        except dpool.errors.ActorDied:
+            return True
+
+    wait_until(killed, DEADLINE_S, "the actor ends with the group")
     with pytest.raises(dpool.errors.InfeasibleResources, match="removed"):
         dpool.get(double.options(scheduling_strategy=inside).remote(4), DEADLINE_S)
 
