@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from dpool._core.frames import MAP, STREAM
+from dpool._core.future import InStore
 
 _LISTS = (list, tuple)
 
@@ -53,10 +54,30 @@ def futures_in(args: Any, kwargs: Any) -> list[Any]:
 
 
 def with_results(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments with the results of the futures among them, which have ended."""
+    """The arguments with the results of the futures among them, which have ended; what lies in the store is not
+    fetched for this: a reference stands for it.
+    """
     from concurrent.futures import Future
 
-    return _replaced(args, kwargs, lambda value: value.result() if isinstance(value, Future) else value)
+    from dpool._core.objectref import ObjectRef
+
+    refs: dict[int, ObjectRef] = {}
+
+    def result(value: Any) -> Any:
+        if not isinstance(value, Future):
+            return value
+        handle = where_stored(value)
+        if handle is None:
+            return value.result()
+        return refs.setdefault(id(value), ObjectRef(handle, None, (), ()))
+
+    return _replaced(args, kwargs, result)
+
+
+def where_stored(future: Any) -> Any:
+    """The Handle of a result that lies in the store, if any worker can load it; else None."""
+    stored = getattr(future, "_result", None)
+    return stored.handle if type(stored) is InStore and stored.alone else None
 
 
 def by_value(args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from dpool._core.future import Future
 
-_WITH_PLACES = (frames.STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS)
+_STORED = (frames.STORED, frames.STORED_ALONE)
+_WITH_PLACES = (*_STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS)
 
 
 class Carried(NamedTuple):
@@ -74,7 +75,7 @@ def in_value(value: Any) -> list[bytes]:
     """The objects that a result is, or refers to; each is held once in the submitter's name."""
     if value.__class__ is not tuple or value[0] not in _WITH_PLACES:
         return []
-    places = [value[1]] if value[0] == frames.STORED else value[1][1]
+    places = [value[1]] if value[0] in _STORED else value[1][1]
     return [place[0] for place in places]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dpool._core.arguments import futures_in, with_results
+from dpool._core.arguments import futures_in, where_stored, with_results
 from dpool._core.future import finish
 from dpool._core.logic.dependency import Add, Cancelled, Dependencies, Fail, Failed, Ready, Resolved
 
@@ -67,7 +67,7 @@ class Dependents:
 
     def _need_done(self, need: Any) -> None:
         """A future that tasks wait for has ended."""
-        failed = need.cancelled() or need.exception() is not None
+        failed = where_stored(need) is None and (need.cancelled() or need.exception() is not None)
         event = Failed(id(need)) if failed else Resolved(id(need))
         with self._pool.lock:
             self._follow(self._dependencies.handle(event), need)

@@ -126,8 +126,8 @@ class NativeRuntime:
         self._barren = 0
         """Nodes in a row that ended before a worker of theirs was up."""
         self.session = ""
-        self._own_session = False
-        """It was made by this process, and nobody else works in it: it goes with the node."""
+        self._session_is_ours = False
+        """This process has made it, for a node of its own."""
         self._numbers = itertools.count(1)
         self._node: wire.ControlChannel | None = None
         self._node_child = 0
@@ -174,8 +174,10 @@ class NativeRuntime:
         """Threads that wait on `_settled`, …"""
         self._turn = 0
         """… and how often they have been woken."""
-        self._blocked = 0
-        """Threads of this worker's task that wait."""
+        self._waiting: set[object] = set()
+        """What threads of this worker's task wait for: one object for each wait."""
+        self._lends = False
+        """The CPUs of its lease are lent, as far as the node has been told."""
         self._output_asked = itertools.count(1)
         self._output_told = 0
         """The last of these numbers that the node has answered."""
@@ -302,7 +304,6 @@ class NativeRuntime:
             if self.pools or not self._node_gone():
                 return  # should it be gone, whoever reads tells the open pools
             self._drop_node()
-        self._own_session = here.worker is None and not self.config.address
         if here.worker is not None:
             self.session = here.worker.session
             try:
@@ -313,12 +314,15 @@ class NativeRuntime:
         elif self.config.address:
             from dpool._core import joining
 
+            self._session_is_ours = False
             self.session = joining.join(self.config, self.config.address)
             sock = launch.connect_node(self.session)
         elif early := launch.take_early():
             self.session, self._node_child, sock = early
+            self._session_is_ours = True
         else:
             self.session = launch.make_session(self.config)
+            self._session_is_ours = True
             try:
                 self._node_child, sock = launch.spawn_node(self.session)
             except OSError as error:
@@ -368,7 +372,7 @@ class NativeRuntime:
             self._node = None
             storage.node_left()
         self._reap()
-        if self._own_session:
+        if self._session_is_ours:
             launch.remove_session(self.session)
 
     def _reap(self) -> None:
@@ -708,10 +712,6 @@ class NativeRuntime:
                 self._turn += 1
                 self._settled.notify_all()
 
-    def lend(self, change: int) -> None:
-        """In a worker: a thread of the task sleeps (+1) or goes on (-1)."""
-        self._block(change)
-
     def poke_reader(self) -> None:
         """Something has changed that the thread with the reading role, or one that watches it, may be waiting for."""
         self.settled()
@@ -874,7 +874,7 @@ class NativeRuntime:
                 self._watchers -= 1
 
     def _read_until(self, done: Callable[[], bool], until: float | None) -> None:
-        blocked = False
+        wait = None
         try:
             self._take_duty()
             begun = 0.0
@@ -891,9 +891,9 @@ class NativeRuntime:
                     left = min(left, until - monotonic())
                     if left <= 0:
                         return
-                if not blocked and here.holds_cpus:
-                    blocked = True
-                    self._block(+1)
+                if wait is None and here.holds_cpus:
+                    wait = object()
+                    self.lend(wait, True)
                 if not self._read_events(left) and not done():
                     self._long = True
             if begun:
@@ -901,8 +901,12 @@ class NativeRuntime:
                 if waited < SHORT_S:
                     self._choice.note(waited)
         finally:
-            if blocked:
-                self._block(-1)
+            if wait is not None:
+                try:
+                    self.lend(wait, False)
+                except BaseException:  # a signal handler raised
+                    self.lend(wait, False)
+                    raise
             if self._long:
                 self._long = False
                 try:
@@ -911,23 +915,38 @@ class NativeRuntime:
                     self.wake()
                     raise
 
-    def _block(self, change: int) -> None:
-        """In a worker: this thread of the task waits, or goes on; the CPUs of its lease are lent meanwhile."""
+    def lend(self, wait: object, begins: bool) -> None:
+        """In a worker: a thread of the task begins to wait, or goes on; the CPUs of its lease are lent meanwhile.
+
+        What a signal handler cuts short is put right when the end of the wait is said (again).
+        """
         with self._send_lock:
-            before, self._blocked = self._blocked, self._blocked + change
-            if bool(before) != bool(self._blocked):
-                self.tell(Blocked(bool(self._blocked)))
+            if begins:
+                self._waiting.add(wait)
+                if not self._lends:
+                    self._lends = True  # first: the node takes an end that it knows no beginning of, not two beginnings
+                    self.tell(Blocked(True))
+                return
+            self._waiting.discard(wait)
+            if self._lends and not self._waiting:
+                self.tell(Blocked(False))
+                self._lends = False
 
     @contextmanager
     def blocking(self) -> Iterator[None]:
         """The task of this worker waits, for something else than a future: others may have its CPUs meanwhile."""
         with self._start_lock:
             self.start()
-        self._block(+1)
+        wait = object()
         try:
+            self.lend(wait, True)
             yield
         finally:
-            self._block(-1)
+            try:
+                self.lend(wait, False)
+            except BaseException:  # a signal handler raised
+                self.lend(wait, False)
+                raise
 
     def _worth_polling(self) -> bool:
         return self.may_poll(0)
@@ -1152,7 +1171,7 @@ class NativeRuntime:
         while True:
             left = until - monotonic()
             if left <= 0 or not waiter.poll(left * 1000):
-                if self.welcome is not None:
+                if self.welcome is not None and self._session_is_ours:  # a machine's node serves others, too
                     os.kill(self.welcome.pid, signal.SIGKILL)
                 return
             try:

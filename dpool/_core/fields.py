@@ -7,8 +7,8 @@ what stands behind it may rely on the types, and a malformed message ends the li
 |---|---|
 | `int` | an int (no bool) of at most 64 bits |
 | `float` | a float, or such an int |
-| `bytes`, `str`, `bool`, `None` | that very type |
-| `list[X]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[X, Y]`, `set[X]` | that very type, with such items |
+| `bytes`, `str`, `bool`, `None`, `set[X]`, `dict[X, Y]` | that very type, with such items |
+| `list[X]`, `tuple[X, ...]`, `tuple[X, Y]` | a list or tuple of such items, of that length if it is said |
 | `X | Y` | either |
 | `Any` | anything |
 | a NamedTuple | a tuple, of that class or plain, with such fields |
@@ -51,7 +51,7 @@ def _field_tests(kind: type[Any]) -> list[tuple[str, Test]]:
 
 
 def _is_int(value: Any) -> bool:
-    return type(value) is int and LEAST <= value <= MOST
+    return isinstance(value, int) and type(value) is not bool and LEAST <= value <= MOST
 
 
 def _is_float(value: Any) -> bool:
@@ -75,9 +75,11 @@ def _test(hint: Any) -> Test:
         tests = [_test(one) for one in inner]
         return lambda value: any(test(value) for test in tests)
     if origin is tuple and inner[-1:] != (...,):
-        return _fixed(tuple, [_test(one) for one in inner])
-    if origin in (list, tuple, set):
-        return _several(origin, _test(inner[0]))
+        return _fixed(list, [_test(one) for one in inner])
+    if origin is set:
+        return _several((set,), _test(inner[0]))
+    if origin in (list, tuple):
+        return _several((list, tuple), _test(inner[0]))
     if origin is dict:
         return _mapping(*map(_test, inner))
     if isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields"):
@@ -98,8 +100,8 @@ def _pass(test: Test, value: Any) -> bool:
     return test(value)
 
 
-def _several(kind: type[Any], test: Test) -> Test:
-    return lambda value: type(value) is kind and all(map(test, value))
+def _several(kinds: tuple[type[Any], ...], test: Test) -> Test:
+    return lambda value: type(value) in kinds and all(map(test, value))
 
 
 def _mapping(key: Test, item: Test) -> Test:

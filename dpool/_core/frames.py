@@ -87,6 +87,8 @@ WITH_REFS = 5
 """kind: (pickled result, places of the objects it refers to, each held in the submitter's name)"""
 RAISED_WITH_REFS = 6
 """kind: the same with a pickled exception, raised by the task"""
+STORED_ALONE = 7
+"""kind: as STORED; it refers to nothing of `__main__`, so any worker can load it: it may be handed on as it lies"""
 
 STARTED, LIMIT, FIRST, COUNT, GENERATION, PID, WRITTEN, INTERRUPT, ASKED, HANDLED, LIMIT_SEEN = range(11)
 CANCELS, MOST_CANCELS = 16, 16

@@ -41,6 +41,7 @@ from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
 from dpool._core.gateway_tunnels import Tunnels
 from dpool._core.ids import tag_of
+from dpool._core.logic.heartbeats import Heartbeats
 from dpool._core.net import LEFT, MAX_MESSAGE_BYTES, Down, Greeting, Message, Net, NoLink, Up
 from dpool._core.pool_crash import LINK_DOWN
 from dpool._core.relay import Incoming, Outgoing, Snapshot
@@ -49,8 +50,6 @@ LOOK_S = 0.002
 """How often it is looked whether a submitter wants tasks back, while a frame is under way."""
 TRUST_S = 0.001
 """Between storing a LIMIT and trusting what the page says (as in lane.py)."""
-SEEN_S = 0.15
-"""After so long whoever asked for a lease hears that it was seen: a little more than a report takes to come."""
 PING_S = 1.0
 JOIN_S = 20.0
 NODE_END_S = 10.0
@@ -173,8 +172,8 @@ class Gateway:
         self._load: pm.Heartbeat | None = None
         self._seen: dict[bytes, int] = {}
         """Peer → leases that it has asked for in all."""
-        self._owed: set[bytes] = set()
-        """Peers that are to hear that, though nothing else may have changed here."""
+        self._uncounted: set[bytes] = set()
+        """Peers that have not heard of the latest of those."""
         version, python = m.versions()
         self.host = socket.gethostname()
         about = {"nodes": [], "tag": tag_of(settings.session)}
@@ -182,6 +181,9 @@ class Gateway:
         self.net = Net(key, greeting, self.config.node_timeout_s)
         self._belongs = False
         """We have joined the cluster."""
+        self._beats = Heartbeats(greeting.name)
+        self._telling = False
+        """Some in turn are to be told a beat later."""
         self.peers: dict[bytes, Greeting] = {}
         self.pace = (0.0, 0.0)
         """Of what was measured here since it was last told: seconds of a task, bytes per second received."""
@@ -359,28 +361,41 @@ class Gateway:
             self._say_if_up(peer, pm.ProgramEnded(message.job))
 
     def _load_report(self, message: m.LoadReport, fds: list[int]) -> None:
-        """How it is here: for everybody."""
-        self._beat += 1
-        load = pm.Heartbeat(
-            self.net.greeting.name, self._beat, message.total, message.free, message.waiting, message.task_s,
-            message.bytes_per_s, dict(self._seen), message.draining,
+        """How it is here: for everybody, in turn."""
+        self._load = pm.Heartbeat(
+            self.net.greeting.name, 0, message.total, message.free, message.waiting, message.task_s,
+            message.bytes_per_s, {}, message.draining,
         )  # fmt: skip
-        self._load = load
-        for peer in self.peers:
-            self._say_if_up(peer, load)
         if any(self.pace):
             self._tell(m.Pace(*self.pace))
             self.pace = (0.0, 0.0)
+        self._beats.news()
+        if not self._telling:
+            self._tell_load()
 
-    def _tell_seen(self, peer: bytes) -> None:
-        """A lease that comes and goes between two reports changes nothing here; but who asked for it counts it until
-        it hears that it was seen.
-        """
-        self._owed.discard(peer)
+    def _tell_load(self) -> None:
+        """Those whose turn it is hear it, and those whose requests have been counted since."""
+        for peer in dict.fromkeys((*self._beats.due(), *self._uncounted)):
+            self._say_load(peer)
+        self._uncounted.clear()
+        self._telling = bool(self._beats.owed)
+        if self._telling:
+            self._at(self.config.heartbeat_s, self._tell_load)
+
+    def _say_load(self, peer: bytes) -> None:
+        """With how many of its own requests (at the other side: those of b"") have been counted."""
         if self._load is not None:
             self._beat += 1
-            self._load = self._load._replace(number=self._beat, seen=dict(self._seen))
-            self._say_if_up(peer, self._load)
+            seen = {b"": self._seen.get(peer, 0)}
+            self._say_if_up(peer, self._load._replace(number=self._beat, seen=seen))
+
+    def _count(self, peer: bytes) -> None:
+        """One more request of its, which it is to hear of even if nothing else changes here."""
+        self._seen[peer] = self._seen.get(peer, 0) + 1
+        self._uncounted.add(peer)
+        if not self._telling:
+            self._telling = True
+            self._at(self.config.heartbeat_s, self._tell_load)
 
     def _heartbeat(self, peer: bytes, message: pm.Heartbeat) -> None:
         self._tell(m.PeerLoad(tuple(message)))
@@ -568,10 +583,7 @@ class Gateway:
             self._tell(m.ClosePool(pool.number, message.kill))
 
     def _lease_wanted(self, peer: bytes, message: pm.LeaseWanted) -> None:
-        self._seen[peer] = self._seen.get(peer, 0) + 1
-        if peer not in self._owed:
-            self._owed.add(peer)
-            self._at(SEEN_S, partial(self._tell_seen, peer))
+        self._count(peer)
         pool = self._guest_pools.get((peer, message.pool))
         if pool is None or self.draining:
             why = "its pool is closed" if pool is None else "this machine is being drained"
@@ -796,8 +808,8 @@ class Gateway:
         self.objects.peer_up(event.name, event.greeting)
         self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
-        if self._load is not None:
-            self._say_if_up(event.name, self._load)
+        self._beats.peer_up(event.name)
+        self._say_load(event.name)
         self.about.peer_up(event.name)
         if not self._settings.head and self.store.shared is not None:
             self._say_if_up(event.name, self.store.shared)
@@ -823,6 +835,8 @@ class Gateway:
         self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
         self._seen.pop(event.name, None)
+        self._beats.peer_down(event.name)
+        self._uncounted.discard(event.name)
         for abroad in [one for one in self._abroad.values() if one.peer == event.name]:
             reason = f"{LINK_DOWN}{greeting.host} ({greeting.address}) is down: {event.reason}"
             end = m.RemoteDied(abroad.lease, 0, 0, 0, reason, "")
@@ -888,7 +902,7 @@ class Gateway:
         m.ProgramEnded: _program_ended,
         m.StoreServer: lambda self, message, fds: self.store.server_up(message),
         m.AboutReport: lambda self, message, fds: self.about.report(message),
-        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number),
+        m.AskOutputAbroad: lambda self, message, fds: self.about.ask_output(message.number, message.machines),
         m.OutputTold: lambda self, message, fds: self.about.output_told_here(message.number),
         m.ObjectWanted: lambda self, *said: self.objects.wanted(*said),
         m.FutureWanted: lambda self, *said: self.objects.future_wanted(*said),

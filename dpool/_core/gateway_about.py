@@ -47,10 +47,9 @@ class GatewayAbout:
 
     # -- output that is on its way
 
-    def ask_output(self, number: int) -> None:
-        """Our node wants to know that it has all that was printed for it elsewhere."""
-        peers = {peer for _, peer in self._gateway._pools}
-        self._waiting[number] = peers
+    def ask_output(self, number: int, machines: list[bytes]) -> None:
+        """Our node wants to know that it has all that was printed for it on those machines."""
+        peers = self._waiting[number] = {peer for peer in machines if peer in self._gateway.peers}
         for peer in list(peers):
             self._gateway._say_if_up(peer, pm.OutputAsked(number))
         self._perhaps_told(number)

@@ -8,8 +8,9 @@
 
 A tunnel has two open ends, one on each machine. What is read at one end is written at the other, whole packets or
 bytes, in order; no more is under way than the window. A descriptor that the node answers with becomes a tunnel of its
-own, for a stream. `TunnelRead` says how much has been written: so if the link goes down, or the process ends, the node
-is told to take back what its last answer gave (`SyncReturn`) exactly if nobody has read it.
+own, for a stream. `TunnelRead` says how much has been written; to a process: read, as it has said something since. So
+if the link goes down, or the process ends, the node is told to take back what its last answer gave (`SyncReturn`) if
+nobody is known to have read it.
 
 To the node, processes of other machines are connections of this gateway with process numbers above 2**32; `FarEnded`
 says that one has ended. What packets refer to in the object store is held here, and its home told, before they are
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import select
 import socket
 import stat
@@ -199,7 +201,7 @@ class _Tunnel:
         self.sent = 0
         """Packets or bytes that were read here, …"""
         self.acked = 0
-        """… and of these, what has been written over there."""
+        """… and of these, what has been written over there (by a process: read)."""
         self.passed = 0
         """The same the other way round, …"""
         self.told = 0
@@ -230,6 +232,8 @@ class Tunnels:
         self._far_pids: dict[bytes, set[int]] = {}
         self._count = 0
         self._registered: dict[int, int] = {}
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each thread, anywhere, that waits
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path = os.path.join(session, launch.GATEWAY_SOCKET)
         listener.bind(path)
@@ -333,7 +337,7 @@ class Tunnels:
         self._far_pids[peer] = set()
 
     def peer_down(self, peer: bytes, reason: str) -> None:
-        """There is none any more: whoever waits for an answer from there is told, and processes there are as if dead."""
+        """There is none any more: whoever waits for an answer is told, and processes there are as if dead."""
         for tunnel in [one for one in self._alive if one.key[0] == peer]:
             if not isinstance(tunnel.end, _Packets):
                 pass
@@ -350,7 +354,11 @@ class Tunnels:
             peers.discard(peer)
 
     def opened(self, peer: bytes, message: pm.TunnelOpened) -> None:
-        """A process there has something to say here."""
+        """A process there has something to say here. It may connect to whatever its user has here: whoever knows the
+        cluster's secret runs programs as that user.
+        """
+        if peer not in self._links:
+            return
         key = (peer, message.tunnel, False)
         if message.path:
             self._begin(_Tunnel(key, None, 0))
@@ -388,6 +396,8 @@ class Tunnels:
 
     def data(self, peer: bytes, message: pm.TunnelData, frame: bytes) -> None:
         """A packet, or bytes, for an end here."""
+        if peer not in self._links:
+            return
         streams = [self._begin(_Tunnel((peer, number, False), None, 0)) for number in message.streams]
         tunnel = self._by_key.get((peer, message.tunnel, message.yours))
         if tunnel is None:
@@ -463,6 +473,8 @@ class Tunnels:
 
     def process_ended(self, peer: bytes, message: pm.ProcessEnded) -> None:
         """A process there is no more."""
+        if peer not in self._links:
+            return
         pid = self._links[peer] << PID_BITS | message.pid
         self._far_pids[peer].discard(pid)
         self._gateway._tell(m.FarEnded(pid))
@@ -529,6 +541,8 @@ class Tunnels:
 
     def _pass_on(self, tunnel: _Tunnel, data: bytes, refs: list[bytes], ends: list[End]) -> None:
         peer, number, ours = tunnel.key
+        if tunnel.told < tunnel.passed:  # of a process: it has read what it was sent before it says more
+            self._tell_passed(tunnel)
         streams = []
         for end in ends:
             self._count += 1
@@ -568,16 +582,16 @@ class Tunnels:
         except OSError:
             self._ended(tunnel)
             return
-        self._tell_passed(tunnel)
         if tunnel.finishing and not tunnel.out:
             self._close(tunnel)
-        else:
-            self._watch(tunnel)
+            return
+        packets = isinstance(end, _Packets)
+        if tunnel.passed - tunnel.told >= (1 if packets else WINDOW_BYTES // 4) and not (packets and tunnel.key[2]):
+            self._tell_passed(tunnel)
+        self._watch(tunnel)
 
     def _tell_passed(self, tunnel: _Tunnel) -> None:
-        assert tunnel.end is not None
-        least = 1 if tunnel.end.window == WINDOW_PACKETS else WINDOW_BYTES // 4
-        if tunnel.passed - tunnel.told >= least and not tunnel.finishing:
+        if not tunnel.finishing:
             tunnel.told = tunnel.passed
             peer, number, ours = tunnel.key
             self._gateway._say_if_up(peer, pm.TunnelRead(number, not ours, tunnel.passed))

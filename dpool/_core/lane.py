@@ -93,11 +93,14 @@ def _is_cancelling(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or type(error).__name__ == "CancelledError"
 
 
+_STORED = (frames.STORED, frames.STORED_ALONE)
+
+
 def _let_go(value: Any) -> None:
     """Nobody will ever ask for this result: what it has in the object store is not held in our name any more."""
-    if value.__class__ is not tuple or value[0] not in (frames.STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS):
+    if value.__class__ is not tuple or value[0] not in (*_STORED, frames.WITH_REFS, frames.RAISED_WITH_REFS):
         return
-    places = [value[1]] if value[0] == frames.STORED else value[1][1]
+    places = [value[1]] if value[0] in _STORED else value[1][1]
     try:
         client = storage.client()
         for place in places:
@@ -144,6 +147,10 @@ class Route:
     def check_wait(self, future: Future[Any]) -> None:
         """RuntimeError if this thread is about to wait for a call that `blocks`."""
 
+    def waiters(self, future: Future[Any], waiters: list[Any]) -> Any:
+        """The list to which `concurrent.futures.wait` adds who waits."""
+        return waiters
+
     def wait(self, future: Future[Any], timeout: float | None) -> None:
         if self.pool.lock._is_owned():  # type: ignore[attr-defined]
             raise RuntimeError(
@@ -165,9 +172,9 @@ class Route:
     def later(self, action: Callable[[], Any]) -> None:
         self.pool.later(action)
 
-    def lend(self, change: int) -> None:
-        """A thread of this worker's task sleeps until a future is done (+1), or the future is (-1)."""
-        self.pool.runtime.lend(change)
+    def lend(self, wait: object, begins: bool) -> None:
+        """A thread of this worker's task begins to sleep until a future is done, or the future is done."""
+        self.pool.runtime.lend(wait, begins)
 
     def ended(self, future: Future[Any], elsewhere: bool) -> None:
         """A task has ended: its callbacks are due, and a thread that reads may be waiting for it."""
@@ -601,7 +608,7 @@ class Lane:
             self.pool.worker_leaves(self, slot)
         self._push()
         if not self.queue and not slot.frames and not slot.retiring:
-            self._steal(slot)
+            self._steal()
             if not slot.frames:
                 self.pool.worker_idle(self, slot)
 
@@ -632,8 +639,8 @@ class Lane:
             label = self.label(future)
             if kind == frames.RESULT:
                 self._settle_pickled(future, data, label)
-            elif kind == frames.STORED:
-                finish(future, InStore(data, label))
+            elif kind in _STORED:
+                finish(future, InStore(data, label, alone=kind == frames.STORED_ALONE))
             elif kind == frames.WITH_REFS or kind == frames.RAISED_WITH_REFS:
                 self._settle_with_refs(future, kind, data, label)
             else:
@@ -705,8 +712,8 @@ class Lane:
 
     # -- taking back
 
-    def _steal(self, idle: Slot) -> None:
-        """`idle` has nothing to do: take a waiting frame back from a busy worker. Under the lock."""
+    def _steal(self) -> None:
+        """A worker has nothing to do: take a waiting frame back from a busy one. Under the lock."""
         while not self.queue:
             victim = self.dispatcher.victim()
             if victim is None:
@@ -988,7 +995,7 @@ class Lane:
         """A worker may have tasks now: give it some, or let others have it. Under the lock."""
         self._push()
         if not slot.frames:
-            self._steal(slot)
+            self._steal()
         if not slot.frames:
             self.pool.worker_idle(self, slot)
 

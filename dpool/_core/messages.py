@@ -374,9 +374,10 @@ class AboutReport(NamedTuple):
 
 
 class AskOutputAbroad(NamedTuple):
-    """As AskOutput, of all machines that have workers for this one's pools; the answer is OutputAbroadTold."""
+    """As AskOutput, of those machines; the answer is OutputAbroadTold."""
 
     number: int
+    machines: list[bytes]
 
 
 class StoreServer(NamedTuple):

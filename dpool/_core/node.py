@@ -850,16 +850,24 @@ class Node:
 
     def _pool_gone(self, order: s.PoolGone) -> None:
         def tell() -> None:  # after the deaths, which come in the same batch of instructions
-            pool = self._pools.pop(order.pool)
-            if pool.actors is not None:
-                pool.actors.pool_gone(order.pool)
-            else:
-                pool.client.pools.pop(pool.number, None)
-                self._send(pool.client, m.Closed(pool.number))
-            if not self._pools:
-                self._arm_linger()
+            forget = partial(self._forget_pool, order.pool)
+            if self._abroad is None or not self._abroad.about.ask_output([order.pool], forget):
+                forget()
 
         self._soon.append(tell)
+
+    def _forget_pool(self, number: int) -> None:
+        """Its workers are gone, and all that they printed is here."""
+        pool = self._pools.pop(number)
+        if self._abroad is not None:
+            self._abroad.went.pop(number, None)
+        if pool.actors is not None:
+            pool.actors.pool_gone(number)
+        else:
+            pool.client.pools.pop(pool.number, None)
+            self._send(pool.client, m.Closed(pool.number))
+        if not self._pools:
+            self._arm_linger()
 
     _INSTRUCTIONS: dict[type[Any], Callable[[Any, Any], None]] = {  # noqa: RUF012
         s.StartWorker: _start_worker,
@@ -1054,8 +1062,9 @@ class Node:
             for fd in proc.pipes:
                 if fd in self._handlers:  # else it is at its end, or the client does not read
                     self._output(proc, fd)
-        if self._abroad is None or not self._abroad.about.ask_output(client, number):
-            self._send(client, m.OutputTold(number))
+        told = partial(self._send, client, m.OutputTold(number))
+        if self._abroad is None or not self._abroad.about.ask_output(client.pools.values(), told):
+            told()
 
     def _pause_output(self, client: Client) -> None:
         for proc in self._procs.values():

@@ -4,7 +4,7 @@
  beat ─► about() ─► AboutReport ─► the gateways ─► PeerAbout ─► heard
  `dpool status` ─ AskStatus ─► told ─► StatusTold: this machine, then the others by host and address
  `dpool drain`  ─ AskDrain ─► NodeAbroad.drain
- AskOutput ─► ask_output ─► AskOutputAbroad ─► the machines that have workers of the asker's ─► output_told
+ AskOutput, a pool's end ─► ask_output ─► AskOutputAbroad ─► the machines that have had its workers ─► output_told
 ```
 
 A part of `NodeAbroad`, in the node's loop. Fields of `about()`: `host`, `pid` (the node's), `client`, `draining`,
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,8 @@ class NodeAbout:
         self._others: dict[bytes, dict[str, Any]] = {}
         self._told: dict[str, Any] = {}
         self._told_at = 0.0
-        self._asked: dict[int, tuple[Client, int]] = {}
-        """Number of a question for output → who asked, and its number."""
+        self._asked: dict[int, Callable[[], None]] = {}
+        """Number of a question for output → what waits for the answer."""
         self._numbers = 0
 
     # -- what it says
@@ -84,8 +85,9 @@ class NodeAbout:
     # -- what is heard of others
 
     def heard(self, message: m.PeerAbout) -> None:
-        """Another machine tells how it is there."""
-        self._others[message.node] = message.about
+        """Another machine tells how it is there. One that says something else is listed without it."""
+        if _is_about(message.about):
+            self._others[message.node] = message.about
 
     def gone(self, node: bytes) -> None:
         """There is no link to it any more."""
@@ -112,21 +114,44 @@ class NodeAbout:
 
     # -- output
 
-    def ask_output(self, client: Client, number: int) -> bool:
-        """If the client has workers on other machines, ask these for what those have printed and answer AskOutput then;
-        False if it has none.
+    def ask_output(self, pools: Iterable[int], then: Callable[[], None]) -> bool:
+        """If these pools have had workers on other machines, ask those for what has been printed, and do `then` when it
+        is here; False if they have had none.
         """
-        if client is self._abroad.gateway or self._abroad.went.isdisjoint(client.pools.values()):
+        machines = {node for pool in pools for node in self._abroad.went.get(pool, ())}
+        if not machines:
             return False
         self._numbers += 1
-        self._asked[self._numbers] = client, number
-        self._abroad._tell(m.AskOutputAbroad(self._numbers))
+        self._asked[self._numbers] = then
+        self._abroad._tell(m.AskOutputAbroad(self._numbers, list(machines)))
         return True
 
     def output_told(self, number: int) -> None:
         """It is all here."""
-        client, asked = self._asked.pop(number)
-        self._node._send(client, m.OutputTold(asked))
+        then = self._asked.pop(number, None)
+        if then is not None:
+            then()
+
+
+_FIELDS = {
+    "host": str,
+    "address": str,
+    "client": bool,
+    "draining": bool,
+    "members": int,
+    "resources": dict,
+    "waiting": int,
+    "workers": int,
+    "actors": int,
+    "store": dict,
+}
+
+
+def _is_about(found: dict[str, Any]) -> bool:
+    """Whether it has what the others of the cluster are listed with."""
+    return all(isinstance(found.get(name), kind) for name, kind in _FIELDS.items()) and all(
+        isinstance(found["store"].get(name), int) for name in ("used", "capacity", "objects")
+    )
 
 
 def _is_plain(name: str) -> bool:

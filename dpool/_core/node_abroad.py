@@ -71,13 +71,13 @@ class NodeAbroad:
         self._hosts: dict[bytes, str] = {}
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
-        self.cluster = Cluster(HERE)
+        self.cluster = Cluster(HERE, salt=node.session.encode())
         self.store_at: m.StoreAt | None = None
         """Where the control store is, once the gateway has said it."""
         self.health = Health(node, self._hosts, log)
         self.about = NodeAbout(node, self)
-        self.went: set[int] = set()
-        """Pools that have, or had, workers elsewhere."""
+        self.went: dict[int, set[bytes]] = {}
+        """Pool → the machines on which it has, or had, workers."""
         self._considering = False
         self._numbers = 0
         self._pace = (0.0, 0.0)
@@ -152,7 +152,7 @@ class NodeAbroad:
     def _send_abroad(self, pool: int, shape: m.Shape, takes: m.Shape, node: bytes) -> None:
         worker = self._node.scheduler.new_worker()
         self._node._do(s.WentAbroad(pool, shape, worker))
-        self.went.add(pool)
+        self.went.setdefault(pool, set()).add(node)
         self.cluster.placed(node, takes)
         self._leases[worker] = _Lease(worker, pool, node, shape, takes)
         known = self._node._pools[pool]
@@ -446,7 +446,6 @@ class NodeAbroad:
                 self._tell(m.RemoteSignal(lease.worker, signal.SIGKILL))
             elif not lease.granted:
                 self.returned(lease.worker, True)
-        self.went.discard(pool)
         self._tell(m.RemotePoolClosed(pool, kill))
 
     def _tell(self, message: Any) -> None:

@@ -383,7 +383,7 @@ class TunnelData(NamedTuple):
 
 
 class TunnelRead(NamedTuple):
-    """So many packets, or bytes, have been passed on in all."""
+    """So many packets, or bytes, have been passed on in all; packets to a process: and read."""
 
     tunnel: int
     yours: bool

@@ -64,6 +64,7 @@ def pickle_result(value: Any, label: str, show: bool = False) -> tuple[Parts | b
         parts = Parts()
         pickler = home_pickler(parts)
         dump(value, pickler)
+        parts.alone = not (pickler.loads or pickler.uses)
         return parts, pickler.keep
     except Exception as error:
         if show:

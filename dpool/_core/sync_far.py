@@ -25,7 +25,7 @@ from dpool._core.config import PROTOCOL
 from dpool._core.context import here
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import FAR_RANGE
-from dpool._core.sync_client import ANSWER_S, Core, Link, LinkLost, _own_session
+from dpool._core.sync_client import ANSWER_S, Core, Link, LinkLost, own_session
 from dpool._core.sync_locks import _Flag
 from dpool._core.sync_mutex import Mutex
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dpool._core.store_client import Handle, StoreClient
 
 
-class _Unknown(Exception):
+class _Unknown(LinkLost):
     """It is no machine of this cluster."""
 
 
@@ -106,10 +106,8 @@ class FarLink(Link):
             self.host = answer.host
             return sock
         sock.close()
-        if answer.status == m.FAR_UNKNOWN:
-            raise _Unknown
         self.lost = True
-        raise LinkLost(answer.why)
+        raise _Unknown("no such machine") if answer.status == m.FAR_UNKNOWN else LinkLost(answer.why)
 
     def lost_error(self, what: str, error: BaseException | None = None) -> BaseException:
         """Where it lived, and what has become of that, as the gateway knows."""
@@ -130,7 +128,7 @@ class FarLink(Link):
 
     def store(self) -> StoreClient:
         """Of this machine's node: what other machines' objects are held here is counted there."""
-        if here.worker is not None or _own_session() == self.through:
+        if here.worker is not None or own_session() == self.through:
             return storage.client()
         with self._lock:  # a child that a driver has forked
             if self._store is None:

@@ -71,7 +71,7 @@ def _at(kind: Any, wrapper: Shared, offset: int, own: Shared | None = None) -> A
 
 def _is_plain(kind: Any) -> bool:
     """Whether ctypes gives such an element as a Python object, not as one of ctypes."""
-    return kind.__bases__ == (ctypes._SimpleCData,)
+    return bool(kind.__bases__ == (ctypes._SimpleCData,))
 
 
 class _Far:

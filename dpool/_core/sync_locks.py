@@ -203,7 +203,8 @@ class Semaphore(Face):
         reply = self._core.wait(k.ACQUIRE, flags, _until(timeout))
         if reply.n:
             warnings.warn(
-                f"the process {reply.n & 0xFFFFFFFF} ended in a `with` block of this semaphore; its permit is given to the next",
+                f"the process {reply.n & 0xFFFFFFFF} ended in a `with` block of this semaphore; its permit is given to "
+                "the next",
                 RuntimeWarning,
                 stacklevel=3,
             )

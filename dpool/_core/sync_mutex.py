@@ -156,7 +156,8 @@ class Mutex(Core):
     def _warn(self, dead: int) -> None:
         where = " of another machine" if dead >> 32 else ""
         warnings.warn(
-            f"the process {dead & 0xFFFFFFFF}{where} ended while it had this lock; what the lock guards may be half-written",
+            f"the process {dead & 0xFFFFFFFF}{where} ended while it had this lock; what the lock guards may be "
+            "half-written",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -28,6 +28,7 @@ from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.logic import pulls as p
 from dpool._core.logic import serving as v
+from dpool._core.net import MAX_MESSAGE_BYTES, NoLink
 from dpool._core.store_client import Copy, StoreClient
 from dpool._store import spill
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dpool._core.gateway import Gateway
     from dpool._core.gateway_objects import Objects
 
+assert p.PIECE_BYTES <= MAX_MESSAGE_BYTES, "a piece is one part of a message"
 STALL_S = 5.0
 """So long after the last piece a transfer is begun anew from other sources."""
 LOOK_S = 1.0
@@ -443,7 +445,10 @@ class Transfers:
         else:
             self._with_view(obj, partial(self._send_again, order))
             return
-        self._gateway._say_if_up(order.node, pm.PieceSent(obj, order.piece), data)
+        try:
+            self._gateway.net.send_beside(order.node, pm.encode(pm.PieceSent(obj, order.piece)), [data])
+        except NoLink:
+            return  # NodeLost will follow
 
     def _send_again(self, order: v.Send) -> None:
         if order.object_id in self._views:

@@ -59,6 +59,7 @@ from dpool._core.frames import (
     SHOW,
     STARTED,
     STORED,
+    STORED_ALONE,
     STREAM,
     WITH_REFS,
     Page,
@@ -197,7 +198,7 @@ class Worker:
                 self._show = bool(flags & SHOW)
                 here.careful = bool(flags & CAREFUL)
                 self._run_frame(base, numbers, calls)
-            _flush_streams()
+            flush_streams()
             if flags & EXIT:
                 return
 
@@ -260,7 +261,7 @@ class Worker:
             here.interrupts = self._interrupts
             self._interrupts.begin()
             self._run_frame(base, numbers, calls)
-            _flush_streams()
+            flush_streams()
 
     def interrupted(self, signum: int, frame: Any) -> None:
         """SIGINT has come while a frame of ours was run."""
@@ -497,11 +498,12 @@ def _result(result: Any, label: str, show: bool, submitter: int) -> tuple[int, A
     parts, keep = pickle_result(result, label, show)
     if type(parts) is bytes:
         return (RESULT, parts)
+    kind = STORED_ALONE if parts.alone else STORED  # type: ignore[union-attr]
     packed = storage.pack(parts, keep, submitter)  # type: ignore[arg-type]
     if type(packed) is bytes:
         return (RESULT, packed)
     if type(packed.wire) is list:  # type: ignore[union-attr]
-        return (STORED, packed.wire)  # type: ignore[union-attr]
+        return (kind, packed.wire)  # type: ignore[union-attr]
     storage.client().hold_for([handle.obj for handle in keep], submitter)
     return (WITH_REFS, (packed.wire, [handle.place for handle in keep]))  # type: ignore[union-attr]
 
@@ -561,11 +563,11 @@ def _wait_writable(sock: socket.socket) -> None:
 
 def _leave_child() -> None:
     """End a process that a task forked and that came out of the task as its parent did."""
-    _flush_streams()
+    flush_streams()
     os._exit(0)
 
 
-def _flush_streams() -> None:
+def flush_streams() -> None:
     """What a task printed leaves the process no later than its result... or as soon after as makes no difference."""
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -18,7 +18,7 @@ from select import POLLIN, poll
 from typing import TYPE_CHECKING, Any
 
 from dpool._core.context import here
-from dpool._core.frames import STORED
+from dpool._core.frames import STORED, STORED_ALONE
 from dpool._core.stream import CLOSE, CREDIT, NO_LIMIT
 
 if TYPE_CHECKING:
@@ -56,9 +56,8 @@ class Window:
         self._bytes += size
 
     def full(self) -> bool:
-        return not self.closed and (
-            0 <= self._most <= len(self._sizes) or (self._sizes and 0 <= self._most_bytes <= self._bytes)  # type: ignore[return-value]
-        )
+        ahead = len(self._sizes)
+        return not self.closed and ahead > 0 and (0 <= self._most <= ahead or 0 <= self._most_bytes <= self._bytes)
 
     def hear(self) -> None:
         """Read what the other side has said."""
@@ -107,7 +106,7 @@ def _size(value: Any) -> int:
     if type(value) is not tuple:
         return len(value) if isinstance(value, (str, bytes)) else SMALL
     kind, data = value
-    if kind == STORED:
+    if kind in (STORED, STORED_ALONE):
         return int(data[4])
     return len(data[0]) if type(data) is tuple else len(data)
 

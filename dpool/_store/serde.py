@@ -65,7 +65,7 @@ class Parts:
     written to but not resized.
     """
 
-    __slots__ = ("_buffers", "_chunks", "_deferred", "_padded", "_stream", "read_only", "shared")
+    __slots__ = ("_buffers", "_chunks", "_deferred", "_padded", "_stream", "alone", "read_only", "shared")
 
     def __init__(self) -> None:
         self._chunks: list[bytes | memoryview] = []
@@ -73,6 +73,8 @@ class Parts:
         self._buffers: list[memoryview | _Deferred] = []
         self._padded = 0
         self._deferred: dict[int, tuple[Any, _Deferred]] = {}
+        self.alone = False
+        """It refers to nothing of `__main__`: any process can load it. Said by the pickler's owner."""
         self.read_only = True
         """No buffer may be written to; so it is also without buffers."""
         self.shared: dict[Any, Any] = {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,15 +80,17 @@ class Commands:
         self("stop", "--if-any").check()
 
 
-def commands(tmp_path: Path) -> Iterator[Commands]:
+def commands() -> Iterator[Commands]:
     """For a fixture."""
-    home = tmp_path / "home"
-    home.mkdir()
+    home = Path(tempfile.mkdtemp(prefix="h", dir=os.environ["TMPDIR"]))  # short: sockets have their paths in it
     made = Commands(home)
     try:
         yield made
     finally:
-        made.end()
+        try:
+            made.end()
+        finally:
+            shutil.rmtree(home)
 
 
 def free_port() -> int:

@@ -6,7 +6,7 @@
                                                  └── …
 ```
 
-Each namespace lives as long as one process (`sleep` as its first), so whatever ends that process, the end of the test
+Each namespace lives as long as one process (which is its first), so whatever ends that process, the end of the test
 run too, takes along all that ran there, its links and its files. A host sees the machine's file system, but `/tmp`,
 `/var/tmp`, `/dev/shm` and its home directory are its own. Needs root.
 
@@ -48,13 +48,22 @@ def _checked(*command: str, prefix: Sequence[str] = ()) -> str:
     return done.stdout
 
 
+FIRST = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+"""The first process of a pid namespace inherits orphans; as this one ignores SIGCHLD, the kernel reaps them."""
+
+
 class Space:
     """Namespaces and the process that holds them; `inside` is what runs a command there."""
 
     def __init__(self, kinds: Sequence[str], setup: str = "") -> None:
         flags = [f"--{kind}" for kind in kinds]
-        # The first process of a pid namespace inherits orphans; as it ignores SIGCHLD, the kernel reaps them.
-        script = f"trap '' CHLD\n{setup}\necho ready\nexec sleep infinity"
+        script = f"{setup}\nexec {shlex.quote(sys.executable)} -ISc {shlex.quote(FIRST)}"
         command = (
             ["unshare", *flags, "--fork", "--kill-child", "--mount-proc"] if "pid" in kinds else ["unshare", *flags]
         )

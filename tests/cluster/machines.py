@@ -7,7 +7,9 @@ every host that still stands is looked through: no process, no session directory
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +22,31 @@ from tests.helpers import MARK, wait_until
 DEADLINE_S = 60.0
 ENVIRONMENT = {"DPOOL_LINGER_S": "0"}
 LISTENS = re.compile(r"dpool://([0-9.]+:[0-9]+)")
+
+
+class Program:
+    """A driver script that is told when to go on, line by line."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen = popen
+        self._read = b""
+
+    def line(self) -> str:
+        """The next line that it prints, within a minute."""
+        assert self.popen.stdout is not None
+        while b"\n" not in self._read:
+            assert select.select([self.popen.stdout], [], [], DEADLINE_S)[0], "it does not say a word"
+            piece = os.read(self.popen.stdout.fileno(), 65536)
+            assert piece, f"it has ended, and said last: {self._read!r}"
+            self._read += piece
+        line, _, self._read = self._read.partition(b"\n")
+        return line.decode()
+
+    def go_on(self) -> None:
+        """What it reads from its standard input."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.write("\n")
+        self.popen.stdin.flush()
 
 
 class Member:
@@ -38,10 +65,20 @@ class Member:
         """Run a driver script there, which must succeed; what it printed."""
         return self.host.python(code, *arguments, env=self.environ())
 
-    def begin(self, code: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start one there, with a pipe from its standard output."""
-        command = (sys.executable, "-c", code, *arguments)
-        return self.host.start(*command, env=self.environ(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    @contextmanager
+    def program(self, code: str, **words: Any) -> Iterator[Program]:
+        """A driver script that runs there meanwhile; it must end well by itself, once the block has ended."""
+        command = (sys.executable, "-c", code)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **words}
+        popen = self.host.start(*command, env=self.environ(), **pipes)
+        try:
+            yield Program(popen)
+            popen.communicate(timeout=DEADLINE_S)
+            assert popen.returncode == 0
+        except BaseException:
+            popen.kill()
+            popen.communicate()
+            raise
 
     def log(self) -> str:
         """What its gateway and its node wrote."""
@@ -108,7 +145,10 @@ class Machines:
 
 def clean(host: Host) -> None:
     """Nothing of dpool is there any more."""
-    wait_until(lambda: not host.processes(), DEADLINE_S, f"the processes of {host.name} have ended")
+    try:
+        wait_until(lambda: not host.processes(), DEADLINE_S, "")
+    except AssertionError:
+        raise AssertionError(f"left on {host.name}: {host.processes()}") from None
     left = host.run("find", "/tmp", "/var/tmp", "/dev/shm", "-name", "*dpool*", "-not", "-path", "/tmp/home/*").stdout
     assert not left, f"{host.name} still has {left}"
 

@@ -1,4 +1,4 @@
-"""`dpool start`, `stop`, `status`, `drain`, `submit`, `token`, `run --address`, and programs that join as clients."""
+"""`dpool start`, `stop`, `status`, `drain`, `token`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -251,18 +250,7 @@ def test_no_secret_is_where_others_can_read_it(cli: Commands, tmp_path: Path) ->
             assert secret.encode() not in path.read_bytes(), path
 
 
-# -- programs
-
-
-PROGRAM = """
-import dpool, os, sys
-@dpool.remote(resources={"lamp": 1})
-def lit(x):
-    return x * x
-print(sys.argv[1:], dpool.get([lit.remote(i) for i in range(3)], timeout=60))
-print("heard", file=sys.stderr)
-sys.exit(7)
-"""
+# -- leaving
 
 
 @pytest.fixture
@@ -272,150 +260,6 @@ def two(cli: Commands) -> dict[str, Any]:
     cli.joined(head, "--resources", '{"lamp": 1}')
     wait_until(lambda: len(cli.addresses()) == 2)
     return head
-
-
-def elsewhere(tmp_path: Path) -> str:
-    """A temporary directory in which no node is found."""
-    path = tmp_path / "elsewhere"
-    path.mkdir(exist_ok=True)
-    return str(path)
-
-
-def test_a_program_joins_as_a_client(cli: Commands, two: dict[str, Any], tmp_path: Path) -> None:
-    place = elsewhere(tmp_path)
-    (cli.home / "program.py").write_text(PROGRAM)
-    for address in (two["address"], f"localhost:{two['address'].rpartition(':')[2]}"):
-        env = {**cli.env, "DPOOL_ADDRESS": f"dpool://{address}", "DPOOL_TMPDIR": place}
-        with Script(cli.home / "program.py", "a", env=env) as running:
-            assert running.finish() == (7, "['a'] [0, 1, 4]\n", "heard\n")
-        assert os.listdir(place) == [], "the client has ended, and left nothing"
-    wait_until(lambda: cli.status()["totals"]["clients"] == 0, what="the others have noticed")
-
-
-def test_a_client_is_seen_and_offers_nothing(cli: Commands, two: dict[str, Any], tmp_path: Path) -> None:
-    place = elsewhere(tmp_path)
-    program = "import dpool, sys\ndpool.put(b'x' * 1_000_000)\nprint('up', flush=True)\nsys.stdin.read()\n"
-    env = {**cli.env, "DPOOL_ADDRESS": f"dpool://{two['address']}", "DPOOL_TMPDIR": place}
-    with Script(program, env=env) as running:
-        assert running.process.stdout is not None
-        assert running.process.stdout.readline() == "up\n"
-        wait_until(lambda: cli.status()["totals"]["clients"] == 1)
-        (client,) = [one for one in cli.status()["machines"] if one["client"]]
-        assert (client["address"], client["resources"]) == ("", {})
-        assert "a client" in cli("status").check().stdout
-        assert "no node of a cluster" in cli.fails("status", DPOOL_TMPDIR=place), "it is its program's alone"
-        assert "nothing runs here" in cli.fails("stop", DPOOL_TMPDIR=place)
-        running.process.kill()  # whatever becomes of the program, its client goes
-        running.process.wait()
-        wait_until(lambda: not os.listdir(place))
-    wait_until(lambda: cli.status()["totals"]["clients"] == 0, what="the others have noticed")
-
-
-def test_a_program_that_cannot_join(cli: Commands, two: dict[str, Any], tmp_path: Path) -> None:
-    program = "import dpool\ntry:\n    dpool.get(dpool.remote(int).remote())\nexcept Exception as e:\n    print(e)\n"
-    place = elsewhere(tmp_path)
-    for address, config, why in (
-        ("auto", "config", "no node of a cluster runs on this machine"),
-        (f"dpool://{two['address']}", "none", "there is no cluster token"),
-        (f"dpool://127.0.0.1:{free_port()}", "config", "nobody listens there"),
-    ):
-        env = {
-            **cli.env, "DPOOL_ADDRESS": address, "DPOOL_TMPDIR": place, "DPOOL_START_TIMEOUT_S": "0.5",
-            "XDG_CONFIG_HOME": str(cli.home / config),
-        }  # fmt: skip
-        with Script(program, env=env) as running:
-            assert why in running.finish().check().stdout
-    assert os.listdir(place) == []
-
-
-def test_status_from_a_machine_outside(cli: Commands, two: dict[str, Any], tmp_path: Path) -> None:
-    place = elsewhere(tmp_path)
-    found = cli.status("--address", f"dpool://{two['address']}", DPOOL_TMPDIR=place)
-    assert [one["address"] for one in found["machines"]] == [one["address"] for one in cli.status()["machines"]]
-    assert os.listdir(place) == []
-
-
-def test_run_with_an_address(cli: Commands, two: dict[str, Any]) -> None:
-    (cli.home / "program.py").write_text(PROGRAM)
-    with cli.script("run", "--address", "auto", "program.py", "a") as running:
-        assert running.finish() == (7, "['a'] [0, 1, 4]\n", "heard\n")
-    done = cli("run", "--address", "node1", "program.py")
-    assert done.rc == 2
-    assert "dpool://HOST:PORT" in done.stderr
-
-
-@pytest.mark.parametrize("outside", [False, True])
-def test_submitted(cli: Commands, two: dict[str, Any], tmp_path: Path, outside: bool) -> None:
-    where = tmp_path / "where"
-    where.mkdir()
-    (where / "program.py").write_text(PROGRAM)
-    (cli.home / "program.py").write_text(PROGRAM)
-    words = ("--address", f"dpool://{two['address']}") if outside else ()
-    place = elsewhere(tmp_path)
-    with cli.script("submit", *words, "program.py", "a", **({"DPOOL_TMPDIR": place} if outside else {})) as running:
-        assert running.finish() == (7, "['a'] [0, 1, 4]\n", "heard\n")
-    assert os.listdir(place) == []
-    assert "cannot" in cli("submit", "none.py").stderr or cli("submit", "none.py").rc == 2
-
-
-def test_a_submitted_program_has_the_heads_environment(cli: Commands, two: dict[str, Any]) -> None:
-    text = "import os, sys\nprint(os.environ.get('MINE'), os.environ['GIVEN'], os.getcwd(), sys.path[0])\n"
-    (cli.home / "program.py").write_text(text)
-    with cli.script("submit", "--env", "GIVEN=this", "program.py", MINE="x") as running:
-        assert running.finish() == (0, f"None this {cli.home} {cli.home}\n", "")
-
-
-def test_a_submitted_program_that_a_signal_ends(cli: Commands, two: dict[str, Any]) -> None:
-    (cli.home / "program.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
-    with cli.script("submit", "program.py") as running:
-        assert running.finish() == (137, "", "")
-
-
-INTERRUPTED = """
-import signal, sys, time
-def told(*_):
-    print("told", flush=True)
-    if len(sys.argv) == 1:
-        sys.exit(5)
-signal.signal(signal.SIGINT, told)
-print("begun", flush=True)
-while True:
-    time.sleep(100)
-"""
-
-
-def test_ctrl_c_reaches_a_submitted_program(cli: Commands, two: dict[str, Any]) -> None:
-    (cli.home / "program.py").write_text(INTERRUPTED)
-    with cli.script("submit", "program.py") as running:
-        assert running.process.stdout is not None
-        assert running.process.stdout.readline() == "begun\n"
-        os.kill(running.pid, signal.SIGINT)
-        assert running.process.stdout.readline() == "told\n"
-        assert running.finish().rc == 5
-
-
-def test_a_second_ctrl_c_kills_it(cli: Commands, two: dict[str, Any]) -> None:
-    (cli.home / "program.py").write_text(INTERRUPTED)
-    with cli.script("submit", "program.py", "stay") as running:
-        assert running.process.stdout is not None
-        assert running.process.stdout.readline() == "begun\n"
-        os.kill(running.pid, signal.SIGINT)
-        assert running.process.stdout.readline() == "told\n"
-        os.kill(running.pid, signal.SIGINT)
-        assert running.finish().rc in (1, 130)
-    wait_until(lambda: not [one for one in processes() if f"{cli.home}/program.py" in one.command])
-
-
-def test_a_submitter_that_dies_takes_its_program_along(cli: Commands, two: dict[str, Any]) -> None:
-    (cli.home / "program.py").write_text(INTERRUPTED)
-    with cli.script("submit", "program.py") as running:
-        assert running.process.stdout is not None
-        assert running.process.stdout.readline() == "begun\n"
-        running.process.kill()
-        wait_until(lambda: not [one for one in processes() if f"{cli.home}/program.py" in one.command])
-
-
-# -- leaving
 
 
 def test_drained(cli: Commands, two: dict[str, Any]) -> None:

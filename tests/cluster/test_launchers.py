@@ -357,7 +357,7 @@ def test_what_kustomize_makes_of_them(tmp_path: Path) -> None:
         ["kubectl", "kustomize", str(tmp_path / "kubernetes")], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("namespace: dpool\n") == 6, "everything but the namespace itself, and the secret"
+    assert done.stdout.count("namespace: dpool\n") == 5, "all but the namespace itself, with the secret"
     assert "kind: Secret" in done.stdout
     assert "image: dpool:" in done.stdout
 

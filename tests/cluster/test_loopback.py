@@ -69,6 +69,14 @@ def test_tasks_run_on_both(cluster: Cluster, tmp_path: Any) -> None:
     assert len(set(parents)) == 2, "four at a time on two machines of two CPUs each"
 
 
+def test_a_machine_that_has_done_its_tasks_is_used_again(cluster: Cluster, tmp_path: Any) -> None:
+    for turn in range(3):  # each program wants its own workers
+        (tmp_path / str(turn)).mkdir()
+        done = dpool.get([meet.remote(str(tmp_path / str(turn)), i, 4) for i in range(4)], timeout=DEADLINE_S)
+        assert len({parent for _, parent in done}) == 2
+        dpool.shutdown()
+
+
 @dpool.remote(resources={"lamp": 0.5})
 def wait_for(path: str) -> str:
     wait_until(lambda: os.path.exists(path), DEADLINE_S)
@@ -167,4 +175,13 @@ def test_cancelled_over_there(cluster: Cluster, tmp_path: Any) -> None:
     dpool.cancel(running)
     with pytest.raises(CancelledError):
         dpool.get(running, timeout=DEADLINE_S)
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+
+
+def test_a_driver_that_turns_to_a_node_of_its_own(cluster: Cluster) -> None:
+    assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"
+    dpool.shutdown()
+    driver.configure(address="")
+    assert os.path.isdir(cluster.members[0].session), "the machine's, which goes on"
+    driver.configure(address=cluster.members[0].address)
     assert dpool.get(with_lamp.remote(), timeout=DEADLINE_S) == "lit"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import signal
+import sys
 from typing import Any
 
 import numpy as np
+import pytest
 
 import dpool
 from dpool._core import gateway_start, launch
@@ -26,6 +31,7 @@ def objects_of(member: gateway_start.Started) -> list[Any]:
 
 
 def wait_until_empty(cluster: Cluster) -> None:
+    gc.collect()
     wait_until(lambda: not any(objects_of(member) for member in cluster.members), DEADLINE_S, "the stores are empty")
 
 
@@ -59,3 +65,219 @@ def test_a_result_that_nobody_asks_for_stays_there(cluster: Cluster) -> None:
     assert not objects_of(cluster.members[0])
     del made
     wait_until_empty(cluster)
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def first_of(box: list[Any]) -> float:
+    return float(dpool.get(box[0])[0])
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def boxed(size: int) -> dict[str, Any]:
+    return {"ref": dpool.put(np.full(size, 7.0)), "text": "beside it"}
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def same(box: list[Any]) -> list[Any]:
+    return box
+
+
+def test_a_reference_as_an_argument(cluster: Cluster) -> None:
+    ref = dpool.put(np.full(LARGE // 8, 2.0))
+    assert dpool.get([total.remote(ref) for _ in range(20)], timeout=DEADLINE_S) == [2.0 * (LARGE // 8)] * 20
+    del ref
+    wait_until_empty(cluster)
+
+
+def test_a_reference_inside_an_argument(cluster: Cluster) -> None:
+    ref = dpool.put(np.full(LARGE // 8, 2.0))
+    assert dpool.get(first_of.remote([ref]), timeout=DEADLINE_S) == 2.0
+    del ref
+    wait_until_empty(cluster)
+
+
+def test_a_reference_inside_a_result(cluster: Cluster) -> None:
+    box = dpool.get(boxed.remote(LARGE // 8), timeout=DEADLINE_S)
+    assert box["text"] == "beside it"
+    assert dpool.get(box["ref"], timeout=DEADLINE_S)[-1] == 7.0
+    del box
+    wait_until_empty(cluster)
+
+
+def test_a_reference_there_and_back(cluster: Cluster) -> None:
+    ref = dpool.put(np.full(LARGE // 8, 3.0))
+    back = dpool.get(same.remote([ref]), timeout=DEADLINE_S)
+    assert back[0] == ref
+    del ref
+    assert dpool.get(back[0], timeout=DEADLINE_S)[0] == 3.0
+    again = dpool.get(same.remote(dpool.get(same.remote(back))), timeout=DEADLINE_S)
+    assert dpool.get(again[0], timeout=DEADLINE_S)[0] == 3.0
+    del back, again
+    wait_until_empty(cluster)
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def large_box(size: int) -> list[Any]:
+    return [np.ones(size), dpool.put(np.full(size, 5.0))]
+
+
+def test_a_reference_inside_a_large_result(cluster: Cluster) -> None:
+    """It lies in an object of the other machine's store, of which a copy comes here."""
+    made = large_box.remote(LARGE // 8)
+    ones, ref = dpool.get(made, timeout=DEADLINE_S)
+    del made
+    assert ones.sum() == LARGE // 8
+    assert dpool.get(ref, timeout=DEADLINE_S)[0] == 5.0
+    del ones, ref
+    wait_until_empty(cluster)
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def sum_inside(box: list[Any]) -> float:
+    return float(dpool.get(box[0]).sum())
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def when(path: str, size: int) -> Any:
+    wait_until(lambda: os.path.exists(path), DEADLINE_S)
+    return np.ones(size)
+
+
+@pytest.mark.parametrize("size", [10, LARGE // 8])
+def test_a_future_inside_an_argument(cluster: Cluster, tmp_path: Any, size: int) -> None:
+    """Its owner is here, its value there; and who waits for it is there, too."""
+    gate = tmp_path / "gate"
+    made = when.remote(str(gate), size)
+    summed = sum_inside.remote([made])
+    gate.touch()
+    assert dpool.get(summed, timeout=DEADLINE_S) == size
+    del made
+    wait_until_empty(cluster)
+
+
+def test_a_future_as_an_argument(cluster: Cluster) -> None:
+    assert dpool.get(total.remote(make.remote(LARGE)), timeout=DEADLINE_S) == np.arange(LARGE, dtype=np.uint8).sum()
+    wait_until_empty(cluster)
+
+
+def test_a_function_that_refers_to_objects(cluster: Cluster) -> None:
+    ref = dpool.put(np.full(LARGE // 8, 4.0))
+    array = np.full(LARGE // 8, 6.0)
+
+    @dpool.remote(resources={"lamp": 0.1})
+    def look(index: int) -> tuple[float, float]:
+        return float(dpool.get(ref)[index]), float(array[index])
+
+    assert dpool.get([look.remote(i) for i in range(5)], timeout=DEADLINE_S) == [(4.0, 6.0)] * 5
+
+
+@dpool.remote(resources={"lamp": 0.1}, max_retries=0)
+def fail_with(ref: Any) -> None:
+    raise KeyError(ref)
+
+
+def test_an_exception_with_a_reference(cluster: Cluster) -> None:
+    ref = dpool.put(np.full(LARGE // 8, 4.0))
+    with pytest.raises(KeyError) as raised:
+        dpool.get(fail_with.remote([ref]), timeout=DEADLINE_S)
+    del ref
+    assert dpool.get(raised.value.args[0][0], timeout=DEADLINE_S)[0] == 4.0
+    del raised
+    wait_until_empty(cluster)
+
+
+@dpool.remote(resources={"lamp": 0.1}, max_retries=0)
+def make_and_die(size: int) -> Any:
+    dpool.put(np.ones(size))
+    os.kill(os.getpid(), signal.SIGKILL)
+    return None
+
+
+def test_a_worker_that_dies_over_there_leaves_nothing(cluster: Cluster) -> None:
+    ref = dpool.put(np.ones(LARGE))
+    lost = make_and_die.remote(LARGE)
+    held = total.remote(ref)
+    with pytest.raises(dpool.errors.WorkerCrashed):
+        dpool.get(lost, timeout=DEADLINE_S)
+    assert dpool.get(held, timeout=DEADLINE_S) == LARGE
+    del ref, held, lost
+    wait_until_empty(cluster)
+
+
+def test_the_machine_that_has_it_is_gone(cluster: Cluster) -> None:
+    made = make.remote(LARGE)
+    assert dpool.wait([made], timeout=DEADLINE_S)[0]
+    cluster.stop(cluster.members[1], signal.SIGKILL)
+    with pytest.raises(dpool.errors.ObjectLost, match="has left the cluster"):
+        dpool.get(made, timeout=DEADLINE_S)
+    box = dpool.put(np.ones(LARGE))
+    assert dpool.get(box).sum() == LARGE
+    del box
+    wait_until_empty(cluster)
+
+
+def test_the_machine_that_holds_it_is_gone(cluster: Cluster) -> None:
+    ref = dpool.put(np.ones(LARGE))
+    keeper = keep_for_ever.remote([ref])
+    assert dpool.wait([keeper], timeout=DEADLINE_S)[0]
+    del ref, keeper
+    assert len(objects_of(cluster.members[0])) == 1, "a worker over there has a reference to it"
+    cluster.stop(cluster.members[1], signal.SIGKILL)
+    wait_until_empty(cluster)
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def keep_for_ever(box: list[Any]) -> None:
+    sys.modules["kept_for_ever"] = box  # type: ignore[assignment]
+
+
+@pytest.fixture
+def three(cluster: Cluster) -> Cluster:
+    """With a third machine, which has the chair."""
+    cluster.add(resources=(("chair", 1.0),))
+    return cluster
+
+
+@dpool.remote(resources={"chair": 0.1})
+def sit(box: list[Any]) -> tuple[float, list[Any]]:
+    return float(dpool.get(box[0])[0]), box
+
+
+def test_a_third_machine(three: Cluster) -> None:
+    """A reference made on one machine, through this one, is looked at on another, and comes back."""
+    box = dpool.get(boxed.remote(LARGE // 8), timeout=DEADLINE_S)
+    seen, back = dpool.get(sit.remote([box["ref"]]), timeout=DEADLINE_S)
+    assert seen == 7.0
+    del box
+    assert dpool.get(back[0], timeout=DEADLINE_S)[0] == 7.0
+    del back
+    wait_until_empty(three)
+
+
+@dpool.remote(resources={"lamp": 0.1})
+def have_it_seen(size: int) -> tuple[float, list[Any]]:
+    seen, box = dpool.get(sit.remote([dpool.put(np.full(size, 9.0))]))
+    return seen, box
+
+
+def test_a_task_elsewhere_asks_a_third_machine(three: Cluster) -> None:
+    seen, box = dpool.get(have_it_seen.remote(LARGE // 8), timeout=DEADLINE_S)
+    assert seen == 9.0
+    assert dpool.get(box[0], timeout=DEADLINE_S)[-1] == 9.0
+    del box
+    wait_until_empty(three)
+
+
+@dpool.remote(resources={"chair": 0.1})
+def total_there(array: Any) -> float:
+    return float(array.sum())
+
+
+def test_what_one_machine_made_is_used_on_another(three: Cluster) -> None:
+    made = [make.remote(LARGE) for _ in range(3)]
+    sums = [total_there.remote(one) for one in made]
+    assert dpool.get(sums, timeout=DEADLINE_S) == [np.arange(LARGE, dtype=np.uint8).sum()] * 3
+    assert not objects_of(three.members[0]), "it went from one to the other"
+    assert len(objects_of(three.members[1])) == 3
+    del made
+    wait_until_empty(three)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import queue
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +16,9 @@ import pytest
 import dpool
 import dpool.multiprocessing as mp
 from dpool._core import driver
+from dpool.errors import NodeLost
 from tests.cluster.test_loopback import DEADLINE_S, Cluster, cluster
+from tests.helpers import wait_until
 
 __all__ = ["cluster"]
 
@@ -387,3 +392,293 @@ USES = {name: use for name, use in list(globals().items()) if name.startswith("u
 @pytest.mark.parametrize("name", USES)
 def test_every_kind(machines: Cluster, name: str) -> None:
     USES[name]()
+
+
+# --- what refers to other things ---
+
+
+def _with_ref(source: Any, target: Any) -> int:
+    lock, ref, array = source.get()
+    with lock:
+        target.put((dpool.put(np.full(200_000, 3)), mp.Event(), lock))
+    return int(dpool.get(ref).sum() + array.sum())
+
+
+def test_items_that_refer_to_objects(machines: Cluster) -> None:
+    forth, back = mp.Queue(), mp.Queue()
+    lock = mp.Lock()
+    forth.put((lock, dpool.put(np.ones(300_000)), np.ones(200_000)))
+    assert there(_with_ref, forth, back) == 500_000
+    ref, event, same = back.get(timeout=DEADLINE_S)
+    assert int(dpool.get(ref, timeout=DEADLINE_S).sum()) == 600_000
+    assert same._core is lock._core
+    assert _is_far(event)
+    event.set()
+    assert event.is_set()
+
+
+def _make() -> tuple[Any, ...]:
+    return mp.Lock(), mp.Queue(), mp.Value("i", 5), mp.Event(), mp.Barrier(2), mp.Semaphore(2)
+
+
+def test_what_a_task_makes_over_there(machines: Cluster) -> None:
+    lock, items, value, event, barrier, semaphore = there(_make)
+    assert all(_is_far(one) for one in (lock, items, event, barrier, semaphore))
+    with lock, value.get_lock():
+        value.value += 1
+    items.put("from here")
+    task = over_there.remote(_get, items, 1)
+    assert dpool.get(task, timeout=DEADLINE_S) == ["from here"]
+    assert value.value == 6
+    with pytest.raises(threading.BrokenBarrierError):
+        barrier.wait(0.01)
+    assert semaphore.get_value() == 2
+
+
+def _fork(lock: Any, items: Any) -> int | None:
+    child = mp.get_context("fork").Process(target=_in_child, args=(lock, items))
+    child.start()
+    child.join()
+    code: int | None = child.exitcode
+    return code
+
+
+def _in_child(lock: Any, items: Any) -> None:
+    with lock:
+        items.put(os.getppid())
+
+
+def test_a_process_that_a_task_forks(machines: Cluster) -> None:
+    lock, items = mp.Lock(), mp.Queue()
+    assert there(_fork, lock, items) == 0
+    assert items.get(timeout=DEADLINE_S) > 0
+    assert lock.acquire(False)
+    lock.release()
+
+
+class Alarm(Exception):
+    pass
+
+
+def _with_alarm(wait: Callable[[], Any]) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    wait()
+
+
+def test_waiting_can_be_interrupted(machines: Cluster) -> None:
+    lock, items, *_ = there(_make)
+
+    def ring(number: int, frame: Any) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for wait in (items.get, lock.acquire):
+            if wait == lock.acquire:
+                lock.acquire()
+            with pytest.raises(Alarm):
+                _with_alarm(wait)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    lock.release()
+    items.put("an item")
+    assert items.get(timeout=DEADLINE_S) == "an item", "whoever was interrupted gets nothing any more"
+    with lock:
+        pass
+
+
+def test_contention(machines: Cluster) -> None:
+    """Threads here and tasks on both machines count together."""
+    value, lock = mp.Value("i", 0, lock=False), mp.Lock()
+    tasks = [over_there.remote(_count, lock, value, 25) for _ in range(2)]
+    tasks += [anywhere.remote(_count, lock, value, 25) for _ in range(1)]
+    _count(lock, value, 25)
+    dpool.get(tasks, timeout=DEADLINE_S)
+    assert value.value == 100
+
+
+@dpool.remote
+def anywhere(fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(*args)
+
+
+def _count(lock: Any, value: Any, times: int) -> None:
+    for _ in range(times):
+        with lock:
+            seen = value.value
+            os.sched_yield()
+            value.value = seen + 1
+
+
+_initial: list[Any] = []
+
+
+def _begin_with(*args: Any) -> None:
+    _initial[:] = args
+
+
+def _count_one(number: int) -> bool:
+    lock, value, together = _initial
+    together.wait(DEADLINE_S)
+    with lock:
+        value.value += number
+    return _is_far(lock)
+
+
+def test_initargs_of_a_pool(machines: Cluster) -> None:
+    """Four at a time on two machines of two CPUs each."""
+    lock, value, together = mp.Lock(), mp.Value("i", 0, lock=False), mp.Barrier(4)
+    with mp.Pool(4, _begin_with, (lock, value, together)) as pool:
+        far = pool.map_async(_count_one, range(4), 1).get(DEADLINE_S)
+    assert value.value == 6
+    assert set(far) == {False, True}
+
+
+def _memory_of_this_node(array: Any = None) -> int:
+    """How many large arrays this task's node has memory for."""
+    directory = f"/proc/{os.getppid()}/fd"
+    return sum("dpool-shared" in os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory))
+
+
+def _make_array() -> Any:
+    return mp.RawArray("B", 1 << 20)
+
+
+def test_what_nobody_has_is_freed(machines: Cluster) -> None:
+    here_first, there_first = dpool.get(anywhere.remote(_memory_of_this_node)), there(_memory_of_this_node)
+    used = mp.RawArray("B", 1 << 20)
+    made = there(_make_array)
+    assert there(_memory_of_this_node, used) == there_first + 1, "that which it has made"
+    assert dpool.get(anywhere.remote(_memory_of_this_node, made)) == here_first + 1
+    del used, made
+    wait_until(lambda: there(_memory_of_this_node) == there_first, DEADLINE_S)
+    wait_until(lambda: dpool.get(anywhere.remote(_memory_of_this_node)) == here_first, DEADLINE_S)
+
+
+# --- deaths ---
+
+
+def _die_with(lock: Any, semaphore: Any, items: Any, ready: Any) -> None:
+    with lock, semaphore:
+        items.put("from a dying one")
+        ready.set()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_dies_over_there(machines: Cluster) -> None:
+    lock, semaphore, items, ready = mp.Lock(), mp.Semaphore(1), mp.Queue(), mp.Event()
+    task = over_there.remote(_die_with, lock, semaphore, items, ready)
+    assert ready.wait(DEADLINE_S)
+    with pytest.warns(RuntimeWarning, match="of another machine ended while it had this lock"):
+        assert lock.acquire(timeout=DEADLINE_S)
+    with pytest.warns(RuntimeWarning, match="ended in a `with` block of this semaphore"):
+        assert semaphore.acquire(timeout=DEADLINE_S)
+    assert items.get(timeout=DEADLINE_S) == "from a dying one"
+    with pytest.raises(dpool.errors.WorkerCrashed):
+        dpool.get(task, timeout=DEADLINE_S)
+
+
+def _hold(lock: Any, semaphore: Any, barrier: Any, items: Any, ready: Any) -> None:
+    with lock, semaphore:
+        thread = threading.Thread(target=barrier.wait)
+        thread.start()
+        wait_until(lambda: barrier.n_waiting == 1, DEADLINE_S)
+        ready.set()
+        items.get()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_machine_goes(cluster: Cluster, number: int) -> None:
+    lock, semaphore, barrier, items, ready = mp.Lock(), mp.Semaphore(1), mp.Barrier(2), mp.Queue(), mp.Event()
+    task = over_there.remote(_hold, lock, semaphore, barrier, items, ready)
+    assert ready.wait(DEADLINE_S)
+    assert not lock.acquire(False)
+    cluster.stop(cluster.members[1], number)
+    with pytest.warns(RuntimeWarning, match="of another machine ended while it had this lock"):
+        assert lock.acquire(timeout=DEADLINE_S)
+    with pytest.warns(RuntimeWarning, match="ended in a `with` block of this semaphore"):
+        assert semaphore.acquire(timeout=DEADLINE_S)
+    with pytest.raises(threading.BrokenBarrierError):
+        barrier.wait(DEADLINE_S)
+    items.put("for whoever lives")
+    assert items.get(timeout=DEADLINE_S) == "for whoever lives"
+    with pytest.raises(NodeLost, match="the link to"):
+        dpool.get(task, timeout=DEADLINE_S)
+
+
+def _get_at_last(items: Any, pids: Any) -> None:
+    pids.put(os.getpid())
+    items.get()
+    wait_until(lambda: False, 1000)
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_an_item_that_nobody_has_read(cluster: Cluster, all_of_it: bool) -> None:
+    items, pids = mp.Queue(), mp.Queue()
+    task = over_there.remote(_get_at_last, items, pids)
+    pid = pids.get(timeout=DEADLINE_S)
+    os.kill(pid, signal.SIGSTOP)  # mostly it has asked by now; if not, the item just stays
+    items.put("precious")
+    if all_of_it:
+        cluster.stop(cluster.members[1], signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGKILL)
+    assert items.get(timeout=DEADLINE_S) == "precious"
+    with pytest.raises((NodeLost, dpool.errors.WorkerCrashed)):
+        dpool.get(task, timeout=DEADLINE_S)
+
+
+@dpool.remote(resources={"tower": 0.1}, max_retries=0)
+def at_the_third(fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(*args)
+
+
+def _pass_on(lock: Any, items: Any, end: Any) -> Any:
+    with lock:
+        return at_the_third.remote(_talk_to_all, lock, items, end)
+
+
+def _talk_to_all(lock: Any, items: Any, end: Any) -> str:
+    assert _is_far(lock)
+    with lock:
+        items.put(np.ones(200_000))
+        end.send("hello")
+    end.close()
+    return "done"
+
+
+def test_three_machines(cluster: Cluster) -> None:
+    cluster.add(resources=(("tower", 1.0),))
+    lock, items, (reader, writer) = mp.Lock(), mp.Queue(), mp.Pipe()
+    assert dpool.get(there(_pass_on, lock, items, writer), timeout=DEADLINE_S) == "done"
+    assert items.get(timeout=DEADLINE_S).sum() == 200_000
+    assert reader.recv() == "hello"
+    reader.close()
+    writer.close()
+
+
+def test_the_home_goes(cluster: Cluster) -> None:
+    """Whoever waits for something of a machine that goes, or uses it afterwards, is told."""
+    lock, items, value, event, barrier, semaphore = there(_make)
+    lock.acquire()
+    told: list[BaseException] = []
+    waiting = [items.get, lock.acquire, event.wait, barrier.wait]
+    threads = [threading.Thread(target=_tell, args=(wait, told)) for wait in waiting]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: barrier.n_waiting == 1, DEADLINE_S)
+    cluster.stop(cluster.members[1], signal.SIGKILL)
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    for use in (lock.release, semaphore.acquire, event.is_set, items.qsize, lambda: items.put(1), lambda: value.value):
+        _tell(use, told)
+    assert [type(error) for error in told] == [NodeLost] * 10
+    assert all("is lost: it lived on" in str(error) and "has left the cluster" in str(error) for error in told)
+
+
+def _tell(use: Callable[[], Any], told: list[BaseException]) -> None:
+    try:
+        use()
+    except BaseException as error:
+        told.append(error)

@@ -286,6 +286,23 @@ def test_large_messages(place: Place) -> None:
     assert all([bytes(part) for part in m.buffers] == [b"buffer", largest] for m in place.of(one, Message))
 
 
+@pytest.mark.leaks("pyzmq's collector of messages that were not copied lives as long as the process")
+@pytest.mark.parametrize("listens", [True, False])
+def test_beside_the_others(place: Place, listens: bool) -> None:
+    """What is large goes over connections of its own, both ways; it is the link's all the same."""
+    one, other = place.pair(listens=listens)
+    for sender, receiver in ((one, other), (other, one)):
+        for number in range(10):
+            sender.send_beside(receiver.greeting.name, b"%d" % number, [bytes(1 << 20)])
+        place.until(lambda receiver=receiver: len(place.of(receiver, Message)) == 10)  # type: ignore[misc]
+        heard = place.of(receiver, Message)
+        assert {event.name for event in heard} == {sender.greeting.name}
+        assert sorted(event.payload for event in heard) == [b"%d" % number for number in range(10)]
+    one.drop(other.greeting.name, "enough")
+    with pytest.raises(NoLink):
+        one.send_beside(other.greeting.name, b"x")
+
+
 def test_a_port_in_use(place: Place) -> None:
     one = place.gateway()
     port = int(one.greeting.address.split(":")[1])

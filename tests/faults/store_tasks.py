@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import dpool
-from dpool._core.frames import STORED
+from dpool._core.frames import STORED, STORED_ALONE
 from dpool._core.worker import Worker
 from dpool._store import serde
 from tests.faults.tasks import kill_me, note, wait_for_file
@@ -47,16 +46,6 @@ def get_and_check(ref: list[dpool.ObjectRef], seed: int, size: int) -> bool:
     return is_pattern(dpool.get(ref[0]), seed, size)
 
 
-def noted_pattern(path: str, key: object, seed: int, size: int) -> Any:
-    note(path, key)
-    return pattern(seed, size)
-
-
-def put_pattern(path: str, key: object, seed: int, size: int) -> dpool.ObjectRef:
-    note(path, key)
-    return dpool.put(pattern(seed, size))
-
-
 def keep(value: Any, path: str = "", gate: str = "") -> int:
     """Keep the mapping of an argument; block if there is a gate."""
     KEPT.append(value)
@@ -65,10 +54,6 @@ def keep(value: Any, path: str = "", gate: str = "") -> int:
     if gate:
         wait_for_file(gate)
     return os.getpid()
-
-
-def kept_is(seed: int, size: int) -> bool:
-    return all(is_pattern(one, seed, size) for one in KEPT)
 
 
 def kept_refs_are(seed: int, size: int) -> bool:
@@ -128,7 +113,7 @@ def die_instead_of_answering(path: str) -> None:
     answer = Worker._answer
 
     def answer_or_die(self: Worker, first: int, end: bool, elapsed_ns: int, values: list[Any]) -> None:
-        if any(type(value) is tuple and value[0] == STORED for value in values):
+        if any(type(value) is tuple and value[0] in (STORED, STORED_ALONE) for value in values):
             try:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
             except FileExistsError:
@@ -153,10 +138,6 @@ def map_when_all_are_there(refs: list[dpool.ObjectRef], directory: str, n: int, 
     note(f"{directory}/here", seed)
     wait_until(lambda: len(Path(f"{directory}/here").read_text().splitlines()) >= n, 60, "the others")
     return all(is_pattern(dpool.get(refs[0]), seed=1, size=size) for _ in range(3))
-
-
-def stop_me() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def put_list(seed: int, size: int) -> list[dpool.ObjectRef]:

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpool._core.logic.placement import Cluster, Input, Load, Task, average
+from dpool._core.logic.placement import CHOICES, Cluster, Input, Load, Task, average
 from dpool._core.logic.resources import UNIT, shape
 
 HERE, THERE, YONDER = b"here", b"there", b"yonder"
@@ -136,3 +136,63 @@ def test_the_cheapest_feasible_one(reported: list[Load], cpus: int, lamps: int, 
         assert view.cost_s(chosen, task) == min(view.cost_s(name, task) for name in feasible)
         view.placed(chosen, asked)
         view.check()
+
+
+def big_cluster(machines: int, free: Any) -> Cluster:
+    return cluster(load(HERE, free=0, waiting=1), *(load(b"%d" % n, free=free(n)) for n in range(machines)))
+
+
+def test_in_a_large_cluster_the_few_with_room_are_found() -> None:
+    view = big_cluster(1000, lambda n: 1 if n < 5 else 0)
+    chosen = []
+    for i in range(5):
+        name = view.choose(Task(b"%d" % i, ONE))
+        assert name is not None
+        view.placed(name, ONE)
+        view.check()
+        chosen.append(name)
+    assert sorted(chosen) == [b"%d" % n for n in range(5)]
+
+
+def test_in_a_large_cluster_few_are_compared(monkeypatch: Any) -> None:
+    view = big_cluster(1000, lambda n: 2)
+    asked: list[bytes] = []
+    cost_s = Cluster.cost_s
+
+    def noted(self: Cluster, name: bytes, task: Task) -> float:
+        asked.append(name)
+        return cost_s(self, name, task)
+
+    monkeypatch.setattr(Cluster, "cost_s", noted)
+    assert view.choose(Task(b"t", ONE)) is not None
+    assert not asked, "nowhere is better than where it begins at once"
+    view = big_cluster(1000, lambda n: 0)
+    assert view.choose(Task(b"t", ONE)) is not None
+    assert 2 < len(asked) <= CHOICES + 1
+    inputs = (Input(10**9, frozenset([b"17"])),)
+    assert view.choose(Task(b"t", ONE, inputs)) == b"17", "where the input is, is always asked"
+
+
+def test_in_a_large_cluster_a_rare_thing_is_found_and_the_refused_are_not_asked() -> None:
+    view = big_cluster(1000, lambda n: 2)
+    for name in (THERE, YONDER):
+        view.heard(load(name, free=0, waiting=9, more={"lamp": 1}))
+    asked = Task(b"t", shape(lamp=1))
+    assert {view.choose(asked, without=[THERE]), view.choose(asked, without=[YONDER])} == {THERE, YONDER}
+    assert view.choose(asked, without=[THERE, YONDER]) is None
+    view.heard(load(THERE, 2, draining=True, more={"lamp": 1}))
+    view.gone(YONDER)
+    view.check()
+    assert view.choose(asked) is None
+
+
+def test_machines_draw_others_for_the_same_keys() -> None:
+    views = [Cluster(HERE, salt=b"%d" % n) for n in range(50)]
+    chosen = []
+    for view in views:
+        view.heard(load(HERE, free=0, waiting=1))
+        for n in range(100):
+            view.heard(load(b"%d" % n))
+        chosen.append(view.choose(Task(b"1", ONE)))
+    assert len(set(chosen)) > 25
+    assert chosen[0] == views[0].choose(Task(b"1", ONE))

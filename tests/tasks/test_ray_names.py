@@ -325,6 +325,7 @@ def test_names_that_there_are() -> None:
     assert dpool.exceptions.GetTimeoutError is concurrent.futures.TimeoutError
     assert dpool.util.multiprocessing.Pool is dpool.Pool
     assert dpool.actor.ActorHandle is dpool.ActorProxy
+    assert isinstance(dpool.remote(num_returns="streaming")(iter).remote([]), dpool.Stream)
     assert dpool.util.get_node_ip_address() == "127.0.0.1"
 
 
