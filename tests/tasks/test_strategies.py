@@ -55,7 +55,7 @@ def test_a_group() -> None:
 
     def killed() -> bool:
         try:
-            return actor.count() != 7
+            return bool(actor.count() != 7)
         except dpool.errors.ActorDied:
             return True
 
