@@ -45,4 +45,5 @@ QUESTIONS = (
     "machines_actors",
     "machines_locality",
     "machines_allreduce",
+    "machines_transfer",
 )

@@ -327,7 +327,7 @@ def _warm(pool: Any, workers: int) -> Any:
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Dpool, MpPool, Ppe, Loky, Ray, Dask)}
 
 
-OTHERS = {"mpi": "mpi4py", "http": "http.server"}
+OTHERS = {"mpi": "mpi4py", "http": "http.server", "zmq": "zmq", "tcp": "socket"}
 """Whom single questions ask besides, in their own words: their names, and the modules that they need."""
 
 

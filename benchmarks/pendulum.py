@@ -170,7 +170,7 @@ BENCHMARK = Benchmark(
     ),
     subjects=tuple(Subject(name, name) for name in SUBJECTS),
     sizes={
-        "full": {"rollouts": 200, "longest": 1000},
+        "full": {"rollouts": 600, "longest": 1000},
         "quick": {"rollouts": 60, "longest": 1000},
         "tiny": {"rollouts": 4, "longest": 20},
     },

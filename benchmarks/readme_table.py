@@ -1,7 +1,8 @@
-"""Fills the comparison table of README.md from a run: `python -m benchmarks.readme_table RUN.json [README.md]`.
+"""Fills a comparison table of README.md from a run: `python -m benchmarks.readme_table RUN.json [README.md]`.
 
-RUN.json is what `python -m benchmarks --json RUN.json` wrote. The text between the two marks of the page is replaced,
-the rest stays. Cells are medians; in parentheses how many times better dpool's figure is (below 1: worse).
+RUN.json is what `python -m benchmarks --json RUN.json` wrote. The text between the two marks of the table is replaced,
+the rest stays. `--table tasks` is the one of tasks and actors. Cells are medians; in parentheses how many times better
+dpool's figure is (below 1: worse).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import QUESTIONS
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+BEGIN, END = "<!-- {table}:begin -->", "<!-- {table}:end -->"
 BUSY_PERCENT = 10.0
 """From then on the caption says that the machine was busy with something else."""
 COLUMNS = {
@@ -26,6 +27,9 @@ COLUMNS = {
     "loky": "loky",
     "ray": "ray",
     "dask": "dask.distributed",
+    "manager": "multiprocessing.Manager",
+    "mpi": "mpi4py",
+    "http json": "HTTP, JSON",
 }
 IMPORTED = {
     "dpool": "dpool.Executor",
@@ -81,6 +85,23 @@ FIGURES = (
     Figure("the same / plain files", "store_spill", "store_per_disk", "", 2, True, False),
 )
 
+TASK_FIGURES = (
+    Figure("a call of an actor, one at a time", "actor_call", "call_us", "µs", 1),
+    Figure("pipelined calls of an actor", "actor_pipeline", "calls_per_s", "/s", more_is_better=True),
+    Figure("an actor made, and its first call", "actor_create", "create_ms", "ms", 1),
+    Figure("1,000 tasks taken one by one with `wait`, all ready", "task_wait", "ready_ms", "ms", 1),
+    Figure("… from their submission", "task_wait", "running_ms", "ms", 1),
+    Figure("a chain of 1,000 dependent tasks", "task_chain", "chain_ms", "ms", 1),
+    Figure("a tree of 127 nested tasks, the first", "task_tree", "first_ms", "ms", 1),
+    Figure("… again", "task_tree", "tree_ms", "ms", 1),
+    Figure("private memory of all processes, 2 s later", "task_tree", "left_mb", "MB"),
+    Figure("private memory of all processes, idle", "idle", "all_mb", "MB"),
+    Figure("steps of Pendulum, rollouts of unequal length", "pendulum", "steps_per_s", "/s", more_is_better=True),
+    Figure("states of 100 KB that a model of 5 ms answers", "serving", "large", "/s", more_is_better=True),
+)
+TABLES = {"benchmarks": FIGURES, "tasks": TASK_FIGURES}
+"""The marks around each table in the page have its name."""
+
 
 def value_of(run: Mapping[str, Any], figure: Figure, peer: str) -> float | None:
     """The median of a peer's figure; None if this run did not measure it."""
@@ -106,12 +127,11 @@ def cell(figure: Figure, value: float | None, ours: float | None) -> str:
     return f"{shown} ({ratio:.{1 if ratio >= 1 else 2}f}×)"
 
 
-def rows(run: Mapping[str, Any]) -> list[str]:
-    """The table: a row for each figure that was measured, a column for each peer that was."""
-    measured = {name for question in run["benchmarks"].values() for name in question["medians"]}
-    peers = [peer for peer in COLUMNS if peer in measured]
+def rows(run: Mapping[str, Any], figures: Sequence[Figure] = FIGURES) -> list[str]:
+    """The table: a row for each figure that was measured, a column for each peer that has one."""
+    peers = [peer for peer in COLUMNS if any(value_of(run, figure, peer) is not None for figure in figures)]
     lines = ["| | " + " | ".join(COLUMNS[peer] for peer in peers) + " |", "|---" * (len(peers) + 1) + "|"]
-    for figure in FIGURES:
+    for figure in figures:
         values = {peer: value_of(run, figure, peer) for peer in peers}
         if any(value is not None for value in values.values()):
             ours = values.get("dpool")
@@ -122,8 +142,9 @@ def rows(run: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def caption(run: Mapping[str, Any]) -> list[str]:
+def caption(run: Mapping[str, Any], table: str = "benchmarks") -> list[str]:
     """On what machine, with what, and how to repeat it."""
+    option = "" if table == "benchmarks" else f" --table {table}"
     machine, arguments = run["machine"], run["arguments"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if name != "dpool")
     repeat = "" if arguments["repeat"] is None else f" --repeat {arguments['repeat']}"
@@ -141,7 +162,7 @@ def caption(run: Mapping[str, Any]) -> list[str]:
         f"- Versions: {versions or 'none recorded'}.",
         f"- Load average before the run {machine['load_average'][0]}, cores {machine['busy_percent_before']} % busy.",
         f"- Repeat it: `python -m benchmarks{questions} --peers {','.join(arguments['peers'])}{size}{repeat} "
-        "--json run.json && python -m benchmarks.readme_table run.json`.",
+        f"--json run.json && python -m benchmarks.readme_table{option} run.json`.",
     ]
     if float(machine["busy_percent_before"]) > BUSY_PERCENT:
         lines.append("- The machine was busy with something else before the run: these figures suffer from it.")
@@ -155,12 +176,13 @@ def caption(run: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def fill(page: str, run: Mapping[str, Any]) -> str:
-    """The page with the block between its marks replaced. ValueError unless each mark stands there once, in order."""
-    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
-        raise ValueError(f"the page needs one line {BEGIN} and, below it, one line {END}")
-    block = "\n".join([BEGIN, "", *rows(run), "", *caption(run), "", END])
-    pattern = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+def fill(page: str, run: Mapping[str, Any], table: str = "benchmarks") -> str:
+    """The page with the table between its marks replaced. ValueError unless each mark stands there once, in order."""
+    begin, end = BEGIN.format(table=table), END.format(table=table)
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page needs one line {begin} and, below it, one line {end}")
+    block = "\n".join([begin, "", *rows(run, TABLES[table]), "", *caption(run, table), "", end])
+    pattern = re.compile(re.escape(begin) + ".*" + re.escape(end), re.DOTALL)
     return pattern.sub(lambda _: block, page)
 
 
@@ -170,9 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the file written by `python -m benchmarks --json FILE`")
     readme = Path(__file__).resolve().parent.parent / "README.md"
     parser.add_argument("page", type=Path, nargs="?", default=readme, help="the page to fill (default: README.md)")
+    parser.add_argument("--table", choices=TABLES, default="benchmarks", help="which one (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
-        page = fill(options.page.read_text(), json.loads(options.run.read_text()))
+        page = fill(options.page.read_text(), json.loads(options.run.read_text()), options.table)
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{options.run}, {options.page}: {error!r}")
     options.page.write_text(page)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dpool._core.future import Future as Future
     from dpool._core.objectref import ObjectRef as ObjectRef
     from dpool._core.strategies import NodeAffinity as NodeAffinity
+    from dpool._core.stream import Stream as Stream
     from dpool.actor import ActorProxy as ActorProxy
     from dpool.actor import get_actor as get_actor
     from dpool.actor import kill as kill
@@ -53,6 +54,7 @@ __all__ = [
     "NodeAffinity",
     "ObjectRef",
     "Pool",
+    "Stream",
     "__version__",
     "available_resources",
     "cancel",
@@ -84,6 +86,7 @@ _HOMES = {
     "NodeAffinity": "dpool._core.strategies",
     "ObjectRef": "dpool._core.objectref",
     "Pool": "dpool.pool",
+    "Stream": "dpool._core.stream",
     "available_resources": "dpool.tasks",
     "cancel": "dpool.tasks",
     "cluster_resources": "dpool.tasks",

@@ -30,7 +30,7 @@ _OPTIONS = (
 
 
 def creation(options: Mapping[str, Any]) -> Creation:
-    """Options of an actor, checked; see `ActorProxy.options`."""
+    """Options of an actor, checked; see `ActorClass.options`."""
     unknown = options.keys() - set(_OPTIONS)
     if unknown or "env" in options:
         from dpool._core import runtime_env
@@ -48,8 +48,6 @@ def creation(options: Mapping[str, Any]) -> Creation:
     for name, least in (("max_restarts", -1), ("max_task_retries", -1), ("max_pending_calls", -1)):
         _check_number(name, given.get(name, 0), least)
     _check_number("max_concurrency", given.get("max_concurrency", 1), 1)
-    if not isinstance(given.get("name", ""), str):
-        raise TypeError(f"name must be a string, not {given['name']!r}")
     retries = given.get("max_task_retries", 0)
     shape = make_shape(**amounts, **resources)
     if "scheduling_strategy" in given:
@@ -71,6 +69,11 @@ def creation(options: Mapping[str, Any]) -> Creation:
 
 def _spelled(name: str, namespace: str | None) -> str:
     """An actor's name with its namespace, as the node knows it: names of different namespaces are different."""
+    for what, given in (("name", name), ("namespace", namespace or "")):
+        if not isinstance(given, str):
+            raise TypeError(f"{what} must be a string, not {given!r}")
+        if "\0" in given:
+            raise ValueError(f"{what} must not contain a zero character: {given!r}")
     if not name:
         return ""
     if namespace is None:
@@ -304,7 +307,7 @@ def _checked_class(cls: Any) -> type:
 def make(cls: Any, options: Mapping[str, Any], args: Any, kwargs: Any) -> tuple[ActorProxy, core.Held | None]:
     """An actor for an executor, and what binds it to that; None if it is detached, or another's (`get_if_exists`)."""
     if isinstance(cls, ActorClass):
-        options = {**cls._options, **{name: value for name, value in options.items() if value}}
+        options = {**cls._options, **options}
     how = creation(options)
     held, made = core.create(_checked_class(cls), how, args, kwargs)
     return _proxy(held), held if made and not how.detached else None

@@ -208,7 +208,9 @@ class Executor(_base.Executor):
         from dpool.actor import make
 
         self._pool.check_open()
-        proxy, held = make(cls, {"env": self._env, **options}, args, kwargs)
+        if self._env:
+            options = {"env": self._env, **options}
+        proxy, held = make(cls, options, args, kwargs)
         if held is None:
             return proxy
         with self._close_lock:
@@ -264,8 +266,8 @@ class Executor(_base.Executor):
             shape = placed(shape, check(scheduling_strategy))
             of_actors = {**of_actors, "scheduling_strategy": scheduling_strategy}
         retries = self._route.max_retries if max_retries is None else max_retries
-        for_actors = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, **of_actors}
-        for_actors["resources"] = resources
+        both = {"name": name, "num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory, "resources": resources}
+        for_actors = {**{option: value for option, value in both.items() if value}, **of_actors}
         for_tasks = {"timeout": timeout, "max_retries": max_retries}
         if of_actors:
             from dpool.actor import creation

@@ -454,13 +454,10 @@ class DpoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             yield
             return
         with _lock:
-            route = kept.executor()._route
-        route.lend(+1)  # type: ignore[attr-defined]
-        try:
+            pool: Any = kept.executor()._pool
+        with pool.runtime.blocking():
             self._await_results()
             yield
-        finally:
-            route.lend(-1)  # type: ignore[attr-defined]
 
     def _await_results(self) -> None:
         """Sleep until the call that returns a list is over, for joblib would look every 10 ms whether it is."""

@@ -78,6 +78,8 @@ def init(
     if unknown:
         raise TypeError(f"init has no option {', '.join(sorted(unknown))}; see docs/ray.md for those of Ray")
     check_address(address)
+    if not isinstance(namespace or "", str):
+        raise TypeError(f"namespace must be a string, not {namespace!r}")
     env = None if runtime_env is None and namespace is None else envs.parse(runtime_env, namespace or "")
     changes: dict[str, Any] = {}
     if address is not None:

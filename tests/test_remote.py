@@ -17,13 +17,8 @@ import dpool
 from dpool import errors
 from tests.executor.storing import LARGE, MB, becomes_empty, counted, holds, zeros
 from tests.executor.support import LONG_S, Gate, fail, noop, same
+from tests.fixtures import the_runtime as the_runtime
 from tests.helpers import run_script, wait_until
-
-
-@pytest.fixture(scope="module", autouse=True)
-def the_runtime() -> None:
-    """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
-    dpool.Executor(1).shutdown()
 
 
 @pytest.fixture

@@ -11,14 +11,9 @@ import pytest
 import dpool
 from compat_tests.users.support import WORKERS, Noted
 from tests.conftest import no_leaks, pytest_configure, pytest_unconfigure
+from tests.fixtures import the_runtime
 
-__all__ = ["no_leaks", "pytest_configure", "pytest_unconfigure"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def the_runtime() -> None:
-    """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
-    dpool.Executor(1).shutdown()
+__all__ = ["no_leaks", "pytest_configure", "pytest_unconfigure", "the_runtime"]
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ import inspect
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from functools import partial
 from select import EPOLLIN, epoll
@@ -31,7 +30,7 @@ from dpool._core.context import ActorExit, here
 from dpool._core.frames import CAREFUL, EXIT, LEFT, LINK, POLL, STOP, Page
 from dpool._core.polling import Poller
 from dpool._core.serialize import Importer
-from dpool._core.worker import SubmitterGone, Worker, as_value, raised_value
+from dpool._core.worker import SubmitterGone, Worker, as_value, flush_streams, raised_value
 
 SYNC, THREADS, ASYNC = range(3)
 """How calls run: one after the other, in threads, as coroutines of one event loop."""
@@ -215,7 +214,7 @@ class ActorHost:
         except ActorExit:  # in a thread, while others run calls that nobody waits for any more
             self._home.answer(LEFT, True, 0, [None])
             atexit._run_exitfuncs()
-            _flush_streams()
+            flush_streams()
             os._exit(0)
         _answer(link, seq, perf_counter_ns() - begun, value)
 
@@ -309,12 +308,4 @@ def _answer(link: Worker, seq: int, elapsed_ns: int, value: Any) -> None:
         link.answer(-seq, True, elapsed_ns, [value])
     except SubmitterGone:
         return
-    _flush_streams()
-
-
-def _flush_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):  # the user closed or replaced it
-            continue
+    flush_streams()

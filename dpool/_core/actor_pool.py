@@ -19,6 +19,7 @@ import pickle
 import signal
 import threading
 from collections import deque
+from concurrent.futures import _base
 from functools import partial
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,25 @@ class _RouteToItself(Route):
                 f"the actor {self.pool.label} waits for a call of its own, which cannot begin before this one ends; "
                 "call the method of the object itself, or make it an actor with `async def` methods or max_concurrency="
             )
+
+    def waiters(self, future: Future[Any], waiters: list[Any]) -> Any:
+        return _Waiters(waiters, partial(self.check_wait, future)) if self.blocks(future) else waiters
+
+
+class _Waiters:
+    """Those who wait, as the standard library does, for a call that `blocks`; not until that one has ended, too."""
+
+    def __init__(self, waiters: list[Any], check: Callable[[], None]) -> None:
+        self._waiters = waiters
+        self._check = check
+        self.remove = waiters.remove
+
+    def append(self, waiter: Any) -> None:
+        if isinstance(waiter, _base._AllCompletedWaiter) and (
+            not waiter.stop_on_exception or waiter.num_pending_calls == 1
+        ):
+            self._check()
+        self._waiters.append(waiter)
 
 
 class ActorPool(Deferring):
@@ -355,8 +375,8 @@ class ActorPool(Deferring):
             return
         call = self.lane.label(future)
         what = "it is being restarted" if message.reason == "again" else "it will not come back"
-        why = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
-        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{why} while it ran {call}; {what}"
+        asked = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
+        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{asked} while it ran {call}; {what}"
         finish(future, None, ActorDied(f"{text}. max_task_retries= would run the call again. See {message.log_file}"))
 
     def gone(self, cause: bytes) -> None:

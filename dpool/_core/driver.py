@@ -174,8 +174,10 @@ class NativeRuntime:
         """Threads that wait on `_settled`, …"""
         self._turn = 0
         """… and how often they have been woken."""
-        self._blocked = 0
-        """Threads of this worker's task that wait."""
+        self._waiting: set[object] = set()
+        """What threads of this worker's task wait for: one object for each wait."""
+        self._lends = False
+        """The CPUs of its lease are lent, as far as the node has been told."""
         self._output_asked = itertools.count(1)
         self._output_told = 0
         """The last of these numbers that the node has answered."""
@@ -710,10 +712,6 @@ class NativeRuntime:
                 self._turn += 1
                 self._settled.notify_all()
 
-    def lend(self, change: int) -> None:
-        """In a worker: a thread of the task sleeps (+1) or goes on (-1)."""
-        self._block(change)
-
     def poke_reader(self) -> None:
         """Something has changed that the thread with the reading role, or one that watches it, may be waiting for."""
         self.settled()
@@ -876,7 +874,7 @@ class NativeRuntime:
                 self._watchers -= 1
 
     def _read_until(self, done: Callable[[], bool], until: float | None) -> None:
-        blocked = False
+        wait = None
         try:
             self._take_duty()
             begun = 0.0
@@ -893,9 +891,9 @@ class NativeRuntime:
                     left = min(left, until - monotonic())
                     if left <= 0:
                         return
-                if not blocked and here.holds_cpus:
-                    blocked = True
-                    self._block(+1)
+                if wait is None and here.holds_cpus:
+                    wait = object()
+                    self.lend(wait, True)
                 if not self._read_events(left) and not done():
                     self._long = True
             if begun:
@@ -903,8 +901,12 @@ class NativeRuntime:
                 if waited < SHORT_S:
                     self._choice.note(waited)
         finally:
-            if blocked:
-                self._block(-1)
+            if wait is not None:
+                try:
+                    self.lend(wait, False)
+                except BaseException:  # a signal handler raised
+                    self.lend(wait, False)
+                    raise
             if self._long:
                 self._long = False
                 try:
@@ -913,23 +915,38 @@ class NativeRuntime:
                     self.wake()
                     raise
 
-    def _block(self, change: int) -> None:
-        """In a worker: this thread of the task waits, or goes on; the CPUs of its lease are lent meanwhile."""
+    def lend(self, wait: object, begins: bool) -> None:
+        """In a worker: a thread of the task begins to wait, or goes on; the CPUs of its lease are lent meanwhile.
+
+        What a signal handler cuts short is put right when the end of the wait is said (again).
+        """
         with self._send_lock:
-            before, self._blocked = self._blocked, self._blocked + change
-            if bool(before) != bool(self._blocked):
-                self.tell(Blocked(bool(self._blocked)))
+            if begins:
+                self._waiting.add(wait)
+                if not self._lends:
+                    self._lends = True  # first: the node takes an end that it knows no beginning of, not two beginnings
+                    self.tell(Blocked(True))
+                return
+            self._waiting.discard(wait)
+            if self._lends and not self._waiting:
+                self.tell(Blocked(False))
+                self._lends = False
 
     @contextmanager
     def blocking(self) -> Iterator[None]:
         """The task of this worker waits, for something else than a future: others may have its CPUs meanwhile."""
         with self._start_lock:
             self.start()
-        self._block(+1)
+        wait = object()
         try:
+            self.lend(wait, True)
             yield
         finally:
-            self._block(-1)
+            try:
+                self.lend(wait, False)
+            except BaseException:  # a signal handler raised
+                self.lend(wait, False)
+                raise
 
     def _worth_polling(self) -> bool:
         return self.may_poll(0)

@@ -150,16 +150,19 @@ class Future(_base.Future[_T]):
     def _lend(self, extra: _Extra) -> None:
         """In a worker: somebody sleeps until this is done, so let others have the CPUs."""
         assert self._route is not None
-        self._route.lend(+1)
         with _mutex:
-            done = self._state in DONE
-            extra.lends = not done
-        if done:
-            self._route.lend(-1)
+            extra.lends = self._state not in DONE
+        try:
+            if extra.lends:
+                self._route.lend(extra, True)
+        finally:
+            if self._state in DONE:  # whoever ended it may have been faster
+                self._route.lend(extra, False)
 
     def _get_waiters(self) -> list[Any]:
         with _mutex:
-            return self._more().waiters
+            waiters = self._more().waiters
+        return waiters if self._route is None else self._route.waiters(self, waiters)
 
     def _get_callbacks(self) -> list[Callable[[Any], object]]:
         with _mutex:
@@ -190,6 +193,9 @@ class Future(_base.Future[_T]):
         """Whether the task has begun and not ended; one that only waits in a worker's socket has not begun."""
         if self._state != RUNNING:
             return False
+        extra = self._extra
+        if extra is not None and extra.whole is not None:
+            return bool(extra.whole.running())
         return self._route is None or self._route.started(self)
 
     def done(self) -> bool:
@@ -295,12 +301,16 @@ class Future(_base.Future[_T]):
         """Cancel the task unless it has begun; with `force=True` also then: its worker is killed.
 
         True if the future is cancelled; False in a forked child, whose future it is not. Other tasks are not
-        affected by `force`: the worker is replaced.
+        affected by `force`: the worker is replaced. Of a task with several results all are cancelled.
         """
         if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
             return True
         if self._state in DONE:
             return False
+        if self._extra is not None and self._extra.whole is not None:
+            if self._extra.whole.cancel(force):
+                self._settle(CANCELLED_AND_NOTIFIED)  # which its callback does to the others, perhaps a moment later
+            return self.cancelled()
         if self._route is not None and _mutex._is_owned():  # type: ignore[attr-defined]
             # garbage is being collected in the middle of something of ours: no lock may be taken here
             self._route.later(partial(self.cancel, force))
@@ -375,7 +385,7 @@ class Future(_base.Future[_T]):
             return True
         if extra is not None and extra.lends:
             extra.lends = False
-            route.lend(-1)
+            route.lend(extra, False)
         route.ended(self, elsewhere)
         return True
 

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 
 MANY = 10_000
 """Objects named in one message."""
+LINGER_S = 1.0
+"""How long copies stay that a frame of tasks needed and nobody holds any more."""
+MOST_LINGERING = 100
+"""Frames for which they do."""
 LOST = 0
 """What becomes of a future whose home is gone; see node_store.py."""
 
@@ -121,6 +125,10 @@ class Objects:
         """Of ours: which machines hold it."""
         self._kept: dict[bytes, Counter[bytes]] = {}
         """Machine → what results carry that it has not taken yet, and how often it is held here for that."""
+        self._for_copies: set[int] = set()
+        """Tokens of frames that needed copies of other machines' objects."""
+        self._lingering: deque[int] = deque()
+        """Of these, the ones whose frames are done with, the oldest first."""
         self._watching: set[bytes] = set()
         self._watched: dict[bytes, set[bytes]] = {}
 
@@ -354,6 +362,8 @@ class Objects:
             return
         carried = Carried(*fields)
         token = self.new_token()
+        if any(ids.home_of(obj) != self.tag for obj in carried.wanted):
+            self._for_copies.add(token)
         if guest.process is None and not guest.actor:
             guest.tokens.append(token)
         else:
@@ -399,10 +409,10 @@ class Objects:
         blob = pickle.dumps(refs) if refs else b""
         self._gateway._say_if_up(guest.peer, pm.ResultFrame(guest.lease, end, len(blob), pipe), blob + frame)
         if end and first >= 0:
-            self._all_done(guest.tokens)
+            self._linger(guest.tokens)
         if end and guest.by_base:
             bases = [base for base in guest.by_base if (base <= first if first >= 0 else base == -first)]
-            self._all_done([guest.by_base.pop(base) for base in bases])
+            self._linger([guest.by_base.pop(base) for base in bases])
 
     def journal(self, guest: _Guest, snapshot: Snapshot) -> list[bytes]:
         """What a worker has noted and not answered: the objects that nobody has been told of."""
@@ -441,9 +451,28 @@ class Objects:
         self._all_done(list(guest.by_base.values()))
         guest.by_base.clear()
 
+    def _linger(self, tokens: list[int]) -> None:
+        """Copies that a frame needed stay for a moment: the next one may need the same."""
+        while tokens:
+            token = tokens.pop()
+            if token in self._for_copies:
+                self._for_copies.discard(token)
+                self._lingering.append(token)
+                self._gateway._at(LINGER_S, self._linger_less)
+            else:
+                self.done(token)
+        while len(self._lingering) > MOST_LINGERING:
+            self.done(self._lingering.popleft())
+
+    def _linger_less(self) -> None:
+        if self._lingering:
+            self.done(self._lingering.popleft())
+
     def _all_done(self, tokens: list[int]) -> None:
         while tokens:
-            self.done(tokens.pop())
+            token = tokens.pop()
+            self._for_copies.discard(token)
+            self.done(token)
 
     # -- frames of results, at the submitter's side
 

@@ -8,9 +8,9 @@
 
 A tunnel has two open ends, one on each machine. What is read at one end is written at the other, whole packets or
 bytes, in order; no more is under way than the window. A descriptor that the node answers with becomes a tunnel of its
-own, for a stream. `TunnelRead` says how much has been written; to a process: read, as it has said something since. So if
-the link goes down, or the process ends, the node is told to take back what its last answer gave (`SyncReturn`) if nobody
-is known to have read it.
+own, for a stream. `TunnelRead` says how much has been written; to a process: read, as it has said something since. So
+if the link goes down, or the process ends, the node is told to take back what its last answer gave (`SyncReturn`) if
+nobody is known to have read it.
 
 To the node, processes of other machines are connections of this gateway with process numbers above 2**32; `FarEnded`
 says that one has ended. What packets refer to in the object store is held here, and its home told, before they are
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import select
 import socket
 import stat
@@ -231,6 +232,8 @@ class Tunnels:
         self._far_pids: dict[bytes, set[int]] = {}
         self._count = 0
         self._registered: dict[int, int] = {}
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each thread, anywhere, that waits
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path = os.path.join(session, launch.GATEWAY_SOCKET)
         listener.bind(path)

@@ -147,6 +147,10 @@ class Route:
     def check_wait(self, future: Future[Any]) -> None:
         """RuntimeError if this thread is about to wait for a call that `blocks`."""
 
+    def waiters(self, future: Future[Any], waiters: list[Any]) -> Any:
+        """The list to which `concurrent.futures.wait` adds who waits."""
+        return waiters
+
     def wait(self, future: Future[Any], timeout: float | None) -> None:
         if self.pool.lock._is_owned():  # type: ignore[attr-defined]
             raise RuntimeError(
@@ -168,9 +172,9 @@ class Route:
     def later(self, action: Callable[[], Any]) -> None:
         self.pool.later(action)
 
-    def lend(self, change: int) -> None:
-        """A thread of this worker's task sleeps until a future is done (+1), or the future is (-1)."""
-        self.pool.runtime.lend(change)
+    def lend(self, wait: object, begins: bool) -> None:
+        """A thread of this worker's task begins to sleep until a future is done, or the future is done."""
+        self.pool.runtime.lend(wait, begins)
 
     def ended(self, future: Future[Any], elsewhere: bool) -> None:
         """A task has ended: its callbacks are due, and a thread that reads may be waiting for it."""
@@ -604,7 +608,7 @@ class Lane:
             self.pool.worker_leaves(self, slot)
         self._push()
         if not self.queue and not slot.frames and not slot.retiring:
-            self._steal(slot)
+            self._steal()
             if not slot.frames:
                 self.pool.worker_idle(self, slot)
 
@@ -708,8 +712,8 @@ class Lane:
 
     # -- taking back
 
-    def _steal(self, idle: Slot) -> None:
-        """`idle` has nothing to do: take a waiting frame back from a busy worker. Under the lock."""
+    def _steal(self) -> None:
+        """A worker has nothing to do: take a waiting frame back from a busy one. Under the lock."""
         while not self.queue:
             victim = self.dispatcher.victim()
             if victim is None:
@@ -991,7 +995,7 @@ class Lane:
         """A worker may have tasks now: give it some, or let others have it. Under the lock."""
         self._push()
         if not slot.frames:
-            self._steal(slot)
+            self._steal()
         if not slot.frames:
             self.pool.worker_idle(self, slot)
 

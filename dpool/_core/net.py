@@ -7,6 +7,7 @@
  │ router (bound) ◄───────┼── TCP + CURVE ───┼─────────── dealer to A │
  └────────────────────────┘                  └────────────────────────┘
  a client that nobody can connect to has a dealer only, and is answered through the router
+ what is large and needs no order goes beside these, over dealers of its own (`send_beside`), made at first need
 ```
 
 Who knows the cluster's secret gets in; all others are turned away by the handshake, before a byte of theirs is read
@@ -58,6 +59,8 @@ PINGS = 8
 CONNECT_MS = 2_000
 CONNECT_AGAIN_MS, CONNECT_AGAIN_MOST_MS = 100, 2_000
 LINGER_MS = 500
+STREAMS = 2
+"""Connections to each peer for what is large; and as many threads that encrypt."""
 LEFT = "it has left"
 """Why a link is down whose other side said good-bye."""
 
@@ -65,8 +68,9 @@ _ACCEPTED, _PROVED, _GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_HANDSHAKE_SUCCEEDED, z
 
 _ROUTE_NUMBER = 8
 
-GREETING, REFUSAL, MESSAGE, LONG, GOODBYE, PING = b"G", b"R", b"M", b"L", b"B", b"P"
-"""What a message is; LONG, with their number behind it: one whose payload comes in several parts."""
+GREETING, REFUSAL, MESSAGE, LONG, GOODBYE, PING, BESIDE = b"G", b"R", b"M", b"L", b"B", b"P", b"S"
+"""What a message is; LONG, with their number behind it: one whose payload comes in several parts; BESIDE:
+the connection it comes over belongs to the link with the gateway of this name."""
 
 
 class Greeting(NamedTuple):
@@ -111,7 +115,10 @@ class NoLink(ConnectionError):
 class _Link:
     """One peer. `dealer`: our connection to it; None: it is a client, which is answered through the router."""
 
-    __slots__ = ("address", "dealer", "fd", "greeting", "last_event", "monitor", "name", "outbox", "route", "up")
+    __slots__ = (
+        "address", "beside", "dealer", "fd", "greeting", "last_event", "monitor", "name", "outbox", "route", "streams",
+        "turn", "up",
+    )  # fmt: skip
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -123,6 +130,11 @@ class _Link:
         self.fd = -1
         self.monitor: zmq.Socket[bytes] | None = None
         self.outbox: deque[list[Any]] = deque()
+        self.streams: list[zmq.Socket[bytes]] = []
+        """Our dealers to it for what is large."""
+        self.turn = 0
+        self.beside: list[bytes] = []
+        """The routing ids of its own for that."""
         self.up = False
         self.last_event = ""
 
@@ -140,7 +152,7 @@ class Net:
         self.greeting = greeting
         self._key = key
         self._silence_ms = max(PINGS, round(silence_s * 1000))
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(STREAMS)
         self._zap: zmq.Socket[bytes] | None = None
         self._router: zmq.Socket[bytes] | None = None
         self._door: Door | None = None
@@ -201,7 +213,7 @@ class Net:
         if link is not None:
             self._lost(link, link.last_event or "nobody answered")
 
-    def _call(self, link: _Link) -> None:
+    def _dealer(self) -> zmq.Socket[bytes]:
         dealer = self._socket(zmq.DEALER)
         dealer.routing_id = _route(self.greeting.name)
         dealer.curve_secretkey = self._key.secret
@@ -209,7 +221,10 @@ class Net:
         dealer.curve_serverkey = self._key.public
         dealer.reconnect_ivl, dealer.reconnect_ivl_max = CONNECT_AGAIN_MS, CONNECT_AGAIN_MOST_MS
         dealer.connect_timeout = CONNECT_MS
-        link.dealer = dealer
+        return dealer
+
+    def _call(self, link: _Link) -> None:
+        dealer = link.dealer = self._dealer()
         link.monitor = dealer.get_monitor_socket(
             zmq.EVENT_CONNECT_RETRIED
             | zmq.EVENT_DISCONNECTED
@@ -283,6 +298,29 @@ class Net:
         view = memoryview(payload)
         pieces = [view[at : at + MAX_MESSAGE_BYTES] for at in range(0, len(view), MAX_MESSAGE_BYTES)]
         self._push(link, [LONG + len(pieces).to_bytes(4, "little"), *pieces, *buffers])
+
+    def send_beside(self, name: bytes, payload: bytes, buffers: Sequence[Any] = ()) -> None:
+        """Send one message that may overtake others, be overtaken, or be lost if its connection breaks; it does not
+        keep those that `send` sends waiting.
+
+        Raises:
+            NoLink: the link is not up; nothing was sent.
+        """
+        link = self._links.get(name)
+        if link is None or not link.up or link.dealer is None:
+            self.send(name, payload, buffers)
+            return
+        if len(link.streams) < STREAMS:
+            stream = self._dealer()
+            stream.connect(f"tcp://{link.address}")
+            stream.send_multipart([BESIDE, self.greeting.name], zmq.NOBLOCK)
+            link.streams.append(stream)
+        link.turn += 1
+        stream = link.streams[link.turn % len(link.streams)]
+        try:
+            stream.send_multipart([MESSAGE, payload, *buffers], zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError:  # too much waits there
+            self.send(name, payload, buffers)
 
     def _push(self, link: _Link, parts: list[Any]) -> None:
         if link.outbox:
@@ -365,10 +403,19 @@ class Net:
             if kind.bytes == GREETING:
                 if link is None:  # else its connection broke and was made again before it heard from us
                     self._was_called(route.bytes, rest)
+            elif kind.bytes == BESIDE and rest:
+                self._joined(route.bytes, rest[0].bytes)
             elif link is None:  # it does not know yet that the link is down
                 self._refuse(route.bytes, "the link was given up on the other side")
             else:
                 self._heard(link, kind.bytes, rest)
+
+    def _joined(self, route: bytes, name: bytes) -> None:
+        """A connection is the peer's for what is large."""
+        link = self._links.get(name)
+        if link is not None and self._routes.get(route) is None:
+            self._routes[route] = link
+            link.beside.append(route)
 
     def _read_dealer(self, link: _Link) -> None:
         while link.dealer is not None and (frames := _frames(link.dealer)) is not None:
@@ -477,7 +524,8 @@ class Net:
             del self._links[link.name]
         if self._calling.get(link.address) is link:
             del self._calling[link.address]
-        self._routes.pop(link.route, None)
+        for route in (link.route, *link.beside):
+            self._routes.pop(route, None)
         self._ready.append(Down(link.name, link.address, reason))
         self._close(link)
 
@@ -492,6 +540,9 @@ class Net:
             dealer.disable_monitor()
             monitor.close(0)
             dealer.close()
+        for stream in link.streams:
+            stream.close(0)
+        link.streams.clear()
 
     def close(self) -> None:
         """Say good-bye and end every link. What was sent is given half a second to leave."""

@@ -361,9 +361,14 @@ class Node:
             self._end()
 
     def _driven(self, leaving: Client | None = None) -> bool:
-        """Whether there are other drivers; the gateway of a machine that is only a client is none."""
-        gateway = self._abroad.gateway if self._abroad is not None and self.config.client else None
-        return any(one.driver for one in self._clients.values() if one is not leaving and one is not gateway)
+        """Whether there are other drivers; the gateway of a machine that is only a client is none. A node whose gateway
+        leaves ends with that, whoever is left.
+        """
+        gateway = self._abroad.gateway if self._abroad is not None else None
+        if gateway is not None and (leaving is gateway or gateway.number not in self._clients):
+            return False
+        passive = gateway if self.config.client else None
+        return any(one.driver for one in self._clients.values() if one is not leaving and one is not passive)
 
     def _alone(self) -> None:
         """A client's node for which no program has come."""

@@ -214,9 +214,8 @@ class NodeActors:
 
     def client_left(self, client: Client, was_driver: bool) -> None:
         """Its links are gone; so are a program's actors."""
-        for number, pool in [key for key in self._numbers if key[0] == client.number]:
+        for pool in [pool for number, pool in self._numbers if number == client.number]:
             self.disconnect(client, pool)
-            del number
         self.foreign.client_left(client)
         if was_driver:
             self._do(a.OwnerLeft(client.number, _cause("the program that made it has ended")))
@@ -318,7 +317,7 @@ class NodeActors:
             return
         actor = self._actors[name]
         if actor.home is not None:
-            self._last_word(name, actor)
+            self._last_word(name)
         if actor.home is None:  # it never got as far: count it as one that died while it started
             self._do(a.Granted(name, proc.worker))
         self._close_home(actor)
@@ -364,10 +363,9 @@ class NodeActors:
         data = failure[1][0] if type(failure[1]) is tuple else failure[1]
         self._do(a.Failed(name, pickle.dumps(("its constructor raised", data))))
 
-    def _last_word(self, name: bytes, actor: _Actor) -> None:
+    def _last_word(self, name: bytes) -> None:
         """That it ended by itself may not have been read yet."""
-        known = self.machine.actors[name]
-        if known.state == a.ALIVE:
+        if self.machine.actors[name].state == a.ALIVE:
             self._answered(name, 0)
 
     def _say(self, actor: _Actor, frame: tuple[Any, ...], fds: tuple[int, ...] = ()) -> None:
@@ -521,7 +519,17 @@ class NodeActors:
             self._node.store().let_go_all(actor.holder)
 
     def _lease(self, order: a.Lease) -> None:
-        actor = self._actors[order.actor]
+        if order.after_s:
+            self._log("actor.pauses", actor=order.actor.hex(), seconds=order.after_s)
+            self._node._at(monotonic() + order.after_s, partial(self._lease_now, order.actor))
+        else:
+            self._lease_now(order.actor)
+
+    def _lease_now(self, name: bytes) -> None:
+        known = self.machine.actors.get(name)
+        if known is None or known.state != a.WAITING:  # it was given up meanwhile
+            return
+        actor = self._actors[name]
         shape = actor.message.shape
         if not shape and self._node._abroad is not None and self._crowded():
             shape = ((SPREAD, UNIT),)
@@ -536,7 +544,8 @@ class NodeActors:
         actor = self._actors[order.actor]
         self._node._closing_abroad(actor.pool, True)
         self._node.ask_for(s.ClosePool(actor.pool, True))
-        if self._detached.pop(order.actor, False) is None:
+        if order.actor in self._detached:
+            del self._detached[order.actor]
             self._tell_stays()
         if actor.unheld and actor.message.detached:
             self._node._soon.append(partial(self._forget_unheld, order.actor))
@@ -551,6 +560,9 @@ class NodeActors:
         actor = self._actors[order.actor]
         client, pool, _ = self._callers[order.caller]
         assert actor.proc is not None
+        if isinstance(actor.proc, FarProcess) and self._node._abroad.gateway is client:
+            self._node.tell_gateway(m.RemoteVisitor(pool, actor.proc.worker, order.caller))
+            return
         try:
             ours, theirs, page, copy = _link_fds()
         except OSError as error:

@@ -274,11 +274,23 @@ class NodeStore:
         segment = self._segments[where.segment]
         if not segment.is_huge(where):  # for all who read it, and those who write there afterwards
             self._huge_thread.submit(partial(_make_huge, segment, where))
+        self._record(message.obj, message.size)
         self._made(side, message.obj, message.holder, message.contains)
 
     def _seal_file(self, side: Side, message: m.StoreSealFile) -> None:
         self._do(e.SealFile(side.number, message.obj, message.size, message.path, message.crc, side.pid, monotonic()))
+        self._record(message.obj, message.size)
         self._made(side, message.obj, message.holder, message.contains)
+
+    def _record(self, obj: bytes, size: int | None) -> None:
+        """Where others could ask for it: an object is in our store, or (None) is so no longer."""
+        records, lending = self._node._records, self._across()
+        if records is None or lending is None:
+            return
+        if size is None:
+            records.object_gone(obj, not lending.foreign(obj))
+        else:
+            records.object_here(obj, size, not lending.foreign(obj))
 
     def _made(self, side: Side, obj: bytes, holder: int, contains: list[bytes]) -> None:
         if not self._node.lives(holder):
@@ -541,6 +553,7 @@ class NodeStore:
                 for where in self.store.places(order.obj):  # whoever reads it without holding it must notice
                     self._mark(memory.LEAVING, where)
                 self._do(e.Free(order.obj))
+                self._record(order.obj, None)
         if freed and not len(self.references):
             self._node.store_idle()
 

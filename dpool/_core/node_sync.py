@@ -124,6 +124,8 @@ class Memory:
         size = max(LEAST, 1 << max(0, length - 1).bit_length())
         if size > SEGMENT // 4:
             size = -(-max(1, length) // mmap.PAGESIZE) * mmap.PAGESIZE
+            if size == SEGMENT:  # by their size all know the segments that are cut into pieces
+                size += mmap.PAGESIZE
             self._taken[obj] = self._make(size), 0, length
             return
         free = self._free.get(size)

@@ -143,6 +143,18 @@ class Recorder:
             return
         self._writer.post(w.CommitLineage(order.batch, job, records))
 
+    # -- objects
+
+    def object_here(self, obj: bytes, size: int, at_home: bool) -> None:
+        """There is a copy in our store; in a cluster, where others ask for it."""
+        node = self._node.node_id
+        self._writer.post(w.PutObject(obj, node, size, "sealed", node) if at_home else w.PutCopy(obj, node))
+
+    def object_gone(self, obj: bytes, at_home: bool) -> None:
+        """Nobody here holds it any more; at home: nobody at all."""
+        node = self._node.node_id
+        self._writer.post(w.RemoveObject(obj, node) if at_home else w.RemoveCopy(obj, node))
+
     # -- actors
 
     def actor(self, row: w.ActorRow) -> None:

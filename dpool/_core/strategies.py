@@ -48,7 +48,7 @@ def check(strategy: Any) -> Any:
     if strategy == "SPREAD":
         return strategy
     if isinstance(strategy, NodeAffinity):
-        if not isinstance(strategy.node, str) or len(strategy.node) != 32:
+        if len(str(strategy.node)) != 32:
             raise ValueError(f"NodeAffinity takes a NodeID of dpool.nodes(), not {strategy.node!r}")
         return NodeAffinity(strategy.node, bool(strategy.soft))
     meaning = getattr(strategy, "_dpool_strategy", None)

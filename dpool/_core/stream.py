@@ -41,14 +41,17 @@ AGAIN_S = 0.01
 class Flow:
     """Items that have come and have not been taken, and the pipe to their generator."""
 
-    __slots__ = ("__weakref__", "_fd", "_lock", "_owed", "_unlimited", "closed", "items", "taken", "watchers")
+    __slots__ = (
+        "__weakref__", "_fd", "_lifting", "_lock", "_owed", "_unlimited", "closed", "items", "taken", "watchers",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._fd = -1
         self._owed = 0
         """Items that were taken, which the generator does not know yet."""
-        self._unlimited = False
+        self._unlimited = self._lifting = False
+        """The window is lifted; and the generator does not know yet."""
         self.items: dict[int, Future[Any]] = {}
         self.taken = 0
         self.closed = False
@@ -62,9 +65,8 @@ class Flow:
             self._drop()
             self._fd = fd
             self._owed = self.taken
-            if self._unlimited:
-                self._write(NO_LIMIT)
-            elif self.closed:
+            self._lifting = self._unlimited
+            if self.closed and not self._unlimited:
                 self.close()
             else:
                 self.tell()
@@ -89,11 +91,13 @@ class Flow:
             return item
 
     def tell(self) -> bool:
-        """Say how many were taken; False if the pipe is full: the generator has enough to read for now."""
+        """Say what the generator does not know; False if the pipe is full: it has enough to read for now."""
         with self._lock:
-            if self._owed and self._fd >= 0 and self._write(self._owed):
+            if self._lifting and self._write(NO_LIMIT):
+                self._lifting = False
+            if self._owed and self._write(self._owed):
                 self._owed = 0
-            return not self._owed or self._fd < 0
+            return not (self._owed or self._lifting) or self._fd < 0
 
     def tell_all(self, runtime: Any) -> None:
         """The same, now or soon: somebody waits for what the generator yields when it has heard."""
@@ -104,8 +108,8 @@ class Flow:
         """The generator runs on to its end, whether or not anybody takes its items."""
         with self._lock:
             if not self._unlimited:
-                self._unlimited = True
-                self._write(NO_LIMIT)
+                self._unlimited = self._lifting = True
+                self.tell()
 
     def abandon(self) -> bool:
         """Nobody will take any more; False if the generator goes on nevertheless, as its end is waited for."""
@@ -120,7 +124,7 @@ class Flow:
     def close(self) -> None:
         """Nothing more is wanted: the generator is closed where it has yielded."""
         with self._lock:
-            self.closed, self._unlimited = True, False
+            self.closed, self._unlimited, self._lifting = True, False, False
             self.items.clear()
             self._write(CLOSE)
             self._drop()
@@ -245,6 +249,9 @@ class Stream:
         without taking the items, so from now on the generator does not wait for that, and runs on without the stream.
         """
         self._flow.unlimit()
+        route = self._whole._route
+        if route is not None:
+            self._flow.tell_all(route.pool.runtime)
         return self._whole
 
     def close(self) -> None:

@@ -631,7 +631,7 @@ def link_to(session: str) -> Link:
 
 def _far_link(session: str) -> Link | None:
     """The link to another machine of this one's cluster; None if it is no such machine's session."""
-    through = _own_session()
+    through = own_session()
     if not through or through == session or not os.path.exists(os.path.join(through, launch.GATEWAY_SOCKET)):
         return None
     from dpool._core import sync_far
@@ -639,7 +639,7 @@ def _far_link(session: str) -> Link | None:
     return sync_far.link(through, session)
 
 
-def _own_session() -> str:
+def own_session() -> str:
     """The session of the node whose process this is; empty if there is none."""
     if here.worker is not None:
         return here.worker.session

@@ -25,7 +25,7 @@ from dpool._core.config import PROTOCOL
 from dpool._core.context import here
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import FAR_RANGE
-from dpool._core.sync_client import ANSWER_S, Core, Link, LinkLost, _own_session
+from dpool._core.sync_client import ANSWER_S, Core, Link, LinkLost, own_session
 from dpool._core.sync_locks import _Flag
 from dpool._core.sync_mutex import Mutex
 
@@ -128,7 +128,7 @@ class FarLink(Link):
 
     def store(self) -> StoreClient:
         """Of this machine's node: what other machines' objects are held here is counted there."""
-        if here.worker is not None or _own_session() == self.through:
+        if here.worker is not None or own_session() == self.through:
             return storage.client()
         with self._lock:  # a child that a driver has forked
             if self._store is None:

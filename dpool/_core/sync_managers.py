@@ -14,7 +14,7 @@ from multiprocessing import managers
 from typing import Any
 
 from dpool._core import launch
-from dpool._core.sync_client import _own_session
+from dpool._core.sync_client import own_session
 
 _listener_client: dict[str, Any] = managers.listener_client  # type: ignore[attr-defined]
 _sessions: dict[str, str] = {}
@@ -28,7 +28,7 @@ class Way(str):
     session: str
 
     def __reduce__(self) -> Any:
-        return way, (self.session or _own_session(),)
+        return way, (self.session or own_session(),)
 
 
 def way(session: str) -> Way:
@@ -65,7 +65,7 @@ def _connect(session: str, address: Any, authkey: bytes | None = None) -> Any:
 def _far_stream(session: str, address: str) -> int | None:
     """A connection through the gateways; None if it is not for them."""
     session = session or _sessions.get(address, "")
-    through = _own_session()
+    through = own_session()
     if session in ("", through) or not through or not os.path.exists(os.path.join(through, launch.GATEWAY_SOCKET)):
         return None
     from dpool._core import sync_far

@@ -67,21 +67,10 @@ class Items(Core):
         if not self.maxsize and not self.link.far:  # from far away it could come after what was said elsewhere
             self.tell(k.PUT, 0, data, refs)
             return True
-        connection = self._take()
-        try:
-            request = connection.begin(self.obj, k.PUT, k.BLOCK if block else 0, data, refs)
-            status = connection.finish(request, _until(timeout)).status
-        except LinkLost as error:
-            raise self._lost(connection, error) from error
-        except BaseException:
-            connection.abandon()
-            raise
-        connection.given = False
-        self.link.idle += (connection,)
+        until, mode = _until(timeout), k.BLOCK if block else 0
+        reply = self._question(lambda one: one.finish(one.begin(self.obj, k.PUT, mode, data, refs), until))
         del keep  # by now the queue holds it
-        if status == k.GONE:
-            raise object_gone(self.what)
-        return status == k.OK
+        return reply.status == k.OK
 
     def _dump(self, value: Any) -> tuple[bytes, list[Any]]:
         """An item's bytes, and Handles of what it refers to."""

@@ -198,7 +198,7 @@ class Worker:
                 self._show = bool(flags & SHOW)
                 here.careful = bool(flags & CAREFUL)
                 self._run_frame(base, numbers, calls)
-            _flush_streams()
+            flush_streams()
             if flags & EXIT:
                 return
 
@@ -261,7 +261,7 @@ class Worker:
             here.interrupts = self._interrupts
             self._interrupts.begin()
             self._run_frame(base, numbers, calls)
-            _flush_streams()
+            flush_streams()
 
     def interrupted(self, signum: int, frame: Any) -> None:
         """SIGINT has come while a frame of ours was run."""
@@ -563,11 +563,11 @@ def _wait_writable(sock: socket.socket) -> None:
 
 def _leave_child() -> None:
     """End a process that a task forked and that came out of the task as its parent did."""
-    _flush_streams()
+    flush_streams()
     os._exit(0)
 
 
-def _flush_streams() -> None:
+def flush_streams() -> None:
     """What a task printed leaves the process no later than its result... or as soon after as makes no difference."""
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -56,9 +56,8 @@ class Window:
         self._bytes += size
 
     def full(self) -> bool:
-        return not self.closed and (
-            0 <= self._most <= len(self._sizes) or (self._sizes and 0 <= self._most_bytes <= self._bytes)  # type: ignore[return-value]
-        )
+        ahead = len(self._sizes)
+        return not self.closed and ahead > 0 and (0 <= self._most <= ahead or 0 <= self._most_bytes <= self._bytes)
 
     def hear(self) -> None:
         """Read what the other side has said."""

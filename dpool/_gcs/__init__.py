@@ -7,7 +7,8 @@
 ```
 
 - `tables`: rows, writes and the `Store` protocol; `keys`: every Redis key, spelled once.
-- `lineage`: how a batch of task records is packed; `ledger`: what must be in the store and what is not there yet.
+- `lineage`: how a batch of task records is packed; `ledger`: what must be in the store and what is not there yet;
+  `operations`: what it is told.
 - `memory`, `redis_store`: the two stores; `server`: the embedded server; `writer`: the thread that ties them together.
 
 `resp` speaks to the embedded server; only `redis_link`, for a server with a URL, imports redis.

@@ -42,6 +42,11 @@ def session_prefix(session: str) -> str:
     return f"{PREFIX}{session}:"
 
 
+def _spread(session: str, table: str, tag: str) -> str:
+    """A key of a table that has one for each id."""
+    return f"{PREFIX}{session}:{table}:{{{tag}}}"
+
+
 def nodes(session: str) -> str:
     """Hash: the nodes' rows, registration tokens and the epoch counter."""
     return f"{PREFIX}{session}:nodes"
@@ -59,49 +64,49 @@ def jobs(session: str) -> str:
 
 def job_functions(session: str, job_id: JobID) -> str:
     """Set: the functions that the job uses."""
-    return f"{PREFIX}{session}:job_functions:{{{job_id.hex()}}}"
+    return _spread(session, "job_functions", job_id.hex())
 
 
 def job_objects(session: str, job_id: JobID) -> str:
     """Set: the job's objects."""
-    return f"{PREFIX}{session}:job_objects:{{{job_id.hex()}}}"
+    return _spread(session, "job_objects", job_id.hex())
 
 
 def function(session: str, function_id: FunctionID) -> str:
     """Hash: a pickled function and the jobs that use it."""
-    return f"{PREFIX}{session}:function:{{{function_id.hex()}}}"
+    return _spread(session, "function", function_id.hex())
 
 
 def object_(session: str, object_id: ObjectID) -> str:
     """Hash: an object's size, state, job and copies."""
-    return f"{PREFIX}{session}:object:{{{object_id.hex()}}}"
+    return _spread(session, "object", object_id.hex())
 
 
 def job_actors(session: str, job_id: JobID) -> str:
     """Set: the actors that end with the job."""
-    return f"{PREFIX}{session}:job_actors:{{{job_id.hex()}}}"
+    return _spread(session, "job_actors", job_id.hex())
 
 
 def node_actors(session: str, node_id: NodeID) -> str:
     """Set: the actors that the node has."""
-    return f"{PREFIX}{session}:node_actors:{{{node_id.hex()}}}"
+    return _spread(session, "node_actors", node_id.hex())
 
 
 def actor(session: str, actor_id: ObjectID) -> str:
     """Hash: how an actor is made, and how it is."""
-    return f"{PREFIX}{session}:actor:{{{actor_id.hex()}}}"
+    return _spread(session, "actor", actor_id.hex())
 
 
 def actor_name(session: str, name: str) -> str:
     """Hash: which actor has the name, and on which node."""
-    return f"{PREFIX}{session}:actor_name:{{{name.encode(errors='surrogatepass').hex()}}}"
+    return _spread(session, "actor_name", name.encode(errors="surrogatepass").hex())
 
 
 def lineage(session: str, job_id: JobID, shard: int) -> str:
     """Hash: the batches of the job's lineage whose number is `shard` modulo LINEAGE_SHARDS."""
-    return f"{PREFIX}{session}:lineage:{{{job_id.hex()}.{shard}}}"
+    return _spread(session, "lineage", f"{job_id.hex()}.{shard}")
 
 
 def events(session: str, node_id: NodeID) -> str:
     """Stream: the node's newest events."""
-    return f"{PREFIX}{session}:events:{{{node_id.hex()}}}"
+    return _spread(session, "events", node_id.hex())

@@ -23,9 +23,10 @@ Detached actors outlive the job that made them: they stand under DETACHED, a job
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any
 
 from dpool._gcs.lineage import dropped_bits, pack
+from dpool._gcs.operations import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, RecordActor
 from dpool._gcs.tables import (
     AddEvent,
     Beat,
@@ -34,6 +35,7 @@ from dpool._gcs.tables import (
     MarkDropped,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -41,6 +43,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
 )
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from dpool._core.ids import JobID, NodeID, ObjectID, TaskID
+    from dpool._gcs.operations import Op
     from dpool._gcs.tables import ActorRow, Write
 
 COMPACT_FROM = 16
@@ -56,70 +60,6 @@ REMEMBERED_ENDED_JOBS = 1000
 DETACHED = b""
 LEAVING = "leaving"
 DEAD = "dead"
-
-
-class CommitLineage(NamedTuple):
-    """Remember these tasks: `records` are (task id, record). Answered by Committed or Lost with the same number."""
-
-    batch_no: int
-    job_id: JobID
-    records: Iterable[tuple[TaskID, bytes]]
-
-
-class DropTasks(NamedTuple):
-    """The lineage of these tasks is not needed any more. Unknown ids are ignored."""
-
-    task_ids: Iterable[TaskID]
-
-
-class Heartbeat(NamedTuple):
-    """The node's load; only the latest one is written."""
-
-    load: bytes
-
-
-class Event(NamedTuple):
-    """A line of history. `at_s` is wall-clock time; `name` is like "task.failed"; `detail` is "key=value …"."""
-
-    at_s: float
-    name: str
-    detail: str = ""
-
-
-class RecordActor(NamedTuple):
-    """The actor as it now is. It has its name until it leaves or is dead; `node_id` and `epoch` are this node's."""
-
-    row: ActorRow
-
-
-class ForgetActor(NamedTuple):
-    """Nobody can ask for it any more. Unknown ids are ignored."""
-
-    actor_id: ObjectID
-
-
-class ForgetJob(NamedTuple):
-    """Another node's job has ended, and that node says so to the store."""
-
-    job_id: JobID
-
-
-Op = (
-    CommitLineage
-    | DropTasks
-    | PutJob
-    | EndJob
-    | PutFunction
-    | PutObject
-    | RemoveObject
-    | RecordActor
-    | ForgetActor
-    | ForgetJob
-    | Heartbeat
-    | Event
-)
-OPS = frozenset(get_args(Op))
-"""The same, to look a type up."""
 
 
 class _Batch:
@@ -171,6 +111,7 @@ class Ledger:
         self._task_batch: dict[TaskID, _Batch] = {}
         self._actor_jobs: dict[ObjectID, JobID] = {}
         self._names: dict[bytes, ObjectID] = {}
+        self._copies: set[ObjectID] = set()
         self._load: bytes | None = None
         self._events: deque[AddEvent] = deque()
         self._event_id = (0, 0)
@@ -188,6 +129,8 @@ class Ledger:
             PutFunction: self._put_function,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            PutCopy: self._put_copy,
+            RemoveCopy: self._remove_copy,
             RecordActor: self._record_actor,
             ForgetActor: self._forget_actor,
             ForgetJob: self._forget_job,
@@ -261,6 +204,15 @@ class Ledger:
         job = self._job(op.job_id)
         if job is not None and job.objects.pop(op.object_id, None) is not None:
             self._removed(("object", op.job_id, op.object_id))
+
+    def _put_copy(self, op: PutCopy) -> None:
+        self._copies.add(op.object_id)
+        self._changed(("copy", b"", op.object_id))
+
+    def _remove_copy(self, op: RemoveCopy) -> None:
+        if op.object_id in self._copies:
+            self._copies.discard(op.object_id)
+            self._removed(("copy", b"", op.object_id))
 
     def _record_actor(self, op: RecordActor) -> None:
         row = op.row._replace(node_id=self.node_id)
@@ -411,6 +363,9 @@ class Ledger:
             return Beat(self.node_id, self._load or b"")
         if kind == "end":
             return EndJob(job_id)
+        if kind == "copy":
+            assert isinstance(name, bytes)
+            return (PutCopy if name in self._copies else RemoveCopy)(name, self.node_id)
         job = self._jobs[job_id]  # rows of an ended job are not dirty
         if kind == "job":
             return PutJob(job.row or JobRow(job_id, self.node_id))
@@ -467,7 +422,7 @@ class Ledger:
         for key in self._in_flight:
             if self._live(key):
                 self._dirty[key] = None
-            elif key[0] == "end" or key[1] in self._jobs:  # the end of a job is the end of its rows
+            elif key[0] in ("end", "copy") or key[1] in self._jobs:  # the end of a job is the end of its rows
                 self._gone[key] = None
         self._in_flight.clear()
         self._events_in_flight = 0
@@ -478,6 +433,8 @@ class Ledger:
         kind, job_id, name = key
         if kind == "load":
             return True
+        if kind == "copy":
+            return name in self._copies
         job = self._jobs.get(job_id)
         if job is None or kind == "end":
             return False
@@ -494,6 +451,8 @@ class Ledger:
         """The store may have lost anything: every live row is dirty again."""
         if self._load is not None:
             self._changed(("load", b"", 0))
+        for object_id in self._copies:
+            self._changed(("copy", b"", object_id))
         for job_id, job in self._jobs.items():
             if job.row is not None:
                 self._changed(("job", job_id, 0))

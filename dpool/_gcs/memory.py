@@ -24,6 +24,7 @@ from dpool._gcs.tables import (
     ObjectRow,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -31,6 +32,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
 )
 from dpool.errors import ControlStoreError
@@ -62,6 +64,7 @@ class _Tables:
         self.actors: dict[ObjectID, ActorRow] = {}
         self.names: dict[str, tuple[ObjectID, NodeID]] = {}
         self.gone: dict[NodeID, GoneRow] = {}
+        self.copies: dict[ObjectID, set[NodeID]] = {}
         self.events: dict[NodeID, list[EventRow]] = {}
 
 
@@ -121,6 +124,8 @@ class MemoryStore:
             RemoveBatch: self._remove_batch,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            PutCopy: self._put_copy,
+            RemoveCopy: self._remove_copy,
             PutActor: self._put_actor,
             RemoveActor: self._remove_actor,
             PutName: self._put_name,
@@ -164,6 +169,7 @@ class MemoryStore:
                 known.pop(node_id, None)
             for job in [job for job in tables.jobs.values() if job.node_id == node_id]:
                 self._end_job(tables, EndJob(job.job_id))
+            self._end_job(tables, EndJob(node_id))
             for actor in [actor for actor in tables.actors.values() if actor.node_id == node_id]:
                 tables.actors[actor.actor_id] = actor._replace(state="dead", cause=why)
                 self._release_name(tables, ReleaseName(actor.name, node_id))
@@ -194,6 +200,7 @@ class MemoryStore:
         tables.dropped.pop(job_id, None)
         for object_id in [row.object_id for row in tables.objects.values() if row.job_id == job_id]:
             del tables.objects[object_id]
+            tables.copies.pop(object_id, None)
         for actor in [row for row in tables.actors.values() if row.job_id == job_id and not row.detached]:
             del tables.actors[actor.actor_id]
             if tables.names.get(actor.name) == (actor.actor_id, actor.node_id):
@@ -225,12 +232,24 @@ class MemoryStore:
         old = tables.objects.get(write.object_id)
         copies = old.copies if old else frozenset()
         copies = copies | {write.node_id} if write.held else copies - {write.node_id}
+        if not write.held:
+            tables.copies.get(write.object_id, set()).discard(write.node_id)
         tables.objects[write.object_id] = ObjectRow(
             write.object_id, write.job_id, write.size_bytes, write.state, copies
         )
 
+    def _put_copy(self, tables: _Tables, write: PutCopy) -> None:
+        tables.copies.setdefault(write.object_id, set()).add(write.node_id)
+
+    def _remove_copy(self, tables: _Tables, write: RemoveCopy) -> None:
+        tables.copies.get(write.object_id, set()).discard(write.node_id)
+        old = tables.objects.get(write.object_id)
+        if old is not None:
+            tables.objects[write.object_id] = old._replace(copies=old.copies - {write.node_id})
+
     def _remove_object(self, tables: _Tables, write: RemoveObject) -> None:
         tables.objects.pop(write.object_id, None)
+        tables.copies.pop(write.object_id, None)
 
     def _put_actor(self, tables: _Tables, write: PutActor) -> None:
         row = write.row
@@ -295,7 +314,9 @@ class MemoryStore:
 
     def object(self, object_id: ObjectID) -> ObjectRow | None:
         """See `tables.Store`."""
-        return self._server.begin(self._session).objects.get(object_id)
+        tables = self._server.begin(self._session)
+        row = tables.objects.get(object_id)
+        return row and row._replace(copies=row.copies | tables.copies.get(object_id, set()))
 
     def actor(self, actor_id: ObjectID) -> ActorRow | None:
         """See `tables.Store`."""

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 from dpool._gcs import keys
 from dpool._gcs.lineage import live_positions, split_ids, unpack
@@ -32,6 +31,7 @@ from dpool._gcs.tables import (
     ObjectRow,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -39,6 +39,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
     StoreRefused,
 )
@@ -48,21 +49,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from dpool._core.ids import FunctionID, JobID, NodeID, ObjectID, TaskID
+    from dpool._gcs.spread import Link
     from dpool._gcs.tables import Write
 
 Command = tuple[Any, ...]
-
-
-class Link(Protocol):
-    """A connection to a server; see `resp.SocketLink`."""
-
-    connections: int
-
-    def execute(self, commands: Sequence[Command]) -> list[Any]:
-        """The commands' answers, in one go."""
-
-    def close(self) -> None:
-        """Close it."""
 
 
 FORGET_SESSION_S = 3600.0
@@ -136,15 +126,15 @@ return redis.call('HGET', KEYS[1], 'name')
 """
 
 
+PUBLIC = re.compile(
+    r"([a-z+]+://)(?:[^?]*@)?((?:[\w.-]*|\[[\da-fA-F:.]+\])(?::\d+)?(?:,[\w.-]+:\d+)*(?:/[^?]*)?)(?:\?.*)?"
+)
+
+
 def redact(url: str) -> str:
-    """The URL without user, password and query, for people's eyes."""
-    try:
-        parts = urlsplit(url)
-        place = parts.hostname or ""
-        place += f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "(a malformed URL)"
-    return f"{parts.scheme}://{place}{parts.path}"
+    """The URL (or URLs) without user, password and query, for people's eyes."""
+    found = [PUBLIC.fullmatch(one) for one in re.split(r",(?=[a-z+]+://)", url)]
+    return ",".join(one[1] + one[2] if one is not None else "(a malformed URL)" for one in found)
 
 
 class RedisStore:
@@ -171,6 +161,8 @@ class RedisStore:
             RemoveBatch: self._remove_batch,
             PutObject: self._put_object,
             RemoveObject: self._remove_object,
+            PutCopy: self._put_copy,
+            RemoveCopy: self._remove_copy,
             PutActor: self._put_actor,
             RemoveActor: self._remove_actor,
             PutName: self._put_name,
@@ -188,12 +180,12 @@ class RedisStore:
 
     # --- running commands -------------------------------------------------------------------------------------------
 
-    def _run(self, commands: Sequence[Command]) -> list[Any]:
+    def _run(self, commands: Sequence[Command], server: Link | None = None) -> list[Any]:
         """Send the commands in one go; their answers, or ControlStoreError for the first that failed."""
         if not commands:
             return []
         try:
-            answers = self._link.execute(commands)
+            answers = (server or self._link).execute(commands)
         except LinkFailed as error:
             raise ControlStoreError(self._story(error)) from None
         for command, answer in zip(commands, answers, strict=True):
@@ -235,6 +227,7 @@ class RedisStore:
         for job in self.jobs().values():
             if job.node_id == node_id:
                 self._end_job(job.job_id)
+        self._end_job(node_id)
         names = self.actors_of(node_id)
         told = ("EVAL", BURY_ACTOR, 1)
         buried = self._run([(*told, keys.actor(self._session, one), node_id, _bytes(why)) for one in names])
@@ -403,10 +396,16 @@ class RedisStore:
         yield "UNLINK", keys.object_(self._session, write.object_id)
         yield "SREM", keys.job_objects(self._session, write.job_id), write.object_id
 
+    def _put_copy(self, write: PutCopy) -> Iterator[Command]:
+        yield "HSET", keys.object_(self._session, write.object_id), f"at:{write.node_id.hex()}", b""
+
+    def _remove_copy(self, write: RemoveCopy) -> Iterator[Command]:
+        yield "HDEL", keys.object_(self._session, write.object_id), f"at:{write.node_id.hex()}"
+
     def object(self, object_id: ObjectID) -> ObjectRow | None:
         """See `tables.Store`."""
         fields = _pairs(self._one("HGETALL", keys.object_(self._session, object_id)))
-        if not fields:
+        if b"job" not in fields:
             return None
         copies = frozenset(bytes.fromhex(field[3:].decode()) for field in fields if field.startswith(b"at:"))
         return ObjectRow(object_id, fields[b"job"], int(fields[b"size"]), fields[b"state"].decode(), copies)
@@ -528,12 +527,13 @@ class RedisStore:
     def _remove_session(self, session: str) -> None:
         """Everything under the session's prefix, found by SCAN: this is rare and must not depend on any index."""
         pattern = GLOB.sub(r"\\\g<0>", keys.session_prefix(session)) + "*"  # the name may come from the shared server
-        cursor = b"0"
-        while True:
-            cursor, found = self._one("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            self._run([("UNLINK", key) for key in found])
-            if int(cursor) == 0:
-                break
+        for server in self._link.servers():
+            cursor = b"0"
+            while True:
+                ((cursor, found),) = self._run([("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)], server)
+                self._run([("UNLINK", key) for key in found])
+                if int(cursor) == 0:
+                    break
         self._one("ZREM", keys.SESSIONS, session)
 
     def close(self) -> None:
@@ -547,13 +547,13 @@ def connect_socket(session: str, path: str, user: str, password: str, timeout_s:
 
 
 def connect_url(session: str, url: str, timeout_s: float) -> RedisStore:
-    """A store on the server at `url` (redis://, rediss://, unix://). Raises ControlStoreError for a malformed URL."""
+    """A store on the server, or servers, at `url`; see `redis_link`. Raises ControlStoreError for a malformed URL."""
     where = redact(url)
     if url.startswith("unix:///") and "?" not in url:  # nobody's name in it: the way to the head of the cluster
         return RedisStore(session, SocketLink(url.removeprefix("unix://"), "", "", timeout_s), where)
-    from dpool._gcs.redis_link import UrlLink  # 75 ms of imports, which the embedded server does without
+    from dpool._gcs.redis_link import link_to  # 75 ms of imports, which the embedded server does without
 
-    return RedisStore(session, UrlLink(url, where, timeout_s), where)
+    return RedisStore(session, link_to(url, where, timeout_s), where)
 
 
 def _bytes(text: str) -> bytes:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from dpool._gcs.spread import Link
+
 
 class ServerRefused(Exception):
     """The server's answer to a command is an error: its text."""
@@ -77,6 +79,10 @@ class SocketLink:
                 raise ConnectionError(str(said))
         self.connections += 1
         return answers
+
+    def servers(self) -> list[Link]:
+        """A link to each server that has keys."""
+        return [self]
 
     def close(self) -> None:
         """Close the connection. Another thread may call it to end a call in progress."""

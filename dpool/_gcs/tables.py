@@ -34,6 +34,7 @@ __all__ = [
     "ObjectRow",
     "PutActor",
     "PutBatch",
+    "PutCopy",
     "PutFunction",
     "PutJob",
     "PutName",
@@ -41,6 +42,7 @@ __all__ = [
     "ReleaseName",
     "RemoveActor",
     "RemoveBatch",
+    "RemoveCopy",
     "RemoveObject",
     "Store",
     "StoreRefused",
@@ -96,7 +98,10 @@ class FunctionRow(NamedTuple):
 
 
 class ObjectRow(NamedTuple):
-    """An object of the store: its size, its state ("sealed", "spilled", "lost", …) and the nodes that hold a copy."""
+    """An object of the store: its size, its state ("sealed", "spilled", "lost", …) and the nodes that hold a copy.
+
+    Nodes write those that are at home with them with their own id in the place of the job: they end with the node.
+    """
 
     object_id: ObjectID
     job_id: JobID
@@ -204,6 +209,18 @@ class PutObject(NamedTuple):
     held: bool = True
 
 
+class PutCopy(NamedTuple):
+    """`node_id` has a copy of an object, whose row is written by the node that is its home."""
+
+    object_id: ObjectID
+    node_id: NodeID
+
+
+class RemoveCopy(NamedTuple):
+    object_id: ObjectID
+    node_id: NodeID
+
+
 class RemoveObject(NamedTuple):
     object_id: ObjectID
     job_id: JobID
@@ -260,6 +277,8 @@ Write = (
     | RemoveBatch
     | PutObject
     | RemoveObject
+    | PutCopy
+    | RemoveCopy
     | PutActor
     | RemoveActor
     | PutName
@@ -292,7 +311,8 @@ class Store(Protocol):
         """
 
     def bury_node(self, node_id: NodeID, why: str, at_s: float, by: NodeID) -> bool:
-        """The node is lost: its row becomes a `GoneRow`, its jobs end, its detached actors are dead and nameless.
+        """The node is lost: its row becomes a `GoneRow`; its jobs and objects end, its detached actors are dead and
+        nameless.
 
         True for the one node (`by`) that was the first to say so; False: it was another one, or the node had left.
         """

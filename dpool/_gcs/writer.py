@@ -33,7 +33,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpool._gcs.child import KILL_WAIT_S, Child, readable
 from dpool._gcs.config import Answered, Committed, Confirmed, Connected, GcsConfig, GcsEvent, Lost, Unavailable
-from dpool._gcs.ledger import (
+from dpool._gcs.ledger import Ledger
+from dpool._gcs.operations import (
     OPS,
     CommitLineage,
     DropTasks,
@@ -41,7 +42,6 @@ from dpool._gcs.ledger import (
     ForgetActor,
     ForgetJob,
     Heartbeat,
-    Ledger,
     Op,
     RecordActor,
 )
@@ -50,9 +50,11 @@ from dpool._gcs.tables import (
     EndJob,
     JobRow,
     NodeRow,
+    PutCopy,
     PutFunction,
     PutJob,
     PutObject,
+    RemoveCopy,
     RemoveObject,
     StoreRefused,
 )
@@ -87,10 +89,12 @@ __all__ = [
     "Lost",
     "NodeRow",
     "Op",
+    "PutCopy",
     "PutFunction",
     "PutJob",
     "PutObject",
     "RecordActor",
+    "RemoveCopy",
     "RemoveObject",
     "Unavailable",
 ]
@@ -499,11 +503,12 @@ class GcsWriter:
 
     def _leave(self, store: RedisStore) -> None:
         """Remove this node, its jobs and its actors; the last node removes the session."""
-        store.apply([EndJob(job_id) for job_id in self._ledger.jobs()])
+        mine = self._config.node.node_id
+        store.apply([EndJob(job_id) for job_id in (*self._ledger.jobs(), mine)])
         for actor_id in self._ledger.staying():
             self._ledger.apply(ForgetActor(actor_id))
         self._flush()
-        store.remove_node(self._config.node.node_id)
+        store.remove_node(mine)
         if not store.nodes():
             store.close_session()
 

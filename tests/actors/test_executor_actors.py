@@ -186,6 +186,16 @@ def test_a_restart_does_not_outlive_the_executor(gate: Gate) -> None:
     check_ended(ex, counter)
 
 
+def test_options_of_the_executor_go_before_those_of_the_class() -> None:
+    phoenix = dpool.remote(max_restarts=-1, env={"COLOUR": "red"})(Counter)
+    with dpool.Executor(1) as ex:
+        again, once = ex.options(max_task_retries=0).actor(phoenix), ex.options(max_restarts=0).actor(phoenix)
+        for counter, text in ((again, "restarted"), (once, "not come back")):
+            assert counter.__ray_call__(lambda _: os.environ.get("COLOUR")) == "red"
+            with pytest.raises(dpool.errors.ActorDied, match=text):
+                counter.die()
+
+
 def test_a_broken_executor_makes_none() -> None:
     with dpool.Executor(1, strict=True) as ex:
         with pytest.raises(BrokenExecutor):

@@ -103,6 +103,38 @@ def test_restarts_construct_it_anew(log: str) -> None:
         actor.add()
 
 
+class Stillborn(Fragile):
+    """Dies in its constructor, as often as it is told."""
+
+    def __init__(self, log: str, times: int) -> None:
+        super().__init__(log)
+        if made(log) <= times:
+            self.die()
+
+
+def test_one_that_dies_in_its_constructor_is_made_again_after_pauses(log: str) -> None:
+    actor = dpool.remote(Stillborn).options(max_restarts=-1).remote(log, 4)
+    assert actor.add.remote().result(LONG_S) == 1
+    assert made(log) == 5
+
+
+@pytest.mark.parametrize("how", ["killed", "let go of"])
+def test_one_that_pauses_before_it_is_made_again_can_be_ended(how: str, log: str, tmp_path: Path) -> None:
+    actor = dpool.remote(Stillborn).options(max_restarts=-1, name="stillborn").remote(log, 10**6)
+    call = actor.add.remote()
+    wait_until(lambda: os.path.exists(log) and made(log) >= 3, LONG_S)
+    if how == "killed":
+        dpool.kill(actor)
+        with pytest.raises(dpool.errors.ActorDied, match="killed"):
+            call.result(LONG_S)
+    else:
+        call.cancel()
+        del actor, call
+    wait_until(lambda: not named("stillborn"), LONG_S)
+    last = dpool.remote(Stillborn).options(name="stillborn").remote(str(tmp_path / "another"), 0)
+    assert last.add() == 1
+
+
 def test_what_was_not_begun_waits_for_the_restart(log: str, gate: Gate) -> None:
     actor = dpool.remote(Fragile).options(max_restarts=-1).remote(log)
     running = actor.enter.remote(gate, "a")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION
+from concurrent.futures import wait as standard_wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dpool
+from tests.actors.test_actors import named
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import is_running, run_script, wait_until
 
@@ -69,6 +73,17 @@ class Selfish:
         both = [dpool.remote(len).remote("a"), self.proxy.one.remote()]
         return len(dpool.wait(both, num_returns=2)[0])
 
+    def standard(self) -> int:
+        return len(standard_wait([dpool.remote(len).remote("a"), self.proxy.one.remote()]).done)
+
+    def standard_exception(self) -> int:
+        return 1 + len(standard_wait([self.proxy.one.remote()], return_when=FIRST_EXCEPTION).done)
+
+    def first(self) -> int:
+        """Of two; there is no need to wait for the other."""
+        calls = [dpool.remote(len).remote("a"), self.proxy.one.remote()]
+        return len(standard_wait(calls, return_when=FIRST_COMPLETED).done)
+
     def one_of_several(self) -> Any:
         """A loop that has its own call left over for the next call."""
         self.rest = [self.proxy.one.remote(), *(dpool.remote(len).remote("a" * n) for n in range(20))]
@@ -83,24 +98,24 @@ class Selfish:
     def later(self) -> Any:
         return self.proxy.one.remote()
 
-    def in_thread(self) -> int:
-        import threading
-
-        found: list[int] = []
-        thread = threading.Thread(target=lambda: found.append(self.proxy.one.remote().cancelled()))
-        thread.start()
-        thread.join(LONG_S)
-        return len(found)
+    def in_thread(self) -> None:
+        """It waits until this call, too, is over."""
+        self.found: list[int] = []
+        threading.Thread(target=lambda: self.found.append(self.proxy.one()), daemon=True).start()
 
 
-@pytest.mark.parametrize("how", ["blocking", "waiting", "streaming", "all_of_several"])
+@pytest.mark.parametrize(
+    "how", ["blocking", "waiting", "streaming", "all_of_several", "standard", "standard_exception"]
+)
 def test_an_actor_that_waits_for_itself_is_told_so(how: str) -> None:
     selfish = dpool.ActorProxy(Selfish)
     selfish.keep(selfish)
     with pytest.raises(RuntimeError, match="waits for a call of its own"):
         getattr(selfish, how)()
     assert dpool.get(selfish.later(), timeout=LONG_S) == 1
-    assert selfish.in_thread() == 1
+    assert selfish.first() == 1
+    selfish.in_thread()
+    wait_until(lambda: selfish.found == [1], LONG_S)
     many = dpool.remote(Selfish).options(max_concurrency=2).remote()
     many.keep(many)
     assert getattr(many, how)() == 2
@@ -140,25 +155,35 @@ def test_a_call_that_is_made_again_runs_no_tasks_in_its_own_process(tmp_path: Pa
 
 
 def test_a_name_is_free_as_soon_as_its_actor_is_killed(gate: Gate) -> None:
-    named = dpool.remote(Odd).options(name="odd")
+    odd = dpool.remote(Odd).options(name="odd")
     for turn in range(5):
-        actor = named.remote()
+        actor = odd.remote()
         pid = actor.pid()
         actor.enter.remote(gate, f"in{turn}")
         gate.entered(f"in{turn}")
         dpool.kill(actor)
         with pytest.raises(ValueError, match="no actor"):
             dpool.get_actor("odd")
-        assert named.remote().pid() != pid
-        wait_until(lambda: free("odd"), LONG_S)
+        assert odd.remote().pid() != pid
+        wait_until(lambda: not named("odd"), LONG_S)
 
 
-def free(name: str) -> bool:
-    try:
-        dpool.get_actor(name)
-    except ValueError:
-        return True
-    return False
+def test_names_that_cannot_be_are_refused_and_disturb_nobody() -> None:
+    ref = dpool.put(1)
+    makers: list[Any] = [lambda **how: dpool.remote(Odd).options(**how).remote(), dpool.get_actor]
+    for make in makers:
+        for bad in (5, b"odd"):
+            with pytest.raises(TypeError, match="name must be a string"):
+                make(name=bad)
+            with pytest.raises(TypeError, match="namespace must be a string"):
+                make(name="odd", namespace=bad)
+        with pytest.raises(ValueError, match="zero"):
+            make(name="odd\0there")
+        with pytest.raises(ValueError, match="zero"):
+            make(name="odd", namespace="\0")
+    with pytest.raises(TypeError, match="namespace must be a string"):
+        dpool.init(namespace=5)  # type: ignore[arg-type]
+    assert dpool.get(ref) == 1
 
 
 def test_whoever_calls_an_actor_at_the_very_end_does_not_wait_for_threads_that_are_no_more() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -171,3 +172,45 @@ def test_a_cluster_without_one(machines: Any, monkeypatch: pytest.MonkeyPatch) -
     machines.use(head)
     assert dpool.get(lit.remote(), timeout=DEADLINE_S)
     assert [servers(member.session) for member in (head, other)] == [[], []]
+
+
+@dpool.remote(resources={"lamp": 1})
+def total(array: Any) -> float:
+    return float(array.sum())
+
+
+def test_where_objects_are(machines: Any) -> None:
+    head, other = machines.add(), machines.add(resources=(("lamp", 1.0),))
+    machines.use(head)
+    with Look(head, other) as store:
+        wait_until(lambda: len(hosts(store)) == 2, DEADLINE_S)
+        home, there = (next(r.node_id for r in store.nodes().values() if r.address == m.address) for m in (head, other))
+        ref = dpool.put(np.ones(100_000))
+        assert ref._handle is not None
+        obj = ref._handle.obj
+        wait_until(lambda: store.object(obj) is not None, DEADLINE_S, "its home says where it is")
+        assert dpool.get(total.remote(ref), timeout=DEADLINE_S) == 100_000
+        second = dpool.put([ref])  # so that the copy over there is held
+        kept = keep.options(resources={"lamp": 0.01}).remote(second)
+        assert dpool.get(kept.total.remote(), timeout=DEADLINE_S) == 100_000
+        wait_until(lambda: copies(store, obj) == {home, there}, DEADLINE_S, "so does the other machine")
+        assert store.object(obj).size_bytes >= 800_000  # type: ignore[union-attr]
+        del kept, ref, second
+        wait_until(lambda: store.object(obj) is None, DEADLINE_S, "it is gone")
+
+
+def copies(store: RedisStore, obj: bytes) -> set[bytes]:
+    row = store.object(obj)
+    return set(row.copies) if row is not None else set()
+
+
+class Keep:
+    def __init__(self, refs: Any) -> None:
+        self.refs = refs
+
+    def total(self) -> float:
+        self.value = dpool.get(self.refs[0])
+        return float(self.value.sum())
+
+
+keep: Any = dpool.remote(Keep)

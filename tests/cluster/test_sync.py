@@ -535,6 +535,27 @@ def test_initargs_of_a_pool(machines: Cluster) -> None:
     assert set(far) == {False, True}
 
 
+def _memory_of_this_node(array: Any = None) -> int:
+    """How many large arrays this task's node has memory for."""
+    directory = f"/proc/{os.getppid()}/fd"
+    return sum("dpool-shared" in os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory))
+
+
+def _make_array() -> Any:
+    return mp.RawArray("B", 1 << 20)
+
+
+def test_what_nobody_has_is_freed(machines: Cluster) -> None:
+    here_first, there_first = dpool.get(anywhere.remote(_memory_of_this_node)), there(_memory_of_this_node)
+    used = mp.RawArray("B", 1 << 20)
+    made = there(_make_array)
+    assert there(_memory_of_this_node, used) == there_first + 1, "that which it has made"
+    assert dpool.get(anywhere.remote(_memory_of_this_node, made)) == here_first + 1
+    del used, made
+    wait_until(lambda: there(_memory_of_this_node) == there_first, DEADLINE_S)
+    wait_until(lambda: dpool.get(anywhere.remote(_memory_of_this_node)) == here_first, DEADLINE_S)
+
+
 # --- deaths ---
 
 

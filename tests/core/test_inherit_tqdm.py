@@ -15,15 +15,10 @@ import dpool
 from dpool._core.inherit_tqdm import is_of_tqdm, with_a_name
 from dpool.errors import InitializerFailed
 from tests.executor.support import Gate
+from tests.fixtures import the_runtime as the_runtime
 
 tqdm = pytest.importorskip("tqdm.std")
 WAIT_S = 60.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def the_runtime() -> None:
-    """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
-    dpool.Executor(1).shutdown()
 
 
 @pytest.fixture(autouse=True)

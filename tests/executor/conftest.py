@@ -8,12 +8,9 @@ import pytest
 
 import dpool
 from tests.executor.storing import becomes_empty
+from tests.fixtures import the_runtime
 
-
-@pytest.fixture(scope="session", autouse=True)
-def the_runtime() -> None:
-    """It is made once in a process and keeps three descriptors; the first test must not be blamed for them."""
-    dpool.Executor(1).shutdown()
+__all__ = ["the_runtime"]
 
 
 @pytest.fixture

@@ -91,7 +91,11 @@ def test_a_timeout_breaks_no_strict_executor(gate: Gate) -> None:
 
 
 def test_a_map_with_a_timeout_for_each_task(ex: dpool.Executor, gate: Gate) -> None:
-    gate.open("0", "1")
+    both = [ex.submit(gate.enter, name) for name in ("a", "b")]
+    for name in ("a", "b"):
+        gate.entered(name)  # its worker need not be started any more
+    gate.open("0", "1", "a", "b")
+    concurrent.futures.wait(both, LONG_S)
     results = ex.options(timeout=3).map(gate.enter, ["0", "1", "2"], [0, 1, 2])
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(errors.TaskTimeout):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +46,6 @@ def get_and_check(ref: list[dpool.ObjectRef], seed: int, size: int) -> bool:
     return is_pattern(dpool.get(ref[0]), seed, size)
 
 
-def noted_pattern(path: str, key: object, seed: int, size: int) -> Any:
-    note(path, key)
-    return pattern(seed, size)
-
-
-def put_pattern(path: str, key: object, seed: int, size: int) -> dpool.ObjectRef:
-    note(path, key)
-    return dpool.put(pattern(seed, size))
-
-
 def keep(value: Any, path: str = "", gate: str = "") -> int:
     """Keep the mapping of an argument; block if there is a gate."""
     KEPT.append(value)
@@ -65,10 +54,6 @@ def keep(value: Any, path: str = "", gate: str = "") -> int:
     if gate:
         wait_for_file(gate)
     return os.getpid()
-
-
-def kept_is(seed: int, size: int) -> bool:
-    return all(is_pattern(one, seed, size) for one in KEPT)
 
 
 def kept_refs_are(seed: int, size: int) -> bool:
@@ -153,10 +138,6 @@ def map_when_all_are_there(refs: list[dpool.ObjectRef], directory: str, n: int, 
     note(f"{directory}/here", seed)
     wait_until(lambda: len(Path(f"{directory}/here").read_text().splitlines()) >= n, 60, "the others")
     return all(is_pattern(dpool.get(refs[0]), seed=1, size=size) for _ in range(3))
-
-
-def stop_me() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def put_list(seed: int, size: int) -> list[dpool.ObjectRef]:

@@ -18,7 +18,7 @@ import pytest
 from dpool._gcs import server as server_module
 from dpool._gcs.child import Child
 from dpool._gcs.config import Committed, Connected, Lost, Unavailable
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event
+from dpool._gcs.operations import CommitLineage, DropTasks, Event
 from dpool._gcs.redis_store import RedisStore, connect_socket
 from dpool._gcs.tables import EndJob, PutFunction, PutJob
 from dpool.errors import ControlStoreError

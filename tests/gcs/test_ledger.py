@@ -8,14 +8,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from dpool._gcs.ledger import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, Ledger, RecordActor
+from dpool._gcs.ledger import Ledger
 from dpool._gcs.memory import MemoryServer, MemoryStore
+from dpool._gcs.operations import CommitLineage, DropTasks, Event, ForgetActor, ForgetJob, Heartbeat, RecordActor
 from dpool._gcs.tables import (
     ActorRow,
     EndJob,
     MarkDropped,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -23,6 +25,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
 )
 from tests.gcs.support import JOB, JOB_ROW, NODE, ident
@@ -396,3 +399,18 @@ def test_what_is_kept_for_another_nodes_job_is_forgotten_with_it():
     ledger.apply(PutFunction(ident("g"), JOB, b"late"))
     assert (ledger.pending, ledger.jobs()) == (False, [])
     ledger.check()
+
+
+def test_a_copy_is_written_and_removed_whatever_fails():
+    ledger = Ledger(N)
+    name = ident("o") + b"\0\0\0\0"
+    ledger.apply(PutCopy(name, N))
+    ledger.next_writes(256)
+    ledger.failed()
+    ledger.apply(RemoveCopy(name, N))
+    ledger.next_writes(256)
+    ledger.failed()
+    assert flush(ledger) == [RemoveCopy(name, N)]
+    ledger.apply(PutCopy(name, N))
+    ledger.apply(RemoveCopy(name, N))
+    assert flush(ledger) == [], "it came and went between two flushes"

@@ -148,13 +148,13 @@ def test_cut_off_anywhere() -> None:
 
 @pytest.mark.skipif(bool(no_server()), reason=no_server() or "there is a server")
 def test_both_kinds_of_link_give_the_same(shared_server: Any) -> None:
-    from dpool._gcs.redis_link import UrlLink
+    from dpool._gcs.redis_link import link_to
 
     login = shared_server.socket_path, shared_server.user, shared_server.password
     url = f"unix://{login[1]}:{login[2]}@{login[0]}"
     links: list[tuple[str, Callable[[], Any]]] = [
         ("resp", lambda: SocketLink(*login, WAIT_S)),
-        ("redis-py", lambda: UrlLink(url, "there", WAIT_S)),
+        ("redis-py", lambda: link_to(url, "there", WAIT_S)),
     ]
     commands: list[tuple[Any, ...]] = [
         ("HSET", "dpool:t:h", "field", b"\0\xff", "n", 1),

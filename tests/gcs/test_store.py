@@ -28,6 +28,7 @@ from dpool._gcs.tables import (
     ObjectRow,
     PutActor,
     PutBatch,
+    PutCopy,
     PutFunction,
     PutJob,
     PutName,
@@ -35,6 +36,7 @@ from dpool._gcs.tables import (
     ReleaseName,
     RemoveActor,
     RemoveBatch,
+    RemoveCopy,
     RemoveObject,
     Store,
 )
@@ -46,7 +48,7 @@ FUNCTION = ident("function")
 sessions = (f"contract-{number}" for number in itertools.count())
 
 
-@pytest.fixture(params=["memory", "redis", "redis-py"])
+@pytest.fixture(params=["memory", "redis", "redis-py", "several"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes connections to one and the same, empty, session."""
     session = next(sessions)
@@ -66,7 +68,8 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
             if request.param == "redis":
                 store = connect_socket(session, *login, 5.0)
             else:
-                store = connect_url(session, f"unix://{login[1]}:{login[2]}@{login[0]}", 5.0)
+                url = f"unix://{login[1]}:{login[2]}@{login[0]}"
+                store = connect_url(session, ",".join([url] * (3 if request.param == "several" else 1)), 5.0)
             store._max_events = 100
             return store
 
@@ -468,6 +471,8 @@ writes = st.one_of(
         small,
         st.booleans(),
     ),
+    st.builds(PutCopy, small.map(lambda i: i + b"\0\0\0\0"), small),
+    st.builds(RemoveCopy, small.map(lambda i: i + b"\0\0\0\0"), small),
     st.builds(RemoveObject, small.map(lambda i: i + b"\0\0\0\0"), st.just(ident(0))),
     st.builds(
         lambda number, state, blob, whole: PutActor(

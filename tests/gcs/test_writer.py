@@ -13,7 +13,7 @@ import pytest
 
 from dpool._gcs import keys
 from dpool._gcs.config import Committed, Confirmed, Connected, GcsConfig, Lost, Unavailable
-from dpool._gcs.ledger import OPS, CommitLineage, DropTasks, Event, Heartbeat, Op, RecordActor
+from dpool._gcs.operations import OPS, CommitLineage, DropTasks, Event, Heartbeat, Op, RecordActor
 from dpool._gcs.redis_store import connect_url
 from dpool._gcs.server import EmbeddedServer
 from dpool._gcs.tables import ActorRow, EndJob, NodeRow, PutFunction, PutJob, PutName, PutObject, RemoveObject

@@ -60,6 +60,23 @@ def test_a_constructor_that_fails_is_not_tried_again():
     assert machine.handle(a.WorkerDied(A, b"killed")) == [a.GiveUp(A), a.TellDead(A, 1, b"raised")]
 
 
+def test_one_that_dies_in_its_constructor_again_and_again_comes_back_more_and_more_slowly():
+    machine = made(restarts=-1)
+    pauses = []
+    for _ in range(10):
+        machine.handle(a.Granted(A, 5))
+        (lease,) = machine.handle(a.WorkerDied(A, b"why"))
+        assert isinstance(lease, a.Lease)
+        pauses.append(lease.after_s)
+    assert pauses == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]
+    machine.actors[A].unbuilt = 10**6
+    machine.handle(a.Granted(A, 5))
+    assert machine.handle(a.WorkerDied(A, b"why")) == [a.Lease(A, 10)]
+    machine.handle(a.Granted(A, 5))
+    machine.handle(a.Constructed(A))
+    assert machine.handle(a.WorkerDied(A, b"why")) == [a.Lease(A)]
+
+
 def test_names_are_free_again_after_death():
     machine = made(name="n")
     with pytest.raises(IllegalMove):

@@ -65,6 +65,13 @@ def test_an_item_is_held_until_its_receiver_holds_what_is_in_it() -> None:
     assert _ask(sync, 1, k.GET) == [Answer(1, 1, k.GONE)]
 
 
+def test_whether_an_event_is_set() -> None:
+    sync = _sync(s.EVENT, slot=3)
+    assert _ask(sync, 1, k.VALUE) == [Answer(1, 1, k.OK, 0)]
+    assert _ask(sync, 2, k.SET) == [Mark(3, k.FLAG, 1), Answer(2, 2, k.OK)]
+    assert _ask(sync, 1, k.VALUE) == [Answer(1, 1, k.OK, 1)]
+
+
 def test_putters_wait_for_room() -> None:
     sync = _sync(s.QUEUE, 1)
     _ask(sync, 1, k.PUT, k.BLOCK, b"a")

@@ -27,7 +27,7 @@ KINDS = {
 }
 OPS = {
     s.SEMAPHORE: (k.ACQUIRE, k.RELEASE, k.VALUE),
-    s.EVENT: (k.SET, k.CLEAR, k.WAIT),
+    s.EVENT: (k.SET, k.CLEAR, k.WAIT, k.VALUE),
     s.CONDITION: (k.WAIT, k.NOTIFY, k.WAITERS),
     s.BARRIER: (k.WAIT, k.LED, k.ABORT, k.RESET, k.WAITERS, k.BROKEN_NOW),
     s.QUEUE: (k.PUT, k.GET, k.SIZE, k.TASK_DONE, k.JOIN),

@@ -14,6 +14,8 @@ import pytest
 
 import dpool.multiprocessing as mp
 from dpool._core import sync_shared
+from dpool._core.logic.sync_kinds import SEGMENT
+from dpool._core.node_sync import Memory
 from dpool._core.serialize_pickler import Pickler, dumps
 from dpool.errors import ObjectLost
 from tests.helpers import wait_until
@@ -207,6 +209,18 @@ def test_the_other_end_sees_that_its_process_died() -> None:
             ours.recv()
         wait_until(result.ready, WAIT_S, "the crash is known")
         assert not result.successful()
+
+
+@pytest.mark.parametrize("length", [1 << 10, 1 << 18, (1 << 18) + 1, 1 << 20, 1 << 21])
+def test_memory_is_given_back(length: int) -> None:
+    memory = Memory()
+    for number in range(3):
+        memory.take(b"%d" % number, length)
+        memory.give(b"%d" % number)
+    for fd, _ in memory._segments.values():
+        os.close(fd)
+    kept = [size for _, size in memory._segments.values()]
+    assert kept == ([SEGMENT] if length <= SEGMENT // 4 else []), "only what small pieces are cut from"
 
 
 # --- Manager ---

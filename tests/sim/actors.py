@@ -144,7 +144,6 @@ class Answered(NamedTuple):
 
 
 FROM_USER = (Make, Find, Hold, Drop, Ask, KillActor)
-TO_USER = (Linked, Lost, Gone, Answered)
 
 
 class Built(NamedTuple):

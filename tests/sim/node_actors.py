@@ -178,7 +178,7 @@ class SimNodeActors:
     def _act(self, order: a.Instruction) -> None:
         actor = order.actor
         if isinstance(order, a.Lease):
-            self._ask_for(scheduler.RequestLeases(self._pool_of[actor], self.actors[actor].shape, 1))
+            self.world.after(order.after_s, self._lease, actor)
         elif isinstance(order, a.GiveUp):
             self._ask_for(scheduler.ClosePool(self._pool_of[actor], True))
             if self.actors[actor].detached:
@@ -199,6 +199,10 @@ class SimNodeActors:
             self._procs[actor].home.send(None)
         else:
             del self.actors[actor], self._pool_of[actor]
+
+    def _lease(self, actor: bytes) -> None:
+        if self._wanted(actor):
+            self.node._schedule(scheduler.RequestLeases(self._pool_of[actor], self.actors[actor].shape, 1))
 
     def _unheld(self, actor: bytes) -> None:
         if actor in self.actors and not self._wanted(actor) and not self.node.references.holders(actor):

@@ -24,6 +24,38 @@ def cancelled(future: Any) -> bool:
     return bool(future.cancelled())
 
 
+# -- one of several results
+
+
+def two(gate: Gate, name: str) -> tuple[int, int]:
+    gate.enter(name)
+    return 1, 2
+
+
+@pytest.mark.parametrize("state", ["waits", "runs", "ended"])
+def test_one_of_several_results(state: str, gate: Gate) -> None:
+    task = dpool.remote(num_returns=2, max_retries=0)(two).options(num_cpus=2)
+    running = task.remote(gate, "first")
+    gate.entered("first")
+    waiting = task.remote(gate, "second")
+    assert [part.running() for part in (*running, *waiting)] == [True, True, False, False]
+    if state == "waits":
+        assert waiting[1].cancel()
+        assert waiting[1].cancelled()
+        assert cancelled(waiting[0])
+        assert not running[0].cancel()
+    if state == "runs":
+        assert not running[0].cancel()
+        assert running[0].cancel(force=True)
+        assert cancelled(running[1])
+    gate.open("first")
+    gate.open("second")
+    for parts in (running, waiting):
+        if not any(part.cancelled() for part in parts):
+            assert dpool.get(parts, timeout=LONG_S) == [1, 2]
+            assert not parts[0].cancel()
+
+
 # -- the worker's side
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
 from concurrent.futures import wait as futures_wait
+from itertools import count as count_up
 from typing import Any
 
 import pytest
 
 import dpool
+from dpool._core import driver
+from dpool._core.context import here
+from dpool._core.messages import Blocked
 from tests.executor.support import LONG_S
 from tests.helpers import wait_until
 
@@ -143,3 +148,64 @@ def test_in_threads_of_an_actor_that_holds_the_cpu() -> None:
     actor = dpool.remote(num_cpus=1)(Doubler).options(max_concurrency=2).remote()
     for waits, expected in WAITS:
         assert actor.run.submit(waits, None).result(LONG_S) == expected, waits
+
+
+def interrupted_at(step: int, action: Callable[[], Any]) -> bool:
+    """Do something with a KeyboardInterrupt at that line which `lend` runs with its lock; False if it runs fewer."""
+    code = driver.NativeRuntime.lend.__code__
+    locked_at = min(line for _, _, line in code.co_lines() if line is not None and line > code.co_firstlineno)
+    steps = count_up()
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is not code:
+            return None
+        if event == "line" and frame.f_lineno > locked_at and next(steps) == step:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("how", ["reading", "in a block"])
+def test_whenever_a_wait_is_interrupted_nothing_stays_lent(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = driver.runtime()
+    runtime.start_now()
+    told: list[bool] = []
+    tell = runtime.tell
+
+    def note(what: Any, *fds: Any) -> None:
+        if type(what) is Blocked:
+            told.append(what.blocked)
+            runtime.poke_reader()
+        else:
+            tell(what, *fds)
+
+    monkeypatch.setattr(here, "holds_cpus", True)
+    monkeypatch.setattr(runtime, "tell", note)
+
+    def wait() -> None:
+        if how == "reading":
+            runtime.wait_until(lambda: bool(told), LONG_S)
+        else:
+            with runtime.blocking():
+                pass
+
+    for step in count_up():
+        told.clear()
+        interrupted = interrupted_at(step, wait)
+        assert told.count(True) <= 1, "it says twice that it waits"
+        assert not told or told[-1] is False, "it never says that it goes on"
+        assert not runtime._waiting
+        assert not runtime._lends
+        if not interrupted:
+            break
+    assert step >= 4
+    assert told == [True, False]

@@ -325,6 +325,7 @@ def test_names_that_there_are() -> None:
     assert dpool.exceptions.GetTimeoutError is concurrent.futures.TimeoutError
     assert dpool.util.multiprocessing.Pool is dpool.Pool
     assert dpool.actor.ActorHandle is dpool.ActorProxy
+    assert isinstance(dpool.remote(num_returns="streaming")(iter).remote([]), dpool.Stream)
     assert dpool.util.get_node_ip_address() == "127.0.0.1"
 
 
@@ -334,7 +335,7 @@ def test_names_that_there_are() -> None:
         (dpool, "timeline", "not recorded"),
         (dpool, "serve", "libraries"),
         (dpool, "data", "libraries"),
-        (dpool.util, "placement_group", "no placement groups"),
+        (dpool.util, "placement_group_table", "is passed on"),
         (dpool, "no_such_thing", "has no attribute 'no_such_thing'$"),
         (dpool.util, "no_such_thing", "'dpool.util' has no attribute 'no_such_thing'$"),
     ],

@@ -275,6 +275,26 @@ def test_a_full_pipe_is_written_to_again() -> None:
     window.close()
 
 
+def test_the_window_is_lifted_although_the_pipe_is_full() -> None:
+    window, flow, runtime = Window(1, -1), Flow(), Timers()
+    flow.opened(os.dup(window.writer))
+    window.handed_over()
+    room = fcntl.fcntl(window.reader, fcntl.F_SETPIPE_SZ, 4096) // CREDIT.size
+    for at in range(room):
+        flow.put(at, dpool.Future())
+        flow.take()
+    flow.unlimit()
+    flow.tell_all(runtime)
+    window.hear()
+    for _ in range(room + 1):
+        window.sent(b"")
+    assert window.full()
+    runtime.waiting[0]()
+    window.hear()
+    assert not window.full()
+    window.close()
+
+
 def test_a_stream_does_not_travel(gate: Gate) -> None:
     stream = endless.remote(gate, 3)
     with pytest.raises(TypeError, match="stays in the process"):

@@ -8,7 +8,8 @@
 
 A *caller* is the connection of a process that has asked for a link to the actor; it gets one whenever the actor is
 alive, hears when that process dies, and hears once that the actor is dead for good. A dead actor is remembered as long
-as somebody can still call it, so that the cause is known.
+as somebody can still call it, so that the cause is known. One whose processes die one after the other before the object
+is there comes back more and more slowly.
 
 One thread. Invariants (`check`): an actor has a worker exactly while it is STARTING, ALIVE or LEAVING; callers are
 linked only to a living one; a name belongs to one actor that is neither leaving nor dead.
@@ -112,9 +113,10 @@ Event = (
 
 
 class Lease(NamedTuple):
-    """Get resources and a process for it; answer with Granted."""
+    """Get resources and a process for it, in `after_s` seconds if it still waits then; answer with Granted."""
 
     actor: bytes
+    after_s: float = 0.0
 
 
 class GiveUp(NamedTuple):
@@ -173,6 +175,9 @@ LEAVING = "leaving"
 DEAD = "dead"
 ABSENT = "absent"
 
+FIRST_PAUSE_S = 0.1
+MOST_PAUSE_S = 10.0
+
 MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (ABSENT, Create): WAITING,
     (WAITING, Granted): STARTING,
@@ -206,9 +211,13 @@ class _Actor:
     Attributes:
         linked: callers that have a link to the present process; the others in `callers` wait for one.
         freed: nobody can call it.
+        unbuilt: how many of its processes, one after the other, have died before the object was there.
     """
 
-    __slots__ = ("callers", "cause", "freed", "linked", "name", "owner", "restarts", "restarts_done", "state", "worker")
+    __slots__ = (
+        "callers", "cause", "freed", "linked", "name", "owner", "restarts", "restarts_done", "state", "unbuilt",
+        "worker",
+    )  # fmt: skip
 
     def __init__(self, event: Create) -> None:
         self.state = MOVES[ABSENT, Create]
@@ -221,12 +230,17 @@ class _Actor:
         self.linked: set[int] = set()
         self.cause = b""
         self.freed = False
+        self.unbuilt = 0
 
     def may_start(self) -> bool:
         """Whether what it is constructed from is still needed."""
         if self.state in (WAITING, STARTING):
             return True
         return self.state == ALIVE and not self.freed and (self.restarts < 0 or self.restarts_done < self.restarts)
+
+    def pause_s(self) -> float:
+        """Before its next process: none after the first that died in the constructor, then twice as long each time."""
+        return min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.unbuilt - 2, 20)) if self.unbuilt > 1 else 0.0
 
 
 class Actors:
@@ -289,6 +303,7 @@ class Actors:
 
     def _constructed(self, event: Constructed, out: list[Instruction]) -> None:
         actor = self._moved(event.actor, Constructed)
+        actor.unbuilt = 0
         if actor.state == ALIVE:
             for caller in actor.callers:
                 self._link(event.actor, actor, caller, out)
@@ -300,6 +315,8 @@ class Actors:
         out.append(KillWorker(event.actor))
 
     def _worker_died(self, event: WorkerDied, out: list[Instruction]) -> None:
+        known = self._known(event.actor)
+        known.unbuilt += known.state == STARTING
         actor = self._moved(event.actor, WorkerDied)
         actor.worker = 0
         again = actor.state == WAITING and (actor.restarts < 0 or actor.restarts_done < actor.restarts)
@@ -310,7 +327,7 @@ class Actors:
         actor.linked.clear()
         if again:
             actor.restarts_done += 1
-            out.append(Lease(event.actor))
+            out.append(Lease(event.actor, actor.pause_s()))
         else:
             actor.cause = actor.cause or event.cause
             self._die(event.actor, actor, out)

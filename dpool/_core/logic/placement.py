@@ -271,11 +271,15 @@ class Cluster:
         return min(ranks)[2] if ranks else None
 
     def _cheapest(self, drawn: list[bytes], task: Task) -> bytes:
-        """The first of the cheapest."""
-        if not task.inputs:  # nowhere is better than where it begins at once
-            for name in (self.here, *drawn) if self.here in drawn else drawn:
-                if self.begins_at_once(name, task.shape):
-                    return name
+        """The first of the cheapest; of those where it begins at once, the one with the most left, as others send there
+        too.
+        """
+        if not task.inputs:
+            if self.here in drawn and self.begins_at_once(self.here, task.shape):
+                return self.here
+            at_once = [name for name in drawn if self.begins_at_once(name, task.shape)]
+            if at_once:
+                return max(at_once, key=lambda name: self.nodes[name].left.get(CPUS, 0))
         return min(drawn, key=lambda name: self.cost_s(name, task))
 
     def _draw(self, task: Task, able: list[bytes], allowed: AbstractSet[bytes] | None) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""`python -m tests.sim.cluster [--quick] [--plot FILE.svg] [--json FILE]`: every question, at full size or in seconds.
+"""`python -m tests.sim.cluster`: every question at full size; `--quick`: small, in seconds.
 
 `… chaos [--seed N | --runs N]` replays one run of random misfortunes, or tries many; `… measure` measures the costs.
 """
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.sim.cluster import measure, plot, scenarios
+from tests.sim.cluster import measure, page, plot, scenarios
 
 SEED = 1
 
@@ -28,10 +28,11 @@ class Size(NamedTuple):
     deciders: int
     placed: tuple[int, ...]
     pieces: int
+    each: int
 
 
-FULL = Size((1, 10, 100, 1000), 100_000, 1.0, 50, (100, 1000, 10_000), 64)
-QUICK = Size((1, 4, 40), 5_000, 0.6, 8, (50, 400), 4)
+FULL = Size((1, 10, 100, 1000), 100_000, 1.0, 50, (100, 1000, 10_000), 64, 192)
+QUICK = Size((1, 4, 36), 5_000, 0.3, 8, (50, 300), 4, 48)
 
 Rows = dict[str, list[dict[str, float]]]
 
@@ -43,10 +44,10 @@ def answers(size: Size, say: Callable[[str], None], only: str | None = None) -> 
         "throughput": [partial(scenarios.throughput, n, SEED, size.tasks) for n in size.counts],
         "steady": [partial(scenarios.steady, n, SEED, size.span_s) for n in many],
         "steady, told to all": [
-            partial(scenarios.steady, n, SEED, min(size.span_s, 200 / n), tell_all=True) for n in many
+            partial(scenarios.steady, n, SEED, min(size.span_s, 100 / n), tell_all=True) for n in many
         ],
-        "burst": [partial(scenarios.burst, n, SEED, 1.0, 4) for n in size.counts],
-        "loss": [partial(scenarios.loss, n, SEED, 0.1) for n in many if n >= 10],
+        "burst": [partial(scenarios.burst, n, SEED, 1.0, 2) for n in size.counts],
+        "loss": [partial(scenarios.loss, n, SEED, 0.1, size.each) for n in many if n >= 10],
         "broadcast": [partial(scenarios.broadcast, n, SEED, size.pieces) for n in many],
         "placement": [
             partial(scenarios.placement, n, SEED, size.deciders, share) for n in size.placed for share in (0.5, 0.9)
@@ -93,6 +94,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=("all", "chaos", "measure"), default="all")
     parser.add_argument("--quick", action="store_true", help="small sizes, a few seconds")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="tasks per second, and what heartbeats cost")
+    parser.add_argument("--page", type=Path, metavar="FILE.md", help="fill its tables (docs/scaling.md)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     parser.add_argument("--only", metavar="QUESTION", help="throughput, steady, burst, …")
     parser.add_argument("--seed", type=int, help="chaos: replay this seed")
@@ -110,6 +112,8 @@ def main() -> int:
     rows = answers(QUICK if options.quick else FULL, lambda line: print(line, flush=True), options.only)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.page is not None:
+        options.page.write_text(page.fill(options.page.read_text(), rows))
     if options.plot is not None:
         options.plot.write_text(plot.draw(rows))
     return 0

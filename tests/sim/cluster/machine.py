@@ -133,7 +133,8 @@ class SimMachine:
         self._tell_all = tell_all
         self._beats = Heartbeats(self.name)
         self._number = 0
-        self._reported: tuple[dict[str, int], int, float] | None = None
+        self._reported = (dict(self._total), 0, 0.0)
+        """What the others know: they have heard it when the links came up."""
         self._gcs_told_s = -QUIET_S
         self._seen: Counter[bytes] = Counter()
         self._uncounted: set[bytes] = set()
@@ -328,6 +329,7 @@ class SimMachine:
         self.check_if_careful()
 
     def _send_abroad(self, pool: int, asked: Shape, chosen: bytes) -> None:
+        assert chosen not in self.down, "a machine that is gone was chosen"
         lease = self.scheduler.new_worker()
         self.scheduler.handle(s.WentAbroad(pool, asked, lease))
         self.cluster.placed(chosen, asked)
@@ -380,9 +382,13 @@ class SimMachine:
         told = list(self._beats.due())
         while self._tell_all and self._beats.owed:
             told += self._beats.due()
+        free, waiting, _ = report
         for peer in dict.fromkeys((*told, *self._uncounted)):
             engine.counts["heartbeats"] += 1
-            self.post(peer, BEAT_BYTES, SimMachine.heartbeat, self._load(peer))
+            self._number += 1
+            seen = {HERE: self._seen[peer]} if peer in self._seen else {}
+            load = Load(self.name, self._number, self._total, free, waiting, self.task_s, 0.0, seen)
+            self.post(peer, BEAT_BYTES, SimMachine.heartbeat, load)
         self._uncounted.clear()
         self._consider()
         engine.after(HEARTBEAT_S, self._beat)

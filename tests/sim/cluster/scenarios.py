@@ -16,7 +16,7 @@ from tests.sim.cluster.lane import ONE_CPU, Job, Lane
 from tests.sim.cluster.machine import HEARTBEAT_S, HERE, SimMachine, alive
 
 CPUS_EACH = 8
-SETTLE_S = 5.0
+SETTLE_S = 1.0
 """After the last task: what is still said arrives, and what is not needed is freed."""
 
 
@@ -192,10 +192,9 @@ def burst(count: int, seed: int, task_s: float, each: int) -> dict[str, float]:
     return figures
 
 
-def loss(count: int, seed: int, share: float, task_s: float = 0.1) -> dict[str, float]:
-    """Half of the machines have programs with work for all; `share` of the machines lose their power on the way."""
+def loss(count: int, seed: int, share: float, each: int, task_s: float = 0.1) -> dict[str, float]:
+    """Half of the machines have programs of `each` tasks, work for all; half-way `share` of the machines die."""
     took: list[float] = []
-    each = 12 * 2 * CPUS_EACH
     again = lost_jobs = 0
     for losing in (False, True):
         engine = Engine(seed)
@@ -208,7 +207,7 @@ def loss(count: int, seed: int, share: float, task_s: float = 0.1) -> dict[str, 
             drop_unused(machine, objects[machine.number])
         dying = Random(seed).sample(machines, int(share * count)) if losing else []
         for machine in dying:
-            engine.at(0.55, machine.die)
+            engine.at(0.55 * each / (2 * CPUS_EACH) * task_s, machine.die)
         engine.run(all_ended(lanes), 1000.0)
         living = [lane for lane in lanes if lane.machine.alive]
         took.append(max(lane.job.finished_s or 0.0 for lane in living))
@@ -329,12 +328,12 @@ def chaos(seed: int) -> dict[str, float]:
     rng = Random(seed)
     costs: Costs = COSTS._replace(detect_s=rng.choice((0.001, 0.1, 1.0)), start_s=rng.choice((1e-4, 1e-2)))
     engine = Engine(seed, costs, careful=True)
-    machines = build(engine, rng.choice((2, 3, 5, 8, 40)), rng.choice((1, 2, 4)))
+    machines = build(engine, rng.choice((2, 3, 5, 8)) if rng.random() < 0.97 else 36, rng.choice((1, 2, 4)))
     lanes: list[Lane] = []
 
     def program(machine: SimMachine, refs: tuple[bytes, ...]) -> None:
         if machine.alive:
-            times = [rng.choice((0.0, 1e-4, 0.01, 0.1)) for _ in range(rng.choice((1, 5, 30)))]
+            times = [rng.choice((0.0, 1e-4, 0.01, 0.1)) for _ in range(rng.choice((1, 5, 60)))]
             cpus = sum(one.cpus for one in machines)
             lanes.append(machine.run_job(Job(len(times), times.__getitem__, refs), rng.choice((1, 2, cpus))))
 
@@ -343,14 +342,23 @@ def chaos(seed: int) -> dict[str, float]:
             return
         made = [machine.objects.put(rng.choice((0, 1, 3 << 20))) for _ in range(rng.choice((0, 1, 3)))]
         program(machine, tuple(made))
-        for borrower in machines:
-            here = borrower.objects
-            held = [obj for obj in sorted(here.whole) if obj in here.references] if borrower.alive else []
-            if held and rng.random() < 0.3:  # what has come from elsewhere is passed on
-                program(borrower, tuple(rng.sample(held, 1)))
 
-    for _ in range(rng.choice((1, 3, 6))):
-        engine.after(rng.uniform(0.0, 0.5), first, rng.choice(machines))
+    def pass_on() -> None:
+        """A program whose tasks need what has come from elsewhere."""
+        lent = [
+            (machine, obj)
+            for machine in alive(machines)
+            for obj in sorted(machine.objects.borrowing.objects)
+            if obj in machine.objects.whole
+        ]
+        if lent:
+            machine, obj = rng.choice(lent)
+            program(machine, (obj,))
+
+    for _ in range(rng.choice((1, 4, 10))):
+        engine.after(rng.uniform(0.0, 0.8), first, rng.choice(machines))
+    for _ in range(rng.choice((0, 5, 20))):
+        engine.after(rng.uniform(0.0, 0.8), pass_on)
     kills = 0 if rng.random() < 0.3 else rng.choice((1, len(machines) // 2))
     for machine in rng.sample(machines, kills):
         engine.after(rng.uniform(0.0, 0.6), machine.die)
@@ -358,8 +366,9 @@ def chaos(seed: int) -> dict[str, float]:
         engine.after(rng.uniform(0.0, 0.5), _kill_a_worker, rng, machines)
     if rng.random() < 0.5:
         engine.after(rng.uniform(0.0, 0.5), _join, engine, machines)
-    engine.run_for(0.6)
+    engine.run_for(0.8)
     engine.run(all_ended(lanes), 200.0)
+    engine.run_for(2.0)
     settle(engine, machines)
     for lane in lanes:
         if lane.machine.alive:
