@@ -73,7 +73,20 @@ class Settings(NamedTuple):
 class _Abroad:
     """A lease that a worker of another machine has given to a submitter here."""
 
-    __slots__ = ("actor", "after", "end", "lease", "links", "outgoing", "owner", "peer", "pid", "pool", "steps")
+    __slots__ = (
+        "actor",
+        "after",
+        "direct",
+        "end",
+        "lease",
+        "links",
+        "outgoing",
+        "owner",
+        "peer",
+        "pid",
+        "pool",
+        "steps",
+    )
 
     def __init__(self, lease: int, pool: int, peer: bytes, pid: int) -> None:
         self.lease = lease
@@ -93,6 +106,8 @@ class _Abroad:
         """What is to be done when the last link has ended, as the process has."""
         self.actor = b""
         """It is a link to this actor, whose home is the other machine."""
+        self.direct = False
+        """The process is here, and nothing of it comes through the gateway."""
 
 
 class _Guest:
@@ -895,6 +910,7 @@ class Gateway:
         m.Closed: _closed,
         m.Output: _output,
         m.RemoteActor: lambda self, *said: self.actors.wanted(*said),
+        m.RemoteVisitor: lambda self, *said: self.actors.visit(*said),
         m.RemoteLeft: lambda self, *said: self.actors.left(*said),
         m.RemoteFind: lambda self, *said: self.actors.find(*said),
         m.ActorKill: lambda self, *said: self.actors.kill(*said),
@@ -930,6 +946,7 @@ class Gateway:
         pm.StreamTold: lambda self, *said: self.streams.told(*said),
         pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
         pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),
+        pm.LinkHere: lambda self, *said: self.actors.link_here(*said),
         pm.ActorEnded: lambda self, *said: self.actors.ended(*said),
         pm.ActorKilled: lambda self, *said: self.actors.killed(*said),
         pm.StoreShared: _store_shared,

@@ -11,7 +11,8 @@
 The process of an actor is a lease like others; each link to it is one more, so that its frames, limits and signals
 travel as those of tasks do. A link to an actor of another machine goes to that machine, the actor's home, whose node
 takes this gateway for the caller: it has the actor's state, and says when the process is lost, and when the actor is
-dead. If the process is on a third machine the home passes the frames on.
+dead. If the process is on the caller's machine they get a socket between them (LinkHere); if it is on a third one the
+home passes the frames on.
 
 Part of the gateway; its loop.
 """
@@ -29,6 +30,7 @@ from dpool._core import frames, wire
 from dpool._core import messages as m
 from dpool._core import peer_messages as pm
 from dpool._core.logic import borrowing as b
+from dpool._core.node_actors_abroad import mark_far
 from dpool._core.relay import Incoming, Outgoing
 
 if TYPE_CHECKING:
@@ -182,6 +184,25 @@ class ActorLinks:
         self._gateway._say_if_up(one.peer, pm.LeaseGiven(one.lease, 0, message.log_file, host))
         return True
 
+    def visit(self, message: m.RemoteVisitor, fds: list[int]) -> None:
+        """There is one, but elsewhere: on the caller's own machine, or on a third one, for which we pass frames on."""
+        gateway = self._gateway
+        one, process = self._visitors.get(message.pool), gateway._abroad.get(message.worker)
+        if one is None or process is None:
+            return  # it is gone again, and that is on its way
+        one.worker = message.worker
+        if process.peer == one.peer:
+            gateway._say_if_up(one.peer, pm.LinkHere(one.lease, process.lease))
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        page = frames.make_page()
+        mark_far(page)
+        one.incoming = Incoming(ours, frames.Page(page), partial(gateway._send_back, one))
+        gateway._on(ours.fileno(), partial(gateway._worker_event, one))
+        self.link(process, os.getpid(), message.caller, [theirs.detach(), page])
+        host = gateway.peers[process.peer].host if process.peer in gateway.peers else gateway.host
+        gateway._say_if_up(one.peer, pm.LeaseGiven(one.lease, 0, "", host))
+
     def process_died(self, message: m.WorkerDied) -> bool:
         """It has ended; whether another takes its place is said by the reason, or by ActorGone."""
         one = self._visitors.get(message.pool)
@@ -215,6 +236,21 @@ class ActorLinks:
         one.actor = message.actor
         gateway._say_if_up(peer, pm.ActorWanted(message.link, message.actor))
 
+    def link_here(self, peer: bytes, message: pm.LinkHere) -> None:
+        """The process that it calls is on this machine, too: they get a socket between them."""
+        gateway = self._gateway
+        one, process = gateway._abroad.get(message.link), gateway._guests.get((peer, message.lease))
+        if one is None or process is None or process.incoming is None:
+            return  # it is gone again, and that is on its way
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        page = frames.make_page()
+        one.direct = True
+        with ours, theirs:
+            copy = os.dup(theirs.fileno())
+            gateway._tell(m.RemoteUp(one.lease, 0, "", gateway.host), (ours.fileno(), theirs.fileno(), page))
+            process.incoming.frame(pickle.dumps((0, frames.LINK, one.pid, 0, []), 5), (copy, page))
+        gateway._watch_writing(process.incoming.fileno(), process.incoming.wants_to_write())
+
     def left(self, message: m.RemoteLeft, fds: list[int]) -> None:
         """It does not any more."""
         one = self._gateway._abroad.pop(message.link, None)
@@ -224,9 +260,10 @@ class ActorLinks:
 
     def process_lost(self, one: _Abroad, snapshot: Snapshot | None, end: m.RemoteDied) -> None:
         """The process of such an actor has ended; it may come back."""
-        if one.outgoing is not None:
-            if snapshot is not None:
-                one.outgoing.died(snapshot)
+        if one.outgoing is not None and snapshot is not None:
+            one.outgoing.died(snapshot)
+        if one.outgoing is not None or one.direct:
+            one.direct = False
             self._close(one)
             self._gateway._tell(end)
 

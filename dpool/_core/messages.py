@@ -314,6 +314,15 @@ class RemoteActor(NamedTuple):
     pid: int
 
 
+class RemoteVisitor(NamedTuple):
+    """The gateway's own link `pool`, to an actor of ours, is to go to this process on another machine."""
+
+    pool: int
+    worker: int
+    caller: int
+    """The node's number of the link."""
+
+
 class RemoteLeft(NamedTuple):
     """It does not any more."""
 
@@ -1067,6 +1076,7 @@ CONTROL: tuple[type[Any], ...] = (
     RemoteEnd,
     RemoteSignal,
     RemoteActor,
+    RemoteVisitor,
     RemoteLeft,
     ProgramEnded,
     RemoteFind,

@@ -560,6 +560,9 @@ class NodeActors:
         actor = self._actors[order.actor]
         client, pool, _ = self._callers[order.caller]
         assert actor.proc is not None
+        if isinstance(actor.proc, FarProcess) and self._node._abroad.gateway is client:
+            self._node.tell_gateway(m.RemoteVisitor(pool, actor.proc.worker, order.caller))
+            return
         try:
             ours, theirs, page, copy = _link_fds()
         except OSError as error:

@@ -254,6 +254,13 @@ class ActorWanted(NamedTuple):
     actor: bytes
 
 
+class LinkHere(NamedTuple):
+    """In the place of LeaseGiven: the process is on the receiver's machine, which has leased it to the sender."""
+
+    link: int
+    lease: int
+
+
 class ActorEnded(NamedTuple):
     """The actor is dead for good; `cause` as in ActorGone."""
 
@@ -436,6 +443,7 @@ MESSAGES: tuple[type[Any], ...] = (
     StreamTold,
     LinkWanted,
     ActorWanted,
+    LinkHere,
     ActorEnded,
     ActorKilled,
     RefsTaken,

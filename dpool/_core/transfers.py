@@ -53,11 +53,11 @@ MEASURED_BYTES = 1 << 20
 class _Fetch:
     """One object that is wanted here."""
 
-    __slots__ = ("began_s", "contents", "copy", "freed", "home", "progress_s", "sealing", "size", "then", "token")
+    __slots__ = ("asked", "began_s", "contents", "copy", "freed", "progress_s", "sealing", "size", "then", "token")
 
-    def __init__(self, home: bytes) -> None:
-        self.home = home
-        """The gateway of its home."""
+    def __init__(self) -> None:
+        self.asked: set[bytes] = set()
+        """Gateways that are to say whether they have it."""
         self.then: list[Then] = []
         self.size = 0
         self.contents: list[bytes] = []
@@ -130,13 +130,24 @@ class Transfers:
         if known is not None:
             known.then.append(then)
             return
-        peer = self._objects.peer_of(obj)
-        if peer is None:
-            then(self._objects.why_away(obj))
-            return
-        known = self._fetches[obj] = _Fetch(peer)
+        known = self._fetches[obj] = _Fetch()
         known.then.append(then)
-        self._gateway._say_if_up(peer, pm.DescribeAsked(obj))
+        self._ask_where(obj, known)
+
+    def _ask_where(self, obj: bytes, fetch: _Fetch) -> None:
+        """Its home knows who has it; if that is gone, somebody else may have a copy."""
+        home = self._objects.peer_of(obj)
+        fetch.asked = {home} if home is not None else set(self._gateway.peers)
+        if not fetch.asked:
+            self._nowhere(obj, fetch, self._objects.why_away(obj))
+        for peer in list(fetch.asked):
+            self._gateway._say_if_up(peer, pm.DescribeAsked(obj))
+
+    def _nowhere(self, obj: bytes, fetch: _Fetch, why: str) -> None:
+        if fetch.token:
+            self._pull(p.Copies(obj, ()))
+        else:
+            self._end(obj, fetch, why)
 
     def fetch_again(self, obj: bytes, then: Then) -> None:
         """The same; the node says that it is not here."""
@@ -148,8 +159,9 @@ class Transfers:
     def described(self, peer: bytes, message: pm.Described, data: bytes) -> None:
         obj = message.obj
         fetch = self._fetches.get(obj)
-        if fetch is None:
-            return
+        if fetch is None or peer not in fetch.asked:
+            return  # somebody else said so before
+        fetch.asked.clear()
         copies = (peer, *(name for name in message.copies if name in self._gateway.peers))
         if fetch.token:
             self._pull(p.Copies(obj, copies))
@@ -168,10 +180,11 @@ class Transfers:
 
     def not_there(self, peer: bytes, message: pm.NotThere) -> None:
         fetch = self._fetches.get(message.obj)
-        if fetch is not None and not fetch.token:
-            self._fail(message.obj, message.why)
-        else:
-            self._pull(p.Copies(message.obj, ()))
+        if fetch is not None and peer in fetch.asked:
+            fetch.asked.discard(peer)
+            if not fetch.asked:
+                known = self._objects.peer_of(message.obj) is not None
+                self._nowhere(message.obj, fetch, message.why if known else self._objects.why_away(message.obj))
 
     def _look_later(self) -> None:
         if not self._looking:
@@ -220,10 +233,10 @@ class Transfers:
         self._pull(p.NodeLost(peer))
         self._serve(v.NodeLost(peer))
         for obj, fetch in list(self._fetches.items()):
-            if fetch.home == peer and not fetch.token:
-                self._fail(obj, self._objects.why_away(obj))
-            elif fetch.home == peer:
-                self._pull(p.Copies(obj, ()))  # if that is what it waits for
+            if peer in fetch.asked:
+                fetch.asked.discard(peer)
+                if not fetch.asked:
+                    self._ask_where(obj, fetch)
 
     # -- pieces
 
@@ -314,12 +327,9 @@ class Transfers:
         return _nothing
 
     def _locate(self, order: p.Locate) -> None:
-        """Its home knows who has it."""
-        peer = self._objects.peer_of(order.object_id)
-        if peer is None:
-            self._pull(p.Copies(order.object_id, ()))
-        else:
-            self._gateway._say_if_up(peer, pm.DescribeAsked(order.object_id))
+        fetch = self._fetches.get(order.object_id)
+        if fetch is not None:
+            self._ask_where(order.object_id, fetch)
 
     def _complete(self, order: p.Complete) -> None:
         obj, fetch = order.object_id, self._fetches[order.object_id]
@@ -338,6 +348,7 @@ class Transfers:
 
     def _sealed(self, obj: bytes, fetch: _Fetch, why: str) -> None:
         fetch.copy = None
+        self._log("transfer.done", obj=obj.hex(), bytes=fetch.size, failed=why or "no")
         if why:
             self._serve(v.Gone(obj))
         else:

@@ -45,12 +45,12 @@ def make(size: int) -> Any:
     return np.arange(size, dtype=np.uint8)
 
 
-def test_a_large_argument(cluster: Cluster) -> None:
+def check_a_large_argument(cluster: Cluster) -> None:
     assert dpool.get(total.remote(np.ones(LARGE, np.uint8)), timeout=DEADLINE_S) == LARGE
     wait_until_empty(cluster)
 
 
-def test_a_large_result(cluster: Cluster) -> None:
+def check_a_large_result(cluster: Cluster) -> None:
     made = make.remote(LARGE)
     value = dpool.get(made, timeout=DEADLINE_S)
     assert np.array_equal(value, np.arange(LARGE, dtype=np.uint8))
@@ -58,7 +58,7 @@ def test_a_large_result(cluster: Cluster) -> None:
     wait_until_empty(cluster)
 
 
-def test_a_result_that_nobody_asks_for_stays_there(cluster: Cluster) -> None:
+def check_a_result_that_nobody_asks_for_stays_there(cluster: Cluster) -> None:
     made = make.remote(LARGE)
     assert dpool.wait([made], timeout=DEADLINE_S)[0]
     wait_until(lambda: len(objects_of(cluster.members[1])) == 1, DEADLINE_S)
@@ -82,21 +82,21 @@ def same(box: list[Any]) -> list[Any]:
     return box
 
 
-def test_a_reference_as_an_argument(cluster: Cluster) -> None:
+def check_a_reference_as_an_argument(cluster: Cluster) -> None:
     ref = dpool.put(np.full(LARGE // 8, 2.0))
     assert dpool.get([total.remote(ref) for _ in range(20)], timeout=DEADLINE_S) == [2.0 * (LARGE // 8)] * 20
     del ref
     wait_until_empty(cluster)
 
 
-def test_a_reference_inside_an_argument(cluster: Cluster) -> None:
+def check_a_reference_inside_an_argument(cluster: Cluster) -> None:
     ref = dpool.put(np.full(LARGE // 8, 2.0))
     assert dpool.get(first_of.remote([ref]), timeout=DEADLINE_S) == 2.0
     del ref
     wait_until_empty(cluster)
 
 
-def test_a_reference_inside_a_result(cluster: Cluster) -> None:
+def check_a_reference_inside_a_result(cluster: Cluster) -> None:
     box = dpool.get(boxed.remote(LARGE // 8), timeout=DEADLINE_S)
     assert box["text"] == "beside it"
     assert dpool.get(box["ref"], timeout=DEADLINE_S)[-1] == 7.0
@@ -104,7 +104,7 @@ def test_a_reference_inside_a_result(cluster: Cluster) -> None:
     wait_until_empty(cluster)
 
 
-def test_a_reference_there_and_back(cluster: Cluster) -> None:
+def check_a_reference_there_and_back(cluster: Cluster) -> None:
     ref = dpool.put(np.full(LARGE // 8, 3.0))
     back = dpool.get(same.remote([ref]), timeout=DEADLINE_S)
     assert back[0] == ref
@@ -121,7 +121,7 @@ def large_box(size: int) -> list[Any]:
     return [np.ones(size), dpool.put(np.full(size, 5.0))]
 
 
-def test_a_reference_inside_a_large_result(cluster: Cluster) -> None:
+def check_a_reference_inside_a_large_result(cluster: Cluster) -> None:
     """It lies in an object of the other machine's store, of which a copy comes here."""
     made = large_box.remote(LARGE // 8)
     ones, ref = dpool.get(made, timeout=DEADLINE_S)
@@ -143,8 +143,7 @@ def when(path: str, size: int) -> Any:
     return np.ones(size)
 
 
-@pytest.mark.parametrize("size", [10, LARGE // 8])
-def test_a_future_inside_an_argument(cluster: Cluster, tmp_path: Any, size: int) -> None:
+def check_a_future_inside_an_argument(cluster: Cluster, tmp_path: Any, size: int) -> None:
     """Its owner is here, its value there; and who waits for it is there, too."""
     gate = tmp_path / "gate"
     made = when.remote(str(gate), size)
@@ -152,15 +151,16 @@ def test_a_future_inside_an_argument(cluster: Cluster, tmp_path: Any, size: int)
     gate.touch()
     assert dpool.get(summed, timeout=DEADLINE_S) == size
     del made
+    gate.unlink()
     wait_until_empty(cluster)
 
 
-def test_a_future_as_an_argument(cluster: Cluster) -> None:
+def check_a_future_as_an_argument(cluster: Cluster) -> None:
     assert dpool.get(total.remote(make.remote(LARGE)), timeout=DEADLINE_S) == np.arange(LARGE, dtype=np.uint8).sum()
     wait_until_empty(cluster)
 
 
-def test_a_function_that_refers_to_objects(cluster: Cluster) -> None:
+def check_a_function_that_refers_to_objects(cluster: Cluster) -> None:
     ref = dpool.put(np.full(LARGE // 8, 4.0))
     array = np.full(LARGE // 8, 6.0)
 
@@ -176,7 +176,7 @@ def fail_with(ref: Any) -> None:
     raise KeyError(ref)
 
 
-def test_an_exception_with_a_reference(cluster: Cluster) -> None:
+def check_an_exception_with_a_reference(cluster: Cluster) -> None:
     ref = dpool.put(np.full(LARGE // 8, 4.0))
     with pytest.raises(KeyError) as raised:
         dpool.get(fail_with.remote([ref]), timeout=DEADLINE_S)
@@ -231,6 +231,11 @@ def keep_for_ever(box: list[Any]) -> None:
     sys.modules["kept_for_ever"] = box  # type: ignore[assignment]
 
 
+@dpool.remote(resources={"chair": 0.1})
+def keep_there(box: list[Any]) -> None:
+    sys.modules["kept_for_ever"] = dpool.get(box), box  # type: ignore[assignment]
+
+
 @pytest.fixture
 def three(cluster: Cluster) -> Cluster:
     """With a third machine, which has the chair."""
@@ -243,7 +248,7 @@ def sit(box: list[Any]) -> tuple[float, list[Any]]:
     return float(dpool.get(box[0])[0]), box
 
 
-def test_a_third_machine(three: Cluster) -> None:
+def check_a_third_machine(three: Cluster) -> None:
     """A reference made on one machine, through this one, is looked at on another, and comes back."""
     box = dpool.get(boxed.remote(LARGE // 8), timeout=DEADLINE_S)
     seen, back = dpool.get(sit.remote([box["ref"]]), timeout=DEADLINE_S)
@@ -260,7 +265,7 @@ def have_it_seen(size: int) -> tuple[float, list[Any]]:
     return seen, box
 
 
-def test_a_task_elsewhere_asks_a_third_machine(three: Cluster) -> None:
+def check_a_task_elsewhere_asks_a_third_machine(three: Cluster) -> None:
     seen, box = dpool.get(have_it_seen.remote(LARGE // 8), timeout=DEADLINE_S)
     assert seen == 9.0
     assert dpool.get(box[0], timeout=DEADLINE_S)[-1] == 9.0
@@ -273,7 +278,7 @@ def total_there(array: Any) -> float:
     return float(array.sum())
 
 
-def test_what_one_machine_made_is_used_on_another(three: Cluster) -> None:
+def check_what_one_machine_made_is_used_on_another(three: Cluster) -> None:
     made = [make.remote(LARGE) for _ in range(3)]
     sums = [total_there.remote(one) for one in made]
     assert dpool.get(sums, timeout=DEADLINE_S) == [np.arange(LARGE, dtype=np.uint8).sum()] * 3
@@ -281,3 +286,68 @@ def test_what_one_machine_made_is_used_on_another(three: Cluster) -> None:
     assert len(objects_of(three.members[1])) == 3
     del made
     wait_until_empty(three)
+
+
+def test_another_machine_has_a_copy_when_its_home_is_gone(three: Cluster) -> None:
+    made = make.remote(LARGE)
+    dpool.get(keep_there.remote([made]), timeout=DEADLINE_S)
+    three.stop(three.members[1], signal.SIGKILL)
+    assert np.array_equal(dpool.get(made, timeout=DEADLINE_S), np.arange(LARGE, dtype=np.uint8))
+
+
+def fetched(member: gateway_start.Started) -> int:
+    """How many objects have come to a machine."""
+    with open(os.path.join(member.session, gateway_start.GATEWAY_LOG), encoding="utf-8") as log:
+        return log.read().count(" transfer.done ")
+
+
+@dpool.remote
+def meet_there(path: str, number: int, array: Any) -> float:
+    """Wait until the other one runs there, too."""
+    os.makedirs(path, exist_ok=True)
+    open(f"{path}/{number}", "w").close()
+    wait_until(lambda: len(os.listdir(path)) == 2, DEADLINE_S)
+    return float(array.sum())
+
+
+def test_one_for_all(three: Cluster, tmp_path: Any) -> None:
+    """An object that tasks on all machines need, several at a time, comes once to each."""
+    ref = dpool.put(np.ones(4 * LARGE))
+    places = [str(tmp_path / name) for name in ("left", "right")]
+    sums = [
+        meet_there.options(resources={name: 0.1}).remote(place, number, ref)
+        for name, place in zip(("lamp", "chair"), places, strict=True)
+        for number in range(2)
+    ]
+    assert dpool.get(sums, timeout=DEADLINE_S) == [4.0 * LARGE] * 4
+    del ref
+    wait_until_empty(three)
+    assert [fetched(member) for member in three.members] == [0, 1, 1]
+
+
+def test_large_values(cluster: Cluster) -> None:
+    check_a_large_argument(cluster)
+    check_a_large_result(cluster)
+    check_a_result_that_nobody_asks_for_stays_there(cluster)
+
+
+def test_references(cluster: Cluster) -> None:
+    check_a_reference_as_an_argument(cluster)
+    check_a_reference_inside_an_argument(cluster)
+    check_a_reference_inside_a_result(cluster)
+    check_a_reference_there_and_back(cluster)
+    check_a_reference_inside_a_large_result(cluster)
+    check_an_exception_with_a_reference(cluster)
+    check_a_function_that_refers_to_objects(cluster)
+
+
+def test_futures(cluster: Cluster, tmp_path: Any) -> None:
+    for size in (10, LARGE // 8):
+        check_a_future_inside_an_argument(cluster, tmp_path, size)
+    check_a_future_as_an_argument(cluster)
+
+
+def test_three_machines(three: Cluster) -> None:
+    check_a_third_machine(three)
+    check_a_task_elsewhere_asks_a_third_machine(three)
+    check_what_one_machine_made_is_used_on_another(three)
