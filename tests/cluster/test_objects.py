@@ -241,8 +241,8 @@ def keep_there(box: list[Any]) -> None:
 
 @pytest.fixture
 def three(cluster: Cluster) -> Cluster:
-    """With a third machine, which has the chair."""
-    cluster.add(resources=(("chair", 1.0),))
+    """With a third machine, which has the chair, and so little memory for objects that most go to its disk."""
+    cluster.add(resources=(("chair", 1.0),), object_store_memory=8 << 20)
     return cluster
 
 
