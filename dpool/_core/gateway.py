@@ -468,7 +468,7 @@ class Gateway:
             )
             abroad.outgoing.on_link = partial(self.actors.link, abroad)
             fds = (ours.fileno(), theirs.fileno(), page)
-            self._tell(m.RemoteUp(message.lease, message.pid, message.log_file, message.host), fds)
+            self._tell(m.RemoteUp(*message), fds)
         finally:
             ours.close()
             theirs.close()
@@ -638,7 +638,7 @@ class Gateway:
         pool.workers[message.worker] = guest
         incoming.back = partial(self._send_back, guest)
         self._on(incoming.fileno(), partial(self._worker_event, guest))
-        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host))
+        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host, message.gpus))
 
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""

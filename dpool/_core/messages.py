@@ -451,6 +451,8 @@ class RemoteUp(NamedTuple):
     pid: int
     log_file: str
     host: str
+    gpus: tuple[str, ...] = ()
+    """As in Grant."""
 
 
 class RemoteRefused(NamedTuple):

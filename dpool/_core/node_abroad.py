@@ -306,7 +306,7 @@ class NodeAbroad:
         if pool.actors is not None:
             lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
-        grant = m.Grant(pool.number, lease.worker, lease.shape, (), True, message.log_file)
+        grant = m.Grant(pool.number, lease.worker, lease.shape, message.gpus, True, message.log_file)
         self._node._send(pool.client, grant, tuple(fds))
         self._node._send(pool.client, m.WorkerUp(pool.number, lease.worker, message.pid, 0))
 

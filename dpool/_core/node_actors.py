@@ -293,7 +293,8 @@ class NodeActors:
         actor.receiver = wire.Receiver(actor.home)
         self._node._on(actor.home.fileno(), partial(self._answered, name))
         self._do(a.Granted(name, order.worker))
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(self._node.gpu_names(order.gpus))} if order.gpus else {}
+        gpus = proc.gpus if isinstance(proc, FarProcess) else self._node.gpu_names(order.gpus)
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         if any(key == "num_cpus" for key, _ in order.shape):
             env["\0cpus"] = "1"
         env["\0actor"] = name.hex()

@@ -93,6 +93,8 @@ class LeaseGiven(NamedTuple):
     """0: not known yet."""
     log_file: str
     host: str
+    gpus: tuple[str, ...] = ()
+    """The devices that the lease may see, as CUDA_VISIBLE_DEVICES has them there."""
 
 
 class LeaseRefused(NamedTuple):
