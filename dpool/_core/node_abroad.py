@@ -156,8 +156,10 @@ class NodeAbroad:
         self.cluster.placed(node, takes)
         self._leases[worker] = _Lease(worker, pool, node, shape, takes)
         known = self._node._pools[pool]
-        assert known.client.hello is not None
-        self._tell(m.RemoteLease(worker, node, pool, known.setup, takes, known.client.hello.pid))
+        hello = known.client.hello
+        assert hello is not None
+        job = b"" if hello.worker else hello.job
+        self._tell(m.RemoteLease(worker, node, pool, known.setup, takes, hello.pid, job))
 
     def feasible_elsewhere(self, shape: m.Shape) -> bool:
         """Whether another machine has that in total."""

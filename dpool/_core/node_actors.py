@@ -224,7 +224,7 @@ class NodeActors:
         """A program on another machine has ended: so do the actors that its tasks have made here."""
         for name, actor in list(self._actors.items()):
             if actor.job == job and not actor.message.detached and self.machine.actors[name].state != a.DEAD:
-                self._do(a.Kill(name, False, _cause("the program that made it has ended")))
+                self._do(a.Kill(name, False, _cause("the program that made it has ended, or is on a lost machine")))
 
     def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""

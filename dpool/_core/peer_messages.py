@@ -30,6 +30,8 @@ class PoolOpened(NamedTuple):
 
     pool: int
     setup: bytes
+    job: bytes
+    """Of the program of the sender's machine that it belongs to; empty: one of another machine."""
 
 
 class SetupChanged(NamedTuple):

@@ -388,6 +388,15 @@ def test_what_its_tasks_have_made_ends_with_the_program(cluster: Cluster) -> Non
     assert not exists("first")
 
 
+def test_what_its_tasks_have_made_ends_with_its_machine(cluster: Cluster) -> None:
+    third = cluster.add(resources=(("third", 1.0),))
+    dpool.shutdown()
+    driver.configure(address=third.address)
+    pids = get(make_two.remote())
+    cluster.stop(third, signal.SIGKILL)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), DEADLINE_S, "both have ended")
+
+
 def test_a_detached_one_outlives_its_program(cluster: Cluster) -> None:
     counter = there(name="stays", lifetime="detached").remote(5)
     pid = get(counter.pid.remote())
