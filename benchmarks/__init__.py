@@ -46,4 +46,6 @@ QUESTIONS = (
     "machines_locality",
     "machines_allreduce",
     "machines_transfer",
+    "machines_round_trip",
+    "machines_flat",
 )

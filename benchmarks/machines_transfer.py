@@ -78,7 +78,7 @@ def drive_dpool(size: str, rounds: str) -> dict[str, float]:
         took["there"].append(time.perf_counter() - begin)
         del ref
         made = make.remote(int(size), number)
-        dpool.wait([made])
+        dpool.wait([made], fetch_local=False)
         begin = time.perf_counter()
         value = dpool.get(made)
         took["here"].append(time.perf_counter() - begin)

@@ -332,13 +332,17 @@ def wait(
         (ready, not ready): the first has at most `num_returns` items; both keep the order of `refs`.
 
     Raises ValueError if `num_returns` is below 1 or above the number of references (unless there is none), or one
-    occurs twice. A future that failed or was cancelled is ready. `fetch_local` is Ray's and changes nothing: values are
-    fetched when somebody asks for them. Source: Ray's `wait`.
+    occurs twice. A future that failed or was cancelled is ready. `fetch_local`: values of ready ones that lie on other
+    machines begin to come to this one, for whoever asks for them next; without it they stay where they are until then.
+    Source: Ray's `wait`, which waits for them to come.
     """
-    from dpool._core.waiting import wait_for
+    from dpool._core.waiting import fetch_soon, wait_for
 
     known = refs if isinstance(refs, list) else list(refs)
-    return wait_for(known, num_returns, timeout)
+    ready, rest = wait_for(known, num_returns, timeout)
+    if fetch_local:
+        fetch_soon(ready)
+    return ready, rest
 
 
 class StoredObject(NamedTuple):

@@ -9,6 +9,7 @@ worker.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 from hashlib import sha256
@@ -19,6 +20,7 @@ from dpool.errors import DpoolError
 FORMAT = "dpool-1"
 SECRET_CHARS = 40
 """Z85 of 32 bytes."""
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE of <sys/prctl.h>
 
 
 class ClusterKeyError(DpoolError, ValueError):
@@ -48,6 +50,12 @@ def default_path() -> str:
     return os.path.join(base, "dpool", "token")
 
 
+def hide_memory() -> None:
+    """From now on the kernel dumps no core of this process, and other processes of the user cannot read its memory."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "the memory with the cluster's secret cannot be hidden from core dumps")
+
+
 def load(path: str) -> ClusterKey:
     """The key in the file.
 
@@ -55,7 +63,8 @@ def load(path: str) -> ClusterKey:
         ClusterKeyError: there is no such file, others can read it, or it is not a token.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Through a link, too: platforms hand out secrets so. Whose the file is, and who can read it, is seen below.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ClusterKeyError(
             f"there is no cluster token at {path}: start the head with `dpool start --head`, and copy the token that "

@@ -149,12 +149,12 @@ class ClusterPool(ExecutorPool):
 
 def stored_at(call: Stored) -> dict[bytes, int]:
     """Home → bytes of the call's arguments that lie in the object store."""
-    found: dict[bytes, int] = {}
     places = [] if isinstance(call.wire, bytes) else [call.wire]
     places += [handle.place for handle in call.keep if getattr(handle, "place", None) is not None]
-    for place in places:
-        home = ids.home_of(place[0])
-        found[home] = found.get(home, 0) + place[4]
+    found: dict[bytes, int] = {}
+    for obj, size in {place[0]: place[4] for place in places}.items():
+        home = ids.home_of(obj)
+        found[home] = found.get(home, 0) + size
     return found
 
 

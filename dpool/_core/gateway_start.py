@@ -131,13 +131,15 @@ def main() -> None:
         os._exit(0)
     os.closerange(REPORT_FD + 1, os.sysconf("SC_OPEN_MAX"))  # whatever our starter had open: a terminal, a lock …
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    from dpool._core.cluster_key import ClusterKey, hide_memory
+
+    hide_memory()
     with open(0, "rb") as orders:
         words, secret = pickle.load(orders)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     os.chdir(words[0])  # no file system that somebody wants to unmount
-    from dpool._core.cluster_key import ClusterKey
     from dpool._core.gateway import Gateway, Settings
     from dpool._core.zygote import set_title
 

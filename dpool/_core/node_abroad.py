@@ -388,7 +388,6 @@ class NodeAbroad:
 
     def _peer_load(self, message: m.PeerLoad, fds: list[int]) -> None:
         load = Load(*message.load)
-        load = load._replace(seen={HERE: load.seen.get(self.name, 0)})
         if load.node in self._hosts:
             self.cluster.heard(load)
             self._homes.update({name[len(HOME) :]: load.node for name in load.total if name.startswith(HOME)})

@@ -340,7 +340,10 @@ class NodeStore:
                 self._node.read_newcomers()
                 for number in self._node.readable_store_sides():
                     self._drain(number)
+                gateway = self._node.gateway_pid()
                 for pid, objs in releases:
+                    if pid == gateway:
+                        self._received(objs)
                     for obj in objs:
                         self._follow(r.Release(obj, pid))
                 for holder in ended:
@@ -356,6 +359,13 @@ class NodeStore:
                     self._QUESTIONS[type(message)](self, side, message)
                 except ValueError as error:  # it may be another peer's message, or nobody's, in which it is noticed
                     self._node.refuse_store_side(side.number, message, error)
+
+    def _received(self, objs: list[bytes]) -> None:
+        """What the gateway lets go, it had heard of, whoever made it in its name."""
+        for obj in objs:
+            maker = self._maker.pop(obj, None)
+            if maker is not None:
+                self._unclaimed.get(maker, {}).pop(obj, None)
 
     # -- actors, who are held as objects are
 

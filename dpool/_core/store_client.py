@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from dpool._core import ids, wire
 from dpool._core import messages as m
@@ -49,6 +49,8 @@ MAX_TRIES = 100
 """How often an object is looked for that leaves memory again before it is mapped, because others want room."""
 LOOK_AGAIN_MS = 200
 """After so long without a message it is looked whether a signal handler, which asked too, has read the answer."""
+NOBODY_WAITS = 0
+"""In the place of a request's number."""
 MANY = 1000
 """Objects that are let go with one message, at most about so many."""
 
@@ -177,6 +179,10 @@ class StoreClient:
         self._requests = itertools.count(1)
         self._replies: dict[int, Any] = {}
         self._abandoned: set[int] = set()
+        self.foreign = False
+        """This process has been given an object of another machine."""
+        self._on_their_way: WeakSet[Handle] = WeakSet()
+        """What was asked for ahead."""
         self._left_behind: set[bytes] = set()
         """What this process held in the store of a node that has ended, and could not hand on."""
         self._prefix = self._new_prefix()
@@ -396,6 +402,8 @@ class StoreClient:
     def _answered(self, message: Any, missed: bool) -> None:
         """An answer has come; cut short by a signal handler, it comes once more."""
         request = message.request
+        if request == NOBODY_WAITS:
+            return
         if request in self._abandoned:
             self._replies.pop(request, None)
             if type(message) is m.ActorFound and message.actor:
@@ -571,6 +579,7 @@ class StoreClient:
         with self._handles_lock:
             handle = self.handles.get(place[0])
             if handle is None:
+                self.foreign = self.foreign or ids.home_of(place[0]) != self._tag
                 handle = self.handles[place[0]] = Handle(self, place, held, [1])
             else:
                 handle.held += held
@@ -586,6 +595,7 @@ class StoreClient:
             handle = self.handles.get(place[0])
             if handle is not None:
                 return handle
+            self.foreign = self.foreign or ids.home_of(place[0]) != self._tag
             handle = self.handles[place[0]] = Handle(self, place, 1, [])
             self._send_now(m.encode(m.StoreHold([place[0]], self.pid)), (), handle.said)
             return handle
@@ -711,6 +721,13 @@ class StoreClient:
             raise _lost(answer.obj, str(error)) from error
         self._page.note_file_read()
         return view.toreadonly() if readonly else view
+
+    def fetch_soon(self, handles: list[Handle]) -> None:
+        """Have objects of other machines come to this one's store, before anybody asks for their values."""
+        for handle in handles:
+            if ids.home_of(handle.obj) != self._tag and handle not in self._on_their_way:
+                self._on_their_way.add(handle)
+                self._send(m.StoreLocate(NOBODY_WAITS, handle.obj))
 
     # -- copies of what lies on other machines, and what they are made from: for the gateway
 

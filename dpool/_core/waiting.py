@@ -25,8 +25,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from dpool._core import storage
 from dpool._core.context import here
-from dpool._core.future import DONE, PENDING, Future
+from dpool._core.future import DONE, PENDING, Future, InStore
 from dpool._core.objectref import ObjectRef
 
 if TYPE_CHECKING:
@@ -236,3 +237,23 @@ def wait_unless_one_fails(refs: Sequence[Any], at: int, until: float | None) -> 
                 if isinstance(other, Future) and other._state in DONE and other._failed():
                     other.result()
         look_s = min(2 * look_s, LAST_LOOK_S)
+
+
+def fetch_soon(found: list[Any]) -> None:
+    """Have the values of these begin to come to this machine, as far as they lie on others."""
+    client = storage.connected()
+    if client is None or not client.foreign or client.closed:
+        return
+    handles = [handle for one in found if (handle := _handle_of(one)) is not None]
+    try:
+        client.fetch_soon(handles)
+    except storage.StoreGone:  # whoever asks for one hears of it
+        return
+
+
+def _handle_of(one: Any) -> Any:
+    """What holds a value that lies in the store."""
+    if type(one) is ObjectRef:
+        return one._handle
+    stored = one._result
+    return stored.handle if type(stored) is InStore else None

@@ -75,18 +75,21 @@ class Member:
             yield Program(popen)
             popen.communicate(timeout=DEADLINE_S)
             assert popen.returncode == 0
-        except BaseException:
+        finally:
             popen.kill()
-            popen.communicate()
-            raise
+            popen.wait()
+            for pipe in (popen.stdin, popen.stdout, popen.stderr):
+                if pipe is not None:
+                    pipe.close()
 
     def log(self) -> str:
         """What its gateway and its node wrote."""
         return self.host.run("sh", "-c", "cat /tmp/dpool-*/*.log").stdout
 
-    def children(self, title: str) -> list[int]:
-        """The processes there whose command line begins so."""
-        return [pid for pid, command in self.host.processes().items() if command.startswith(title)]
+    def named(self, name: str) -> list[int]:
+        """The processes there that call themselves so."""
+        listed = (line.split() for line in self.host.run("ps", "-A", "-o", "pid=,comm=").stdout.splitlines())
+        return [int(pid) for pid, comm, *_ in listed if comm == name]
 
 
 class Machines:

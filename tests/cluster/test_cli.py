@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pty
@@ -16,6 +17,9 @@ from typing import Any
 
 import pytest
 
+from dpool._cluster import start
+from dpool._core.joining import parse_address, resolve
+from dpool._core.machine import find_resources
 from tests.cluster.commands import Commands, commands, free_port
 from tests.helpers import Script, descendants, is_running, process, processes, wait_until
 
@@ -314,3 +318,32 @@ def test_a_command_that_there_is_not() -> None:
     done = subprocess.run([sys.executable, "-m", "dpool", "launch"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "status" in done.stderr
+
+
+def test_options_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the other tests do not see the effect of."""
+    monkeypatch.setenv("DPOOL_RESOURCES", '{"licence": 1}')
+    parser = argparse.ArgumentParser()
+    start.add_arguments(parser)
+    config = start._config(parser.parse_args(["--head", "--num-cpus", "0", "--redis-url", "redis://node9:6379/2"]))
+    assert config.redis_url == "redis://node9:6379/2"
+    assert find_resources(config, 0)["num_cpus"] == 0
+    assert config.resources == (("licence", 1.0), (start.HEAD_RESOURCE, 1.0))
+    joining = start._config(parser.parse_args(["--address", "dpool://h:1", "--resources", '{"lamp": 2}']))
+    assert joining.resources == (("lamp", 2.0),)
+    assert find_resources(joining._replace(client=True), 0) == {"num_cpus": 0, "num_gpus": 0, "memory": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("dpool://h:1", "h:1"), ("h:65535", "h:65535"), ("dpool://[::1]:7", "[::1]:7")]
+    + [(text, None) for text in ("h", "dpool://h", "h:0", "h:65536", "h:x", ":1", "::1:7", "dpool://[]:7", "")],
+)
+def test_addresses(text: str, address: str | None) -> None:
+    if address is None:
+        with pytest.raises(ValueError, match="an address is dpool://HOST:PORT"):
+            parse_address(text)
+    else:
+        assert parse_address(text) == address
+    assert resolve("127.0.0.1:7") == "127.0.0.1:7"
+    assert resolve("[::1]:7") == "[::1]:7"

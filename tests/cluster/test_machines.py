@@ -219,8 +219,10 @@ def test_a_death_over_there(fresh: Machines, what: str) -> None:
         if what == "host":
             fresh.lose(other)
         else:
-            victims = {"worker": busy_worker, "gateway": gateway, "node": node}[what](other)
-            other.host.kill(victims, signal.SIGKILL)
+            victims = other.named(f"dpool-{what}")
+            assert victims
+            for victim in victims:
+                other.host.kill(victim, signal.SIGKILL)
         told, alive = program.line(), program.line()
         assert told.startswith(("WorkerCrashed", "NodeLost")), told
         assert "h2" in told, told
@@ -236,28 +238,6 @@ def test_a_death_over_there(fresh: Machines, what: str) -> None:
         assert "h2" in back.script(TASKS + 'print(dpool.get(at("h2").remote()))')
 
 
-def busy_worker(member: Member) -> int:
-    """The one that opened the file: it has the task's host to itself, so it is the only worker."""
-    found = member.host.python(
-        """
-import os
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        if file.read().startswith(b"dpool-worker"):
-            print(pid)
-"""
-    ).split()
-    return int(found[0])
-
-
-def gateway(member: Member) -> int:
-    return member.pid
-
-
-def node(member: Member) -> int:
-    return member.children("dpool-node")[0]
-
-
 def test_a_long_cut_and_its_end(fresh: Machines) -> None:
     """Longer than the time-out: each side gives the other up, and takes it back when the way is free again."""
     head, other = fresh.members
@@ -268,7 +248,7 @@ def test_a_long_cut_and_its_end(fresh: Machines) -> None:
         assert "h2" in told
         assert alive == "h1"
         wait_until(lambda: "peer.down" in other.log(), DEADLINE_S, "the other side gives up, too")
-        wait_until(lambda: not other.children("dpool-worker"), DEADLINE_S, "and ends what the lost program ran")
+        wait_until(lambda: not other.named("dpool-worker"), DEADLINE_S, "and ends what the lost program ran")
         head.host.heal()
         other.host.heal()
         program.go_on()

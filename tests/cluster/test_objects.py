@@ -60,9 +60,12 @@ def check_a_large_result(cluster: Cluster) -> None:
 
 def check_a_result_that_nobody_asks_for_stays_there(cluster: Cluster) -> None:
     made = make.remote(LARGE)
-    assert dpool.wait([made], timeout=DEADLINE_S)[0]
+    assert dpool.wait([made], timeout=DEADLINE_S, fetch_local=False)[0]
     wait_until(lambda: len(objects_of(cluster.members[1])) == 1, DEADLINE_S)
     assert not objects_of(cluster.members[0])
+    assert dpool.wait([made], timeout=DEADLINE_S)[0]
+    wait_until(lambda: len(objects_of(cluster.members[0])) == 1, DEADLINE_S, "it has come, for whoever will ask for it")
+    assert dpool.get(made, timeout=DEADLINE_S)[5] == 5
     del made
     wait_until_empty(cluster)
 
@@ -193,7 +196,7 @@ def make_and_die(size: int) -> Any:
     return None
 
 
-def test_a_worker_that_dies_over_there_leaves_nothing(cluster: Cluster) -> None:
+def check_a_worker_that_dies_over_there_leaves_nothing(cluster: Cluster) -> None:
     ref = dpool.put(np.ones(LARGE))
     lost = make_and_die.remote(LARGE)
     held = total.remote(ref)
@@ -206,7 +209,7 @@ def test_a_worker_that_dies_over_there_leaves_nothing(cluster: Cluster) -> None:
 
 def test_the_machine_that_has_it_is_gone(cluster: Cluster) -> None:
     made = make.remote(LARGE)
-    assert dpool.wait([made], timeout=DEADLINE_S)[0]
+    assert dpool.wait([made], timeout=DEADLINE_S, fetch_local=False)[0]
     cluster.stop(cluster.members[1], signal.SIGKILL)
     with pytest.raises(dpool.errors.ObjectLost, match="has left the cluster"):
         dpool.get(made, timeout=DEADLINE_S)
@@ -238,8 +241,8 @@ def keep_there(box: list[Any]) -> None:
 
 @pytest.fixture
 def three(cluster: Cluster) -> Cluster:
-    """With a third machine, which has the chair."""
-    cluster.add(resources=(("chair", 1.0),))
+    """With a third machine, which has the chair, and so little memory for objects that most go to its disk."""
+    cluster.add(resources=(("chair", 1.0),), object_store_memory=8 << 20)
     return cluster
 
 
@@ -288,7 +291,7 @@ def check_what_one_machine_made_is_used_on_another(three: Cluster) -> None:
     wait_until_empty(three)
 
 
-def test_another_machine_has_a_copy_when_its_home_is_gone(three: Cluster) -> None:
+def check_another_machine_has_a_copy_when_its_home_is_gone(three: Cluster) -> None:
     made = make.remote(LARGE)
     dpool.get(keep_there.remote([made]), timeout=DEADLINE_S)
     three.stop(three.members[1], signal.SIGKILL)
@@ -310,7 +313,7 @@ def meet_there(path: str, number: int, array: Any) -> float:
     return float(array.sum())
 
 
-def test_one_for_all(three: Cluster, tmp_path: Any) -> None:
+def check_one_for_all(three: Cluster, tmp_path: Any) -> None:
     """An object that tasks on all machines need, several at a time, comes once to each."""
     ref = dpool.put(np.ones(4 * LARGE))
     places = [str(tmp_path / name) for name in ("left", "right")]
@@ -337,6 +340,7 @@ def test_references(cluster: Cluster) -> None:
     check_a_reference_inside_a_result(cluster)
     check_a_reference_there_and_back(cluster)
     check_a_reference_inside_a_large_result(cluster)
+    check_a_worker_that_dies_over_there_leaves_nothing(cluster)
     check_an_exception_with_a_reference(cluster)
     check_a_function_that_refers_to_objects(cluster)
 
@@ -347,7 +351,9 @@ def test_futures(cluster: Cluster, tmp_path: Any) -> None:
     check_a_future_as_an_argument(cluster)
 
 
-def test_three_machines(three: Cluster) -> None:
+def test_three_machines(three: Cluster, tmp_path: Any) -> None:
+    check_one_for_all(three, tmp_path)
     check_a_third_machine(three)
     check_a_task_elsewhere_asks_a_third_machine(three)
     check_what_one_machine_made_is_used_on_another(three)
+    check_another_machine_has_a_copy_when_its_home_is_gone(three)

@@ -205,3 +205,20 @@ def test_the_programs_own_node_goes(cluster: Cluster, tmp_path: Any) -> None:
     cluster.stop(cluster.members[0])
     with pytest.raises(dpool.errors.NodeLost, match="belongs to the cluster"):
         dpool.get(waiting, DEADLINE_S)
+
+
+@dpool.remote
+def large() -> list[Any]:
+    """A reference to something large that is stored where this runs."""
+    return [dpool.put(b"x" * 20_000_000)]
+
+
+@dpool.remote
+def take(value: bytes) -> tuple[int, str]:
+    return len(value), node_here()
+
+
+def test_tasks_go_where_their_large_arguments_are(cluster: Cluster) -> None:
+    for name in names():
+        (ref,) = dpool.get(large.options(scheduling_strategy=dpool.NodeAffinity(name)).remote(), DEADLINE_S)
+        assert dpool.get([take.remote(ref) for _ in range(2)], DEADLINE_S) == [(20_000_000, name)] * 2

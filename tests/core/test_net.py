@@ -333,3 +333,30 @@ def test_the_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         parse("dpool-1 " + "~" * 40)
     monkeypatch.setenv("DPOOL_TOKEN_FILE", "/somewhere")
     assert default_path() == "/somewhere"
+
+
+def test_a_link_that_is_made_anew(place: Place) -> None:
+    """One side has given the link up and connects again; the other one had not noticed. Nothing of the old is heard."""
+    one, other = place.pair()
+    name = other.greeting.name
+    one.send(name, b"on the old link")
+    place.until(lambda: place.of(other, Message))
+    other.drop(one.greeting.name, "too long silent")
+    other.connect(one.greeting.address)
+    place.until(lambda: len(place.of(one, Up)) == 2 and len(place.of(other, Up)) == 2, "a new link")
+    assert [type(event) for event in place.heard[one]] == [Up, Down, Up], "one after the other"
+    one.send(name, b"on the new link")
+    other.send(one.greeting.name, b"and back")
+    place.until(lambda: len(place.of(other, Message)) == 2 and place.of(one, Message))
+    assert payloads(place.heard[one]) == [b"and back"]
+    assert payloads(place.heard[other]) == [b"on the old link", b"on the new link"]
+
+
+def test_a_new_gateway_where_an_old_one_was(place: Place) -> None:
+    """It came back at the same address before anybody missed it: the old one is down."""
+    one, other = place.pair()
+    again = place.gateway(listens=False, address=other.greeting.address)
+    again.connect(one.greeting.address)
+    place.until(lambda: place.of(one, Down), "the old one is down")
+    assert place.of(one, Down)[0].name == other.greeting.name
+    assert place.of(one, Up)[1].name == again.greeting.name

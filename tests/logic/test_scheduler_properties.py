@@ -16,7 +16,8 @@ from hypothesis.stateful import (
 
 from dpool._core.logic import IllegalMove
 from dpool._core.logic import scheduler as sc
-from dpool._core.logic.resources import Account, shape
+from dpool._core.logic.places import SPREAD, in_group, with_names
+from dpool._core.logic.resources import UNIT, Account, shape
 
 TOTAL = shape(num_cpus=3, num_gpus=2, memory=5)
 shapes = st.sampled_from(
@@ -30,6 +31,9 @@ shapes = st.sampled_from(
         shape(num_gpus=2),
         shape(num_cpus=1, memory=3),
         shape(num_cpus=4),
+        with_names(shape(num_cpus=1), {SPREAD: UNIT}),
+        in_group(shape(num_cpus=1), "g", -1),
+        in_group(shape(num_cpus=1, num_gpus=1), "g", 0),
     ]
 )
 
@@ -191,6 +195,37 @@ class SchedulerMachine(RuleBasedStateMachine):
         worker = sorted(self.abroad)[which % len(self.abroad)]
         self.send(sc.BackFromAbroad(self.abroad.pop(worker), worker, refused))
 
+    @rule(there=st.booleans())
+    def other_machines(self, there):
+        self.scheduler.choosy = there
+        self.send(sc.Tick(self.now_s))
+
+    @rule(sure=st.integers(0, 9))
+    def drain(self, sure):
+        if sure == 0:
+            self.scheduler.drain()
+
+    @precondition(lambda self: any(not request.decided for request in self.scheduler.queue))
+    @rule(which=st.integers(0, 9), bare=st.booleans())
+    def stay(self, which, bare):
+        undecided = [request for request in self.scheduler.queue if not request.decided]
+        request = undecided[which % len(undecided)]
+        self.send(sc.StaysHere(request.pool.number, request.shape, bare))
+
+    @rule(
+        group=st.sampled_from("gh"),
+        number=st.integers(0, 1),
+        bundle=st.sampled_from([shape(num_cpus=1), shape(num_cpus=1, num_gpus=1), shape(num_gpus=2)]),
+    )
+    def set_aside(self, group, number, bundle):
+        account = self.scheduler.account
+        if account.fits(bundle) and (group, number) not in account.bundles and group not in self.scheduler.dissolving:
+            self.send(sc.SetAside(group, number, bundle))
+
+    @rule(group=st.sampled_from("gh"))
+    def dissolve(self, group):
+        self.send(sc.Dissolve(group))
+
     @precondition(lambda self: self.late)
     @rule()
     def say_something_late(self):
@@ -230,7 +265,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for worker in sorted(self.alive):
             del self.alive[worker]
             self.send(sc.WorkerDied(worker, self.now_s, early=False))
+        for group in "gh":
+            self.send(sc.Dissolve(group))
         self.scheduler.check()
+        assert not self.scheduler.account.bundles
         assert not self.scheduler.pools
         assert not self.scheduler.workers
         assert not self.scheduler.queue

@@ -940,6 +940,8 @@ class LocalScheduler:
         """Validate every invariant of the module; for tests and the simulator."""
         self.account.check()
         self._check_accounts()
+        held = {group for worker in self.workers.values() for group in groups_of(worker.lease or ())}
+        assert self.dissolving <= held, f"nobody holds anything of {self.dissolving - held}, which should be gone"
         for client, pools in self.clients.items():
             assert all(self.pools[number].client == client and not self.pools[number].orphaned for number in pools)
         for number, pool in self.pools.items():
