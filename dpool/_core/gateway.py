@@ -181,6 +181,8 @@ class Gateway:
         self._setups: dict[int, bytes] = {}
         self._guests: dict[tuple[bytes, int], _Guest] = {}
         self._guest_pools: dict[tuple[bytes, int], _GuestPool] = {}
+        self._jobs: dict[bytes, set[bytes]] = {}
+        """Peer → the programs of its machine that have had workers here."""
         self._by_number: dict[int, _GuestPool] = {}
         self._writing: set[int] = set()
         self._beat = 0
@@ -424,7 +426,7 @@ class Gateway:
         try:
             if pool not in self._pools:
                 self._pools[pool] = True
-                self._say(message.node, pm.PoolOpened(message.pool, message.setup))
+                self._say(message.node, pm.PoolOpened(message.pool, message.setup, message.job))
             self._say(message.node, pm.LeaseWanted(message.pool, message.worker, message.shape))
         except NoLink as error:
             del self._abroad[message.worker]
@@ -468,7 +470,7 @@ class Gateway:
             )
             abroad.outgoing.on_link = partial(self.actors.link, abroad)
             fds = (ours.fileno(), theirs.fileno(), page)
-            self._tell(m.RemoteUp(message.lease, message.pid, message.log_file, message.host), fds)
+            self._tell(m.RemoteUp(*message), fds)
         finally:
             ours.close()
             theirs.close()
@@ -581,6 +583,12 @@ class Gateway:
         pool = _GuestPool(self._numbers, peer, message.pool)
         self._guest_pools[peer, message.pool] = self._by_number[pool.number] = pool
         self._tell(m.OpenPool(pool.number, 1 << 20, message.setup))
+        if message.job:
+            self._jobs.setdefault(peer, set()).add(message.job)
+
+    def _peer_program_ended(self, peer: bytes, message: pm.ProgramEnded) -> None:
+        self._jobs.get(peer, set()).discard(message.job)
+        self._tell(m.ProgramEnded(message.job))
 
     def _setup_changed(self, peer: bytes, message: pm.SetupChanged) -> None:
         pool = self._guest_pools.get((peer, message.pool))
@@ -638,7 +646,7 @@ class Gateway:
         pool.workers[message.worker] = guest
         incoming.back = partial(self._send_back, guest)
         self._on(incoming.fileno(), partial(self._worker_event, guest))
-        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host))
+        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host, message.gpus))
 
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
@@ -866,6 +874,8 @@ class Gateway:
             if peer == event.name:
                 del self._guest_pools[peer, number]
                 self._tell(m.ClosePool(pool.number, True))
+        for job in self._jobs.pop(event.name, ()):
+            self._tell(m.ProgramEnded(job))
         self._tell(m.PeerDown(event.name, event.reason))
         if greeting.address and event.reason != LEFT:
             self._await_return(greeting.address)
@@ -942,7 +952,7 @@ class Gateway:
         pm.LimitTold: _limit_told,
         pm.WorkerEnded: _worker_ended,
         pm.Printed: _printed,
-        pm.ProgramEnded: lambda self, peer, message: self._tell(m.ProgramEnded(message.job)),
+        pm.ProgramEnded: _peer_program_ended,
         pm.StreamTold: lambda self, *said: self.streams.told(*said),
         pm.LinkWanted: lambda self, *said: self.actors.link_wanted(*said),
         pm.ActorWanted: lambda self, *said: self.actors.actor_wanted(*said),

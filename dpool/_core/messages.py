@@ -288,6 +288,8 @@ class RemoteLease(NamedTuple):
     shape: Shape
     pid: int
     """The process that submits."""
+    job: bytes
+    """Of the program that it is; empty: a worker, or another machine's."""
 
 
 class RemoteEnd(NamedTuple):
@@ -451,6 +453,8 @@ class RemoteUp(NamedTuple):
     pid: int
     log_file: str
     host: str
+    gpus: tuple[str, ...] = ()
+    """As in Grant."""
 
 
 class RemoteRefused(NamedTuple):

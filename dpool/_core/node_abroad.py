@@ -156,8 +156,10 @@ class NodeAbroad:
         self.cluster.placed(node, takes)
         self._leases[worker] = _Lease(worker, pool, node, shape, takes)
         known = self._node._pools[pool]
-        assert known.client.hello is not None
-        self._tell(m.RemoteLease(worker, node, pool, known.setup, takes, known.client.hello.pid))
+        hello = known.client.hello
+        assert hello is not None
+        job = b"" if hello.worker else hello.job
+        self._tell(m.RemoteLease(worker, node, pool, known.setup, takes, hello.pid, job))
 
     def feasible_elsewhere(self, shape: m.Shape) -> bool:
         """Whether another machine has that in total."""
@@ -306,7 +308,7 @@ class NodeAbroad:
         if pool.actors is not None:
             lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
-        grant = m.Grant(pool.number, lease.worker, lease.shape, (), True, message.log_file)
+        grant = m.Grant(pool.number, lease.worker, lease.shape, message.gpus, True, message.log_file)
         self._node._send(pool.client, grant, tuple(fds))
         self._node._send(pool.client, m.WorkerUp(pool.number, lease.worker, message.pid, 0))
 

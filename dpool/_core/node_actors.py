@@ -224,7 +224,7 @@ class NodeActors:
         """A program on another machine has ended: so do the actors that its tasks have made here."""
         for name, actor in list(self._actors.items()):
             if actor.job == job and not actor.message.detached and self.machine.actors[name].state != a.DEAD:
-                self._do(a.Kill(name, False, _cause("the program that made it has ended")))
+                self._do(a.Kill(name, False, _cause("the program that made it has ended, or is on a lost machine")))
 
     def signal(self, client: Client, message: m.KillWorker) -> bool:
         """A caller wants its actor's process to get a signal; False if this is no link."""
@@ -293,7 +293,8 @@ class NodeActors:
         actor.receiver = wire.Receiver(actor.home)
         self._node._on(actor.home.fileno(), partial(self._answered, name))
         self._do(a.Granted(name, order.worker))
-        env = {"CUDA_VISIBLE_DEVICES": ",".join(self._node.gpu_names(order.gpus))} if order.gpus else {}
+        gpus = proc.gpus if isinstance(proc, FarProcess) else self._node.gpu_names(order.gpus)
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         if any(key == "num_cpus" for key, _ in order.shape):
             env["\0cpus"] = "1"
         env["\0actor"] = name.hex()

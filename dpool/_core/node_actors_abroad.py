@@ -35,7 +35,8 @@ class FarProcess:
     """The process of an actor on another machine: what `NodeActors` looks at of a `Proc`."""
 
     __slots__ = (
-        "_sock", "end_code", "end_signal", "failed", "granted", "host", "log_file", "pid", "pool", "reason", "worker",
+        "_sock", "end_code", "end_signal", "failed", "gpus", "granted", "host", "log_file", "pid", "pool", "reason",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, pool: int, up: m.RemoteUp, sock: socket.socket) -> None:
@@ -44,6 +45,7 @@ class FarProcess:
         self.pid = up.pid
         self.log_file = f"{up.log_file} on {up.host}"
         self.host = up.host
+        self.gpus = up.gpus
         self.granted = True
         self.failed = ""
         self.reason = ""

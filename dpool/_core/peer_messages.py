@@ -30,6 +30,8 @@ class PoolOpened(NamedTuple):
 
     pool: int
     setup: bytes
+    job: bytes
+    """Of the program of the sender's machine that it belongs to; empty: one of another machine."""
 
 
 class SetupChanged(NamedTuple):
@@ -93,6 +95,8 @@ class LeaseGiven(NamedTuple):
     """0: not known yet."""
     log_file: str
     host: str
+    gpus: tuple[str, ...] = ()
+    """The devices that the lease may see, as CUDA_VISIBLE_DEVICES has them there."""
 
 
 class LeaseRefused(NamedTuple):

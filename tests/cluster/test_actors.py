@@ -107,6 +107,23 @@ def test_many_that_ask_for_nothing_are_on_both(cluster: Cluster) -> None:
     assert get([counter.add.remote() for counter in spread]) == [1, 1]
 
 
+@dpool.remote(num_gpus=1)
+def devices() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+class Devices:
+    def seen(self) -> str:
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def test_the_gpus_of_another_machine(cluster: Cluster) -> None:
+    cluster.add(num_gpus=2.0)
+    assert get(devices.remote()) in ("0", "1")
+    first, second = (actor(Devices).options(num_gpus=1).remote() for _ in range(2))
+    assert sorted(get([first.seen.remote(), second.seen.remote()])) == ["0", "1"]
+
+
 def test_large_values_both_ways(cluster: Cluster) -> None:
     counter = there().remote()
     array = np.arange(100_000.0)
@@ -369,6 +386,15 @@ def test_what_its_tasks_have_made_ends_with_the_program(cluster: Cluster) -> Non
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), DEADLINE_S, "both have ended")
     driver.configure(address=cluster.members[0].address)
     assert not exists("first")
+
+
+def test_what_its_tasks_have_made_ends_with_its_machine(cluster: Cluster) -> None:
+    third = cluster.add(resources=(("third", 1.0),))
+    dpool.shutdown()
+    driver.configure(address=third.address)
+    pids = get(make_two.remote())
+    cluster.stop(third, signal.SIGKILL)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), DEADLINE_S, "both have ended")
 
 
 def test_a_detached_one_outlives_its_program(cluster: Cluster) -> None:
