@@ -30,6 +30,8 @@ PORT = 7711
 PIECE = 1 << 20
 WAIT_S = 60.0
 LINK_MBIT = 1000.0
+WARM = 3
+"""Rounds until memory is there: a copy that a task needed stays for a moment, so the next one needs other memory."""
 
 
 def driver(subject: str, *words: str) -> dict[str, float]:
@@ -43,13 +45,13 @@ def rank(subject: str) -> None:
 
 
 def rate(once: Callable[[], None], size: int, rounds: int) -> float:
-    """Megabytes a second, the median; the first round is not counted."""
+    """Megabytes a second, the median; the first rounds are not counted."""
     took = []
-    for _ in range(rounds + 1):
+    for _ in range(rounds + WARM):
         begin = time.perf_counter()
         once()
         took.append(time.perf_counter() - begin)
-    return size / statistics.median(took[1:]) / 1e6
+    return size / statistics.median(took[WARM:]) / 1e6
 
 
 # -- dpool
@@ -70,7 +72,7 @@ def drive_dpool(size: str, rounds: str) -> dict[str, float]:
     size_of, make = dpool.remote(_size_of).options(**there), dpool.remote(_make).options(**there)
     dpool.get(size_of.remote(_make(8, 0)))
     took: dict[str, list[float]] = {"there": [], "here": []}
-    for number in range(int(rounds) + 1):
+    for number in range(int(rounds) + WARM):
         ref = dpool.put(_make(int(size), number))
         begin = time.perf_counter()
         if dpool.get(size_of.remote(ref)) != int(size):
@@ -86,7 +88,7 @@ def drive_dpool(size: str, rounds: str) -> dict[str, float]:
             raise AssertionError("another value")
         del made, value
     dpool.shutdown()
-    return {f"{way}_mb_s": int(size) / statistics.median(all_s[1:]) / 1e6 for way, all_s in took.items()}
+    return {f"{way}_mb_s": int(size) / statistics.median(all_s[WARM:]) / 1e6 for way, all_s in took.items()}
 
 
 # -- the peers

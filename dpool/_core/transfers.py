@@ -348,7 +348,8 @@ class Transfers:
 
     def _sealed(self, obj: bytes, fetch: _Fetch, why: str) -> None:
         fetch.copy = None
-        self._log("transfer.done", obj=obj.hex(), bytes=fetch.size, failed=why or "no")
+        if why or fetch.size >= MEASURED_BYTES:
+            self._log("transfer.done", obj=obj.hex(), bytes=fetch.size, failed=why or "no")
         if why:
             self._serve(v.Gone(obj))
         else:
