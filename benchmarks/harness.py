@@ -44,6 +44,11 @@ def take_sample(benchmark: Benchmark, subject: Subject, size: str, launcher: Lau
 
 def why_skipped(benchmark: Benchmark, subject: Subject) -> str | None:
     """None when the subject can be asked this question here, else the reason."""
+    if benchmark.hosts:
+        from tests.cluster.hosts import lacking
+
+        if reason := lacking():
+            return reason
     return why_missing(subject.peer, benchmark.needs, benchmark.puts)
 
 

@@ -16,8 +16,6 @@ from benchmarks.launcher import Launcher
 from benchmarks.machines import dpool_machines, drive, main, ray_machines, sample
 from benchmarks.model import Benchmark, Metric, Results, Sample, Size, Subject, Verdict, at_most
 
-MACHINES = 4
-
 
 class Counter:
     """An actor."""
@@ -31,16 +29,17 @@ class Counter:
         return self.count
 
 
-def driver(subject: str, actors: str) -> dict[str, float]:
+def driver(subject: str, machines: str, actors: str) -> dict[str, float]:
     """Runs on one of the machines."""
+    count = int(machines)
     runtime: Any = importlib.import_module(subject)
     if subject == "ray":
         runtime.init(address="auto", log_to_driver=False, logging_level="ERROR")
     made = runtime.remote(Counter)
-    places = [made.options(num_cpus=0, resources={f"h{1 + number}": 0.001}) for number in range(MACHINES)]
+    places = [made.options(num_cpus=0, resources={f"h{1 + number}": 0.001}) for number in range(count)]
     runtime.get([place.remote().add.remote(1) for place in places])  # each machine has had one
     begin = time.perf_counter()
-    handles = [places[number % MACHINES].remote() for number in range(int(actors))]
+    handles = [places[number % count].remote() for number in range(int(actors))]
     values = runtime.get([handle.add.remote(2) for handle in handles])
     taken_s = time.perf_counter() - begin
     if values != [2] * int(actors):
@@ -51,13 +50,15 @@ def driver(subject: str, actors: str) -> dict[str, float]:
 
 
 def on_dpool(size: Size) -> Any:
-    with dpool_machines(MACHINES, 2) as hosts:
-        return drive(hosts[0], "machines_actors", "dpool", str(int(size["actors"])))
+    machines = int(size["machines"])
+    with dpool_machines(machines, 2) as hosts:
+        return drive(hosts[0], "machines_actors", "dpool", str(machines), str(int(size["actors"])))
 
 
 def on_ray(size: Size) -> Any:
-    with ray_machines(MACHINES, 2) as hosts:
-        return drive(hosts[0], "machines_actors", "ray", str(int(size["actors"])))
+    machines = int(size["machines"])
+    with ray_machines(machines, 2) as hosts:
+        return drive(hosts[0], "machines_actors", "ray", str(machines), str(int(size["actors"])))
 
 
 SUBJECTS: dict[str, Callable[[Size], Any]] = {"dpool": on_dpool, "ray": on_ray}
@@ -76,7 +77,12 @@ BENCHMARK = Benchmark(
     question="how long does it take to make actors on four machines, and to call each once?",
     metrics=(Metric("all_s", "all of them", "s", digits=2), Metric("each_ms", "one", "ms")),
     subjects=tuple(Subject(name, name) for name in SUBJECTS),
-    sizes={"full": {"actors": 1000}, "quick": {"actors": 100}, "tiny": {"actors": 8}},
+    sizes={
+        "full": {"machines": 4, "actors": 1000},
+        "quick": {"machines": 4, "actors": 100},
+        "tiny": {"machines": 2, "actors": 4},
+    },
+    hosts=True,
     judge=judge,
     repeat=1,
     sample=one,

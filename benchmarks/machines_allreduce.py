@@ -21,12 +21,12 @@ from benchmarks.launcher import Launcher
 from benchmarks.machines import dpool_machines, drive, main, mpirun, plain_machines, sample
 from benchmarks.model import Benchmark, Metric, Results, Sample, Size, Subject, Verdict, at_most
 
-MACHINES = 4
 MBIT = 1000.0
 
 
-def driver(size: str, rounds: str, late_ms: str) -> dict[str, float]:
-    """Runs on one of the machines."""
+def driver(machines: str, rounds: str, late_ms: str, *sizes: str) -> dict[str, float]:
+    """Runs on one of the machines: milliseconds for an array of each size."""
+    ranks = int(machines)
     dpool: Any = importlib.import_module("dpool")
     example: Any = importlib.import_module("examples.ring_allreduce")
     numpy: Any = importlib.import_module("numpy")
@@ -38,21 +38,24 @@ def driver(size: str, rounds: str, late_ms: str) -> dict[str, float]:
                 await asyncio.sleep(delay_s)
             return await super().exchange(right, chunk)
 
-    numbers = int(size) // 4
-    made = dpool.remote(Late)
-    ring = [made.options(resources={f"h{1 + rank}": 1}).remote(rank, numbers, "float32") for rank in range(MACHINES)]
-    dpool.get([actor.result.submit() for actor in ring])
-    taken_s = []
-    for _ in range(int(rounds) + 1):
-        begin = time.perf_counter()
-        dpool.get([actor.allreduce.submit(ring[(rank + 1) % MACHINES], MACHINES) for rank, actor in enumerate(ring)])
-        taken_s.append(time.perf_counter() - begin)
-    array, _ = dpool.get(ring[0].result.submit())
-    expected = numpy.sum([example.initial(rank, numbers, "float32") for rank in range(MACHINES)], axis=0)
-    if not numpy.allclose(array, expected * MACHINES ** int(rounds), rtol=1e-3, atol=1e-2 * MACHINES ** int(rounds)):
-        raise AssertionError("wrong sums")
+    made, found = dpool.remote(Late), {}
+    for size in sizes:
+        numbers = int(size) // 4
+        ring = [made.options(resources={f"h{1 + rank}": 1}).remote(rank, numbers, "float32") for rank in range(ranks)]
+        dpool.get([actor.result.submit() for actor in ring])
+        taken_s = []
+        for _ in range(int(rounds) + 1):
+            begin = time.perf_counter()
+            dpool.get([actor.allreduce.submit(ring[(rank + 1) % ranks], ranks) for rank, actor in enumerate(ring)])
+            taken_s.append(time.perf_counter() - begin)
+        array, _ = dpool.get(ring[0].result.submit())
+        expected = numpy.sum([example.initial(rank, numbers, "float32") for rank in range(ranks)], axis=0)
+        grown = ranks ** int(rounds)
+        if not numpy.allclose(array, expected * grown, rtol=1e-3, atol=1e-2 * grown):
+            raise AssertionError("wrong sums")
+        found[size] = 1e3 * statistics.median(taken_s[1:])
     dpool.shutdown()
-    return {"ms": 1e3 * statistics.median(taken_s[1:])}
+    return found
 
 
 def rank(size: str, rounds: str) -> None:
@@ -75,24 +78,25 @@ def rank(size: str, rounds: str) -> None:
         print(json.dumps({"ms": 1e3 * statistics.median(taken_s[1:])}))
 
 
+def _sizes(size: Size) -> dict[str, str]:
+    """Metric → bytes."""
+    return {f"ms_{name}": str(int(size[name])) for name in ("medium", "large")}
+
+
 def on_dpool(late_ms: float, size: Size) -> dict[str, float]:
-    found = {}
-    for name, number in size.items():
-        if name.startswith("bytes_"):
-            with dpool_machines(MACHINES, 2, MBIT) as hosts:
-                words = str(int(number)), str(int(size["rounds"])), f"{late_ms:g}"
-                found[f"ms_{int(number)}"] = drive(hosts[0], "machines_allreduce", *words)["ms"]
-    return found
+    sizes, machines = _sizes(size), int(size["machines"])
+    words = str(machines), str(int(size["rounds"])), f"{late_ms:g}", *sizes.values()
+    with dpool_machines(machines, 2, MBIT) as hosts:
+        found = drive(hosts[0], "machines_allreduce", *words)
+    return {metric: found[number] for metric, number in sizes.items()}
 
 
 def on_mpi(size: Size) -> dict[str, float]:
-    found = {}
-    with plain_machines(MACHINES, MBIT) as hosts:
-        for name, number in size.items():
-            if name.startswith("bytes_"):
-                said = mpirun(hosts, "machines_allreduce", str(int(number)), str(int(size["rounds"])))
-                found[f"ms_{int(number)}"] = said["ms"]
-    return found
+    with plain_machines(int(size["machines"]), MBIT) as hosts:
+        return {
+            metric: mpirun(hosts, "machines_allreduce", number, str(int(size["rounds"])))["ms"]
+            for metric, number in _sizes(size).items()
+        }
 
 
 SUBJECTS: dict[str, Callable[[Size], Any]] = {
@@ -110,21 +114,22 @@ def one(subject: Subject, size: Size, launcher: Launcher) -> Sample:
 
 def judge(results: Results) -> list[Verdict]:
     return [
-        at_most("ring allreduce of 100 MB / OpenMPI's", results.ratio("dpool", "mpi", "ms_100000000"), 1.5),
-        at_most("ring allreduce of 10 MB / OpenMPI's", results.ratio("dpool", "mpi", "ms_10000000"), 2.0),
+        at_most("ring allreduce of 100 MB / OpenMPI's", results.ratio("dpool", "mpi", "ms_large"), 1.5),
+        at_most("ring allreduce of 10 MB / OpenMPI's", results.ratio("dpool", "mpi", "ms_medium"), 2.0),
     ]
 
 
 BENCHMARK = Benchmark(
     name="machines_allreduce",
     question="how long does a ring allreduce over four machines take?",
-    metrics=(Metric("ms_10000000", "10 MB", "ms"), Metric("ms_100000000", "100 MB", "ms")),
+    metrics=(Metric("ms_medium", "10 MB", "ms"), Metric("ms_large", "100 MB", "ms")),
     subjects=tuple(Subject(name, name.split()[0]) for name in SUBJECTS),
     sizes={
-        "full": {"rounds": 3, "bytes_1": 10_000_000, "bytes_2": 100_000_000},
-        "quick": {"rounds": 2, "bytes_1": 10_000_000},
-        "tiny": {"rounds": 1, "bytes_1": 10_000_000},
+        "full": {"machines": 4, "rounds": 3, "medium": 10_000_000, "large": 100_000_000},
+        "quick": {"machines": 4, "rounds": 2, "medium": 10_000_000, "large": 20_000_000},
+        "tiny": {"machines": 2, "rounds": 1, "medium": 10_000, "large": 100_000},
     },
+    hosts=True,
     judge=judge,
     repeat=1,
     sample=one,

@@ -94,6 +94,7 @@ BENCHMARK = Benchmark(
     ),
     subjects=tuple(Subject(name, "dpool") for name in SUBJECTS),
     sizes={"full": {"tasks": 200_000}, "quick": {"tasks": 50_000}, "tiny": {"tasks": 200}},
+    hosts=True,
     judge=judge,
     repeat=3,
     sample=one,

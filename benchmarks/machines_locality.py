@@ -16,9 +16,11 @@ from typing import Any
 from benchmarks.launcher import Launcher
 from benchmarks.machines import dpool_machines, drive, main, ray_machines, sample
 from benchmarks.model import Benchmark, Metric, Results, Sample, Size, Subject, Verdict, at_least
+from tests.cluster.hosts import Host
 
 MACHINES = 2
 MBIT = 1000.0
+SIZES = {"100kb": "100 KB", "1mb": "1 MB", "10mb": "10 MB", "100mb": "100 MB"}
 PER_MACHINE = 4
 """Objects of each size on each machine."""
 
@@ -35,7 +37,7 @@ def look(array: Any) -> float:
 
 
 def driver(subject: str, tasks: str, *sizes: str) -> dict[str, float]:
-    """Runs on one of the machines: milliseconds per task for each size of object."""
+    """Runs on one of the machines: milliseconds per task for each size of object, in bytes."""
     runtime: Any = importlib.import_module(subject)
     if subject == "ray":
         runtime.init(address="auto", log_to_driver=False, logging_level="ERROR")
@@ -49,7 +51,7 @@ def driver(subject: str, tasks: str, *sizes: str) -> dict[str, float]:
         runtime.wait(objects, num_returns=len(objects), timeout=120, fetch_local=False)
         begin = time.perf_counter()
         values = runtime.get([looker.remote(objects[number % len(objects)]) for number in range(count)])
-        found[f"task_ms_{size}"] = 1e3 * (time.perf_counter() - begin) / count
+        found[str(size)] = 1e3 * (time.perf_counter() - begin) / count
         if values != [1.0] * count:
             raise AssertionError("wrong values")
         del objects
@@ -57,24 +59,25 @@ def driver(subject: str, tasks: str, *sizes: str) -> dict[str, float]:
     return found
 
 
-def _words(size: Size) -> list[str]:
-    sizes = [str(int(number)) for name, number in size.items() if name.startswith("bytes_")]
-    return [str(int(size["tasks"])), *sizes]
+def _ask(hosts: list[Host], subject: str, size: Size) -> dict[str, float]:
+    sizes = {f"task_ms_{name}": str(int(size[name])) for name in SIZES}
+    found = drive(hosts[0], "machines_locality", subject, str(int(size["tasks"])), *sizes.values())
+    return {metric: found[number] for metric, number in sizes.items()}
 
 
 def aware(size: Size) -> Any:
     with dpool_machines(MACHINES, 2, MBIT) as hosts:
-        return drive(hosts[0], "machines_locality", "dpool", *_words(size))
+        return _ask(hosts, "dpool", size)
 
 
 def unaware(size: Size) -> Any:
     with dpool_machines(MACHINES, 2, MBIT, DPOOL_LOCALITY="0") as hosts:
-        return drive(hosts[0], "machines_locality", "dpool", *_words(size))
+        return _ask(hosts, "dpool", size)
 
 
 def on_ray(size: Size) -> Any:
     with ray_machines(MACHINES, 2, MBIT) as hosts:
-        return drive(hosts[0], "machines_locality", "ray", *_words(size))
+        return _ask(hosts, "ray", size)
 
 
 SUBJECTS: dict[str, Callable[[Size], Any]] = {"dpool": aware, "dpool unaware": unaware, "ray": on_ray}
@@ -86,31 +89,22 @@ def one(subject: Subject, size: Size, launcher: Launcher) -> Sample:
 
 def judge(results: Results) -> list[Verdict]:
     return [
-        at_least(f"unaware / aware, {number / 1e6:g} MB", results.ratio("dpool unaware", "dpool", key), limit)
-        for number, limit in ((10_000_000, 3.0), (100_000_000, 10.0))
-        if results.values("dpool", key := f"task_ms_{number}")
+        at_least("unaware / aware, 10 MB", results.ratio("dpool unaware", "dpool", "task_ms_10mb"), 3.0),
+        at_least("unaware / aware, 100 MB", results.ratio("dpool unaware", "dpool", "task_ms_100mb"), 10.0),
     ]
 
 
 BENCHMARK = Benchmark(
     name="machines_locality",
     question="what does it bring that a task goes where its data is?",
-    metrics=tuple(
-        Metric(f"task_ms_{number}", f"a task with {number / 1e6:g} MB", "ms", digits=2)
-        for number in (100_000, 1_000_000, 10_000_000, 100_000_000)
-    ),
+    metrics=tuple(Metric(f"task_ms_{name}", f"a task with {title}", "ms", digits=2) for name, title in SIZES.items()),
     subjects=(Subject("dpool", "dpool"), Subject("dpool unaware", "dpool"), Subject("ray", "ray")),
     sizes={
-        "full": {
-            "tasks": 1000,
-            "bytes_1": 100_000,
-            "bytes_2": 1_000_000,
-            "bytes_3": 10_000_000,
-            "bytes_4": 100_000_000,
-        },
-        "quick": {"tasks": 200, "bytes_1": 100_000, "bytes_3": 10_000_000},
-        "tiny": {"tasks": 8, "bytes_1": 100_000},
+        "full": {"tasks": 1000, "100kb": 100_000, "1mb": 1_000_000, "10mb": 10_000_000, "100mb": 100_000_000},
+        "quick": {"tasks": 200, "100kb": 100_000, "1mb": 1_000_000, "10mb": 10_000_000, "100mb": 30_000_000},
+        "tiny": {"tasks": 8, "100kb": 8_000, "1mb": 100_000, "10mb": 200_000, "100mb": 2_000_000},
     },
+    hosts=True,
     judge=judge,
     repeat=1,
     sample=one,

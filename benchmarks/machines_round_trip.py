@@ -112,6 +112,7 @@ BENCHMARK = Benchmark(
     metrics=(Metric("p50_us", "median", "µs"), Metric("p99_us", "99th percentile", "µs")),
     subjects=(Subject("dpool", "dpool"), Subject("tcp", "tcp"), Subject("ray", "ray")),
     sizes={"full": {"trips": 3000}, "quick": {"trips": 500}, "tiny": {"trips": 20}},
+    hosts=True,
     judge=judge,
     repeat=3,
     sample=one,

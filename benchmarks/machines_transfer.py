@@ -236,6 +236,7 @@ BENCHMARK = Benchmark(
         "quick": {"free": 1e8, "gbit": 2e7, "rounds": 3},
         "tiny": {"free": 3e6, "gbit": 3e6, "rounds": 1},
     },
+    hosts=True,
     judge=judge,
     repeat=3,
     sample=one,

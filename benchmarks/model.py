@@ -97,6 +97,7 @@ class Benchmark(NamedTuple):
     reference: str = "dpool"  # the subject that the others are divided by
     needs: tuple[str, ...] = ()  # modules without which nobody can be asked
     puts: bool = False  # only for peers with an object store: `Peer.put`, `Peer.fetch`
+    hosts: bool = False  # needs namespaces: see `tests.cluster.hosts`
     runtimes: bool = False  # `measure` gets one of `benchmarks.runtimes`, not one of `benchmarks.peers`
     around: Callable[[Size], AbstractContextManager[Mapping[str, str]]] | None = None
     """Entered around each repetition; its value is added to the environment of the processes."""

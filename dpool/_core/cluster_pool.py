@@ -135,7 +135,7 @@ class ClusterPool(ExecutorPool):
     def near(self, route: Route, call: Stored) -> Route:
         """The route for a call with stored arguments: near those, if they are large."""
         sizes = stored_at(call)
-        if sum(sizes.values()) < NEAR_BYTES:
+        if sum(sizes.values()) < NEAR_BYTES or not self.runtime.config.locality:
             return route
         home, size = max(sizes.items(), key=lambda one: one[1])
         shape = with_names(route.lane.shape, {f"{NEAR}{home.hex()}": rounded(size)})

@@ -30,7 +30,7 @@ from tests.helpers import REPOSITORY, wait_until
 
 READY_S = 30.0
 COMMAND_S = 60.0
-NEEDED = ("ip", "tc", "nft", "unshare", "nsenter")
+NEEDED = ("ip", "tc", "nft", "unshare", "nsenter", "setpriv")
 
 
 def lacking() -> str:
@@ -68,7 +68,10 @@ class Space:
             ["unshare", *flags, "--fork", "--kill-child", "--mount-proc"] if "pid" in kinds else ["unshare", *flags]
         )
         self._holder = subprocess.Popen(
-            [*command, "sh", "-ec", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+            ["setpriv", "--pdeathsig", "KILL", *command, "sh", "-ec", script],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
         )
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != "ready\n":

@@ -85,3 +85,20 @@ def test_a_rate_is_kept(network: Network) -> None:
     one, _ = network.hosts
     one.shape(5)
     assert "rate 5Mbit" in one.root("tc", "qdisc", "show", "dev", "eth0")
+
+
+KILLED = """
+import os, signal
+from tests.cluster.hosts import Network
+network = Network(1)
+print(network.switch.pid, network.hosts[0].space.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_hosts_end_with_the_program_that_made_them() -> None:
+    """Even if that is killed."""
+    done = subprocess.run([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    pids = done.stdout.split()
+    assert len(pids) == 2
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 60, "the namespaces are gone")

@@ -33,6 +33,10 @@ def objects_of(member: gateway_start.Started) -> list[Any]:
 def wait_until_empty(cluster: Cluster) -> None:
     gc.collect()
     wait_until(lambda: not any(objects_of(member) for member in cluster.members), DEADLINE_S, "the stores are empty")
+    for member in cluster.members:
+        for name in (gateway_start.GATEWAY_LOG, launch.NODE_LOG):
+            with open(os.path.join(member.session, name), encoding="utf-8") as log:
+                assert not [line for line in log if "illegal" in line or "Traceback" in line or "_failed" in line]
 
 
 @dpool.remote(resources={"lamp": 0.1})
@@ -198,12 +202,16 @@ def make_and_die(size: int) -> Any:
 
 def check_a_worker_that_dies_over_there_leaves_nothing(cluster: Cluster) -> None:
     ref = dpool.put(np.ones(LARGE))
-    lost = make_and_die.remote(LARGE)
+    whole = {"lamp": 1}
+    made = make.options(resources=whole).remote(LARGE)
+    assert dpool.wait([made], timeout=DEADLINE_S, fetch_local=False)[0]
+    lost = make_and_die.options(resources=whole).remote(LARGE)
     held = total.remote(ref)
     with pytest.raises(dpool.errors.WorkerCrashed):
         dpool.get(lost, timeout=DEADLINE_S)
     assert dpool.get(held, timeout=DEADLINE_S) == LARGE
-    del ref, held, lost
+    assert dpool.get(made, timeout=DEADLINE_S)[5] == 5, "its worker is dead, and it lives"
+    del ref, held, lost, made
     wait_until_empty(cluster)
 
 

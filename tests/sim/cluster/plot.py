@@ -30,7 +30,7 @@ def draw(rows: dict[str, list[dict[str, float]]]) -> str:
         _chart("empty tasks per virtual second", [Line("dpool, simulated", fast, "#1f5fa8"),
                                                   Line("Ray's paper, 18,000 per machine", PAPER, "#999", True)]),
         _chart("heartbeats: cores per machine", [Line("to 32 in turn", told, "#1f5fa8"),
-                                                 Line("to all, as it was", told_all, "#c0392b", True)]),
+                                                 Line("to all, each time", told_all, "#c0392b", True)]),
     ]  # fmt: skip
     moved = "".join(f'<g transform="translate({n * WIDTH} 0)">{chart}</g>' for n, chart in enumerate(charts))
     size = f'width="{WIDTH * len(charts)}" height="{HEIGHT}" viewBox="0 0 {WIDTH * len(charts)} {HEIGHT}"'
