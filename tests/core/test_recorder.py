@@ -47,6 +47,7 @@ class FakeNode:
         self.session = str(session)
         self.timers: list[Callable[[], None]] = []
         self.warnings: list[str] = []
+        self._abroad: Any = None
 
     def call_soon(self, action: Callable[[], None]) -> None:
         action()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -405,13 +405,14 @@ def test_a_truncated_form_is_refused(length):
 
 
 @settings(deadline=None, max_examples=400)
+@example(16, 133)
 @given(st.integers(0, HEAD - 1), st.integers(1, 255))
 def test_a_changed_header_or_table_is_refused_or_harmless(at, change):
     changed = bytearray(SAMPLE)
     changed[at] ^= change
     try:
         result = serde.load(memoryview(changed))
-    except ValueError:
+    except (ValueError, EOFError, pickle.UnpicklingError):  # the last two: the stream's length is another one
         return
     assert at in range(4, 5) or at >= 24  # the read-only flag; a buffer that is shorter or lies elsewhere
     assert len(result) == 3
