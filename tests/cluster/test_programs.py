@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -163,6 +164,24 @@ def test_run_with_an_address(cli: Commands, two: Two) -> None:
     done = cli("run", "--address", "node1", "program.py")
     assert done.rc == 2
     assert "dpool://HOST:PORT" in done.stderr
+
+
+REPORTED = """
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(2) as executor:
+    print(list(executor.map(abs, range(3))))
+"""
+
+
+def test_the_report_of_a_program_on_a_cluster(cli: Commands, two: Two, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(REPORTED)
+    file = tmp_path / "report.json"
+    words = ("run", "--address", "auto", "--report-json", str(file), str(tmp_path / "program.py"))
+    with cli.script(*words) as running:
+        assert running.finish() == (0, "[0, 1, 2]\n", "")
+    found = json.loads(file.read_text())
+    assert found["tasks"] == 3
+    assert 0 < found["tasks_wall_s"] <= found["wall_s"]
 
 
 @pytest.mark.parametrize("outside", [False, True])
