@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import tempfile
 from collections import Counter
@@ -164,6 +165,19 @@ def test_run_with_an_address(cli: Commands, two: Two) -> None:
     done = cli("run", "--address", "node1", "program.py")
     assert done.rc == 2
     assert "dpool://HOST:PORT" in done.stderr
+
+
+OVERDUE = """
+import dpool, time
+with dpool.Executor(1) as executor:
+    print(executor.options(timeout=0.1, name="nap", resources={"lamp": 1}).submit(time.sleep, 60).exception(60))
+"""
+
+
+def test_a_task_elsewhere_that_takes_too_long(cli: Commands, two: Two) -> None:
+    with Script(OVERDUE, env={**cli.env, "DPOOL_ADDRESS": "auto"}) as running:
+        said = running.finish().check().stdout
+    assert re.fullmatch(r"nap ran longer than its timeout of 0.1 s; its worker( \(pid [1-9]\d*\))? was killed\n", said)
 
 
 REPORTED = """
