@@ -813,10 +813,8 @@ class ExecutorPool(Deferring):
             from dpool.errors import TaskTimeout
 
             slot, name = found[0], lane.label(future)
-            text = (
-                f"{name} ran longer than its timeout of {route.timeout_s} s; "
-                f"its worker (pid {slot.link.pid}) was killed"
-            )
+            known = f" (pid {slot.link.pid})" if slot.link.pid else ""  # not that of a worker on another machine
+            text = f"{name} ran longer than its timeout of {route.timeout_s} s; its worker{known} was killed"
             self.kill_for(lane, slot, lambda _: TaskTimeout(text))
 
     # -- functions that died

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import io
+import os
 import pickle
 import sys
 from functools import partial
@@ -55,8 +56,8 @@ def install_main(file: str | None = None, package: str | None = None) -> ModuleT
 
 
 def explain(error: BaseException) -> str:
-    """The type and text of an error in one line."""
-    text = str(error)
+    """The type and text of an error in one line; where, if a module is missing: it may be there on other machines."""
+    text = f"{error} on {os.uname().nodename}" if isinstance(error, ModuleNotFoundError) else str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -23,6 +23,7 @@ import mmap
 import os
 import select
 import socket
+import sys
 import threading
 from _thread import start_new_thread
 from collections import deque
@@ -78,8 +79,9 @@ class Handle:
         """How it is described to others."""
         return [self.obj, self.segment, self.offset, self.length, self.size]
 
-    def __del__(self) -> None:
-        if getattr(self, "said", None):  # a signal handler may have cut its making short
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # a signal handler may have cut its making short; at the very end modules are empty, and all is let go anyway
+        if getattr(self, "said", None) and not _ending():
             self._client.let_go(self.obj, self.held)
 
 

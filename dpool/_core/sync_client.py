@@ -529,7 +529,9 @@ class Core:
     def in_child(self) -> None:
         """In a forked child."""
 
-    def __del__(self) -> None:
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if _ending():  # modules are empty, and the node lets go of all that this process had
+            return
         link = getattr(self, "link", None)
         if not isinstance(link, Link) or link.pid != os.getpid() or any(one is not self for one in link.cores.values()):
             return

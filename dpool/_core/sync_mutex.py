@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +216,7 @@ class Mutex(Core):
         self.release_ours()
         return count
 
-    def __del__(self) -> None:
-        if getattr(self, "held", 0) and self.link.pid == os.getpid() and self.link.lock_fd >= 0:
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if getattr(self, "held", 0) and not _ending() and self.link.pid == os.getpid() and self.link.lock_fd >= 0:
             self._let_go()
         super().__del__()

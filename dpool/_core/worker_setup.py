@@ -100,7 +100,8 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     try:
         os.chdir(setup.cwd)
     except OSError as error:
-        sys.stderr.write(f"dpool: the driver's working directory {setup.cwd!r} cannot be entered: {error}\n")
+        what = f"the driver's working directory {setup.cwd!r} cannot be entered on {os.uname().nodename}"
+        sys.stderr.write(f"dpool: {what}, tasks there run in {os.getcwd()!r}: {error}\n")
     sys.path[:] = setup.path
     sys.path_importer_cache.clear()
     sys.argv[:] = setup.argv

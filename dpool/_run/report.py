@@ -93,15 +93,22 @@ def _calls_in(fn: Any, args: Any, kwargs: Any) -> int:
     return 1
 
 
-def _count_pool(tally: Tally, module: Any) -> None:
-    kind = module.ExecutorPool
-    submit, bury = kind.submit, kind._bury
+def _count_submit(tally: Tally, kind: Any) -> None:
+    submit = kind.submit
 
-    def counted_submit(self: Any, route: Any, fn: Any, args: Any, kwargs: Any) -> Any:
+    def counted_submit(self: Any, route: Any, fn: Any, args: Any, kwargs: Any, *flow: Any) -> Any:
         calls = _calls_in(fn, args, kwargs)
-        future = submit(self, route, fn, args, kwargs)
+        future = submit(self, route, fn, args, kwargs, *flow)
         tally.submitted(future, calls)
         return future
+
+    kind.submit = counted_submit
+
+
+def _count_pool(tally: Tally, module: Any) -> None:
+    kind = module.ExecutorPool
+    _count_submit(tally, kind)
+    bury = kind._bury
 
     def counted_bury(self: Any, message: Any, known: Any) -> None:
         crash = (message.signal or message.exit_code) and known is not None and known[0].link.why is None
@@ -110,7 +117,7 @@ def _count_pool(tally: Tally, module: Any) -> None:
         if crash and not expected and self.broken is None:
             tally.crashed()
 
-    kind.submit, kind._bury = counted_submit, counted_bury
+    kind._bury = counted_bury
 
 
 def _count_lane(tally: Tally, module: Any) -> None:
@@ -187,6 +194,7 @@ def start(program: str, shown: bool, json_file: str | None) -> str:
 
     atexit.register(finish)  # the first that is registered is the last that is called
     when_imported("dpool._core.executor_pool", lambda module: _count_pool(tally, module))
+    when_imported("dpool._core.cluster_pool", lambda module: _count_submit(tally, module.ClusterPool))
     when_imported("dpool._core.lane", lambda module: _count_lane(tally, module))
     return f"/proc/{pid}/fd/{reads}"
 

@@ -278,3 +278,20 @@ def test_subprocesses_of_the_program_are_left_alone(tmp_path: Path) -> None:
         process.join()
     """
     same(write(tmp_path, text)).check()
+
+
+def test_locks_that_outlive_a_failed_program_say_nothing(tmp_path: Path) -> None:
+    text = """
+    import multiprocessing
+    def keep(*some):
+        global kept
+        kept = some
+    if __name__ == "__main__":
+        kept = multiprocessing.Lock(), multiprocessing.Value("i", 0)
+        with multiprocessing.Pool(1, keep, kept) as pool:
+            pool.map(abs, range(4))
+        raise ValueError(3)
+    """
+    done = served(write(tmp_path, text))
+    assert done.rc == 1
+    assert done.stderr.endswith("ValueError: 3\n")

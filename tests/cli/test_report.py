@@ -46,6 +46,17 @@ def test_no_pool(tmp_path: Path) -> None:
     assert report(tmp_path, "print('nothing')") == expected()
 
 
+def test_a_program_with_a_stream(tmp_path: Path) -> None:
+    text = """
+    import dpool
+    @dpool.remote(num_returns="streaming")
+    def count(n):
+        yield from range(n)
+    assert [dpool.get(item) for item in count.remote(3)] == [0, 1, 2]
+    """
+    assert report(tmp_path, text)["tasks"] >= 1
+
+
 def test_tasks_and_calls(tmp_path: Path) -> None:
     text = """
     from concurrent.futures import ProcessPoolExecutor

@@ -110,6 +110,28 @@ print(all(part == data + data for part in dpool.get([at(host, double).remote(dat
     assert sum(line.startswith("WorkerCrashed") and "SIGKILL" in line for line in printed) == 3, printed
 
 
+def test_a_directory_that_is_on_one_machine_only(standing: Machines) -> None:
+    """The script's own: where it and the modules in it are missing is named."""
+    one, other = standing.members[0].host, standing.members[1].host
+    one.python(
+        "import os; os.mkdir('/tmp/own'); open('/tmp/own/beside.py', 'w').write('def double(x): return x * 2')\n"
+        "open('/tmp/own/script.py', 'w').write('import beside, dpool, sys\\n'"
+        " 'for host in sys.argv[1:]:\\n'"
+        " '  there = dpool.remote(beside.double).options(resources={host: 1})\\n'"
+        " '  future = there.remote(1)\\n'"
+        " '  print(future.exception(60) or future.result())')"
+    )
+    words = ("sh", "-c", 'cd /tmp/own; exec "$@"', "sh", sys.executable, "script.py", one.name, other.name)
+    done = one.run(*words, env=standing.members[0].environ())
+    assert done.returncode == 0, done.stderr
+    good, bad = done.stdout.splitlines()
+    assert good == "2"
+    assert bad.endswith(f"ModuleNotFoundError: No module named 'beside' on {other.name}")
+    assert f"'/tmp/own' cannot be entered on {other.name}, tasks there run in " in done.stderr
+    assert f"on {one.name}" not in done.stderr
+    one.run("rm", "-r", "/tmp/own")
+
+
 def test_an_error_stream_comes_back(standing: Machines) -> None:
     code = TASKS + 'dpool.get(at("h2", say).remote("in trouble", "stderr"))'
     with standing.members[0].program(code, stderr=subprocess.STDOUT) as program:

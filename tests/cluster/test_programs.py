@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import tempfile
 from collections import Counter
@@ -163,6 +165,37 @@ def test_run_with_an_address(cli: Commands, two: Two) -> None:
     done = cli("run", "--address", "node1", "program.py")
     assert done.rc == 2
     assert "dpool://HOST:PORT" in done.stderr
+
+
+OVERDUE = """
+import dpool, time
+with dpool.Executor(1) as executor:
+    print(executor.options(timeout=0.1, name="nap", resources={"lamp": 1}).submit(time.sleep, 60).exception(60))
+"""
+
+
+def test_a_task_elsewhere_that_takes_too_long(cli: Commands, two: Two) -> None:
+    with Script(OVERDUE, env={**cli.env, "DPOOL_ADDRESS": "auto"}) as running:
+        said = running.finish().check().stdout
+    assert re.fullmatch(r"nap ran longer than its timeout of 0.1 s; its worker( \(pid [1-9]\d*\))? was killed\n", said)
+
+
+REPORTED = """
+from concurrent.futures import ProcessPoolExecutor
+with ProcessPoolExecutor(2) as executor:
+    print(list(executor.map(abs, range(3))))
+"""
+
+
+def test_the_report_of_a_program_on_a_cluster(cli: Commands, two: Two, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(REPORTED)
+    file = tmp_path / "report.json"
+    words = ("run", "--address", "auto", "--report-json", str(file), str(tmp_path / "program.py"))
+    with cli.script(*words) as running:
+        assert running.finish() == (0, "[0, 1, 2]\n", "")
+    found = json.loads(file.read_text())
+    assert found["tasks"] == 3
+    assert 0 < found["tasks_wall_s"] <= found["wall_s"]
 
 
 @pytest.mark.parametrize("outside", [False, True])
