@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.hosts import lacking
-from tests.cluster.machines import Machines, Member, clean, machines
+from tests.cluster.machines import Machines, Member, Program, clean, machines
 from tests.helpers import wait_until
 
 pytestmark = [
@@ -193,8 +193,16 @@ print(found[:3] == [data + data] * 3, found[3:] == ["h2"] * 200)
 LOST = (
     TASKS
     + """
-lost = at("h2", hang).remote("/tmp/began")
+class Hangs:
+    def hang(self, path):
+        open(path, "w").close()
+        while True:
+            time.sleep(60)
+
+actor = at("h2", dpool.remote(Hangs)).remote()
+lost, called = at("h2", hang).remote("/tmp/began"), actor.hang.remote("/tmp/called")
 print(error_of(lost), flush=True)
+print(error_of(called), flush=True)
 print(dpool.get(at("h1").remote()), flush=True)
 if sys.stdin.readline():
     while True:
@@ -207,7 +215,21 @@ if sys.stdin.readline():
 
 
 def began(member: Member) -> None:
-    wait_until(lambda: member.host.run("test", "-e", "/tmp/began").returncode == 0, DEADLINE_S, "the task runs")
+    both = ("sh", "-c", "test -e /tmp/began -a -e /tmp/called")
+    wait_until(lambda: member.host.run(*both).returncode == 0, DEADLINE_S, "the task and the call run")
+
+
+def told_of(program: Program) -> str:
+    """What it says of the task; what it says of the call must name the machine and the cause, too."""
+    task, call = program.line(), program.line()
+    assert call.startswith("ActorDied"), call
+    assert "h2" in call, call
+    if task.startswith("NodeLost"):
+        assert "the link to h2" in call, call
+        assert "exited" not in call, call
+    else:
+        assert "SIGKILL" in call, call
+    return task
 
 
 @pytest.mark.parametrize("what", ["worker", "gateway", "node", "host"])
@@ -223,7 +245,7 @@ def test_a_death_over_there(fresh: Machines, what: str) -> None:
             assert victims
             for victim in victims:
                 other.host.kill(victim, signal.SIGKILL)
-        told, alive = program.line(), program.line()
+        told, alive = told_of(program), program.line()
         assert told.startswith(("WorkerCrashed", "NodeLost")), told
         assert "h2" in told, told
         assert alive == "h1"
@@ -244,7 +266,7 @@ def test_a_long_cut_and_its_end(fresh: Machines) -> None:
     with head.program(LOST) as program:
         began(other)
         fresh.network.cut(head.host, other.host)
-        told, alive = program.line(), program.line()
+        told, alive = told_of(program), program.line()
         assert "h2" in told
         assert alive == "h1"
         wait_until(lambda: "peer.down" in other.log(), DEADLINE_S, "the other side gives up, too")
@@ -261,7 +283,7 @@ def test_deaf_on_one_side(fresh: Machines) -> None:
     with head.program(LOST) as program:
         began(other)
         other.host.deafen(head.host)
-        told, _ = program.line(), program.line()
+        told, _ = told_of(program), program.line()
         assert "h2" in told
         wait_until(lambda: "peer.down" in other.log(), DEADLINE_S, "the other side gives up, too")
         other.host.heal()
