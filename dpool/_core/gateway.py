@@ -245,7 +245,7 @@ class Gateway:
             self._leave_node()
             self.objects.close()
             self.store.close()
-            self.net.close()
+            self.net.close(self.ending)
 
     def _leave_node(self) -> None:
         """End the node, and serve on until it has tidied up: it says good-bye to the control store through us."""
@@ -877,7 +877,7 @@ class Gateway:
         for job in self._jobs.pop(event.name, ()):
             self._tell(m.ProgramEnded(job))
         self._tell(m.PeerDown(event.name, event.reason))
-        if greeting.address and event.reason != LEFT:
+        if greeting.address and not event.reason.startswith(LEFT):
             self._await_return(greeting.address)
 
     def _peer_said(self, event: Message) -> None:
