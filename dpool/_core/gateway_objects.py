@@ -179,6 +179,15 @@ class Objects:
         known = self._lost_homes.get(ids.home_of(obj))
         return known or "the machine that has it is not in the cluster"
 
+    def why_not_there(self, obj: bytes, why: str) -> str:
+        """Why there is none, if its home, or whoever else was asked, says `why`."""
+        home = ids.home_of(obj)
+        peer = self.peer_of(obj)
+        if peer is None:
+            return self.why_away(obj)
+        meanwhile = ", and the link to that machine was down meanwhile" * (home in self._lost_homes)
+        return f"{self._gateway.peers[peer].host} has it no more ({why}){meanwhile}"
+
     # -- our node's store
 
     def _say(self, message: Any, fds: tuple[int, ...] = ()) -> None:

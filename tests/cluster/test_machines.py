@@ -312,3 +312,42 @@ print(json.dumps([dpool.get(at(host).remote()) for host in ("h1", "h3")]))
         fresh.stop(other)
         program.go_on()
         assert json.loads(program.line()) == ["h1", "h3"]
+
+
+FULL = (
+    TASKS
+    + """
+@dpool.remote(max_retries=0)
+def make(size):
+    return os.urandom(size)
+
+@dpool.remote(max_retries=0)
+def size(data):
+    return len(data)
+
+data = os.urandom(6_000_000)
+kept = [at("h2", make).remote(6_000_000) for _ in range(2)]
+dpool.wait(kept, num_returns=2, timeout=60)
+print(error_of(at("h2", make).remote(6_000_000)))
+print(error_of(at("h2", size).remote(data)))
+print(dpool.get(at("h1", size).remote(kept[0]), timeout=60))
+del kept
+while error_of(at("h2", size).remote(data)) != "6000000":  # it is told there a little later
+    pass
+print("room again")
+"""
+)
+
+
+def test_no_room_over_there() -> None:
+    """Neither in memory nor on disk: the error says on which machine, and that nothing is lost."""
+    with machines(2, DPOOL_OBJECT_STORE_MEMORY="16777216") as cluster:
+        head, other = cluster.members
+        for place in ("/tmp", "/var/tmp"):
+            other.host.root("mount", "-o", "remount,size=2m", place)
+        made, sent, *rest = head.script(FULL).splitlines()
+        assert made.startswith("ObjectStoreFull: no room for an object"), made
+        assert "the object store of h2 holds" in made, made
+        assert sent.startswith("ObjectStoreFull: "), sent
+        assert "it is needed on h2, which has no room for a copy" in sent, sent
+        assert rest == ["6000000", "room again"]
