@@ -32,6 +32,7 @@ from dpool._core.carried import Carried, in_journal, in_value
 from dpool._core.config import PROTOCOL
 from dpool._core.gateway_actors import with_carried
 from dpool._core.logic import borrowing as b
+from dpool._core.net import LEFT
 from dpool._core.transfers import Transfers
 from dpool._store.pins import make_page
 
@@ -149,6 +150,8 @@ class Objects:
         if tag is None:
             return
         del self._homes[tag]
+        unreachable = "" if reason.startswith(LEFT) else f"or cannot be reached from {self._gateway.host}: "
+        reason = unreachable + reason.removeprefix(f"{LEFT}: ")
         self._lost_homes[tag] = f"the machine that has it, {host}, has left the cluster ({reason})"
         number = self._numbers.pop(peer)
         kept = self._kept.pop(peer, Counter())
