@@ -33,7 +33,7 @@ from dpool._core.future import CANCELLED_AND_NOTIFIED, PENDING, Future, finish
 from dpool._core.lane import Lane, Route
 from dpool._core.logic.dispatch import Slot
 from dpool._core.messages import ActorKill, ConnectActor, DisconnectActor, Grant, KillWorker, WorkerDied
-from dpool._core.pool_crash import FOR_CALLER, how
+from dpool._core.pool_crash import AGAIN, FOR_CALLER, LINK_DOWN, how
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -345,7 +345,7 @@ class ActorPool(Deferring):
             self.processes[pid] = self._slot
 
     def worker_died(self, message: WorkerDied) -> None:
-        """Its process is gone; `reason`: "again" if it comes back."""
+        """Its process is gone; it comes back if `reason` begins with AGAIN."""
         slot = self._slot
         if slot is None or slot.worker != message.worker:
             return
@@ -370,13 +370,20 @@ class ActorPool(Deferring):
         extra = future._more()
         extra.attempts += 1
         assert future._route is not None
-        if message.reason == "again" and extra.attempts <= future._route.max_retries:
+        again, reason = message.reason.startswith(AGAIN), message.reason.removeprefix(AGAIN)
+        if again and extra.attempts <= future._route.max_retries:
             self.lane.run_again(future)
             return
         call = self.lane.label(future)
-        what = "it is being restarted" if message.reason == "again" else "it will not come back"
-        asked = f" ({message.reason})" if message.reason.startswith(FOR_CALLER) else ""
-        text = f"the actor {self.label} (pid {message.pid}) {how(message)}{asked} while it ran {call}; {what}"
+        what = "it is being restarted" if again else "it will not come back"
+        if reason.startswith(LINK_DOWN):
+            ended = f"is lost: {reason}, while its process (pid {message.pid}) there ran {call}"
+            unknown = "whether the call has run to its end is not known, and max_task_retries= would run it again"
+            finish(future, None, ActorDied(f"the actor {self.label} {ended}; {what}; {unknown}"))
+            return
+        asked = f" ({reason})" if reason.startswith(FOR_CALLER) else ""
+        where = f" on {message.host}" if message.host else ""
+        text = f"the actor {self.label} (pid {message.pid}{where}) {how(message)}{asked} while it ran {call}; {what}"
         finish(future, None, ActorDied(f"{text}. max_task_retries= would run the call again. See {message.log_file}"))
 
     def gone(self, cause: bytes) -> None:

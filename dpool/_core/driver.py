@@ -574,9 +574,9 @@ class NativeRuntime:
 
         if self.config.address:
             error: BaseException = NodeLost(
-                f"the node of this machine, which belongs to the cluster {self.config.address}, {what}: what ran for "
-                "this program is lost. `dpool status` shows which machines are left; start one here again, or run the "
-                "program on another."
+                f"the node of this machine ({socket.gethostname()}), which belongs to the cluster "
+                f"(address={self.config.address!r}), {what}: what ran for this program is lost. `dpool status` shows "
+                "which machines are left; start one here again, or run the program on another."
             )
         else:
             error = StartupError(f"the node process {what}; its log ends with:\n{tail}")

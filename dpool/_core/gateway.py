@@ -245,7 +245,7 @@ class Gateway:
             self._leave_node()
             self.objects.close()
             self.store.close()
-            self.net.close()
+            self.net.close(self.ending)
 
     def _leave_node(self) -> None:
         """End the node, and serve on until it has tidied up: it says good-bye to the control store through us."""
@@ -289,8 +289,15 @@ class Gateway:
         self._at(PING_S, self._ping)
 
     def _late(self) -> None:
-        if not self._belongs:
-            self.net.give_up(self._settings.head)
+        head = self._settings.head
+        if self._belongs:
+            return
+        if any(peer.address == head for peer in self.peers.values()) and self.store.shared is None:
+            self.end(
+                f"{head} answers, but the head of its cluster does not, and only that one knows the control store: "
+                "no machine can join any more. Stop what is left, and start a new head"
+            )
+        self.net.give_up(head)
 
     def _await_return(self, address: str) -> None:
         """A link broke whose other side did not say good-bye: it may be the network's fault, and come back."""
@@ -834,7 +841,7 @@ class Gateway:
         self._beats.peer_up(event.name)
         self._say_load(event.name)
         self.about.peer_up(event.name)
-        if not self._settings.head and self.store.shared is not None:
+        if self.store.shared is not None and (not self._settings.head or self.store.anybodys()):
             self._say_if_up(event.name, self.store.shared)
         self._say_if_up(event.name, pm.Members([peer.address for peer in self.peers.values() if peer.address]))
         self._perhaps_joined()
@@ -877,7 +884,7 @@ class Gateway:
         for job in self._jobs.pop(event.name, ()):
             self._tell(m.ProgramEnded(job))
         self._tell(m.PeerDown(event.name, event.reason))
-        if greeting.address and event.reason != LEFT:
+        if greeting.address and not event.reason.startswith(LEFT):
             self._await_return(greeting.address)
 
     def _peer_said(self, event: Message) -> None:

@@ -32,6 +32,7 @@ from dpool._core.carried import Carried, in_journal, in_value
 from dpool._core.config import PROTOCOL
 from dpool._core.gateway_actors import with_carried
 from dpool._core.logic import borrowing as b
+from dpool._core.net import LEFT
 from dpool._core.transfers import Transfers
 from dpool._store.pins import make_page
 
@@ -149,6 +150,8 @@ class Objects:
         if tag is None:
             return
         del self._homes[tag]
+        unreachable = "" if reason.startswith(LEFT) else f"or cannot be reached from {self._gateway.host}: "
+        reason = unreachable + reason.removeprefix(f"{LEFT}: ")
         self._lost_homes[tag] = f"the machine that has it, {host}, has left the cluster ({reason})"
         number = self._numbers.pop(peer)
         kept = self._kept.pop(peer, Counter())
@@ -178,6 +181,15 @@ class Objects:
         """Why there is none."""
         known = self._lost_homes.get(ids.home_of(obj))
         return known or "the machine that has it is not in the cluster"
+
+    def why_not_there(self, obj: bytes, why: str) -> str:
+        """Why there is none, if its home, or whoever else was asked, says `why`."""
+        home = ids.home_of(obj)
+        peer = self.peer_of(obj)
+        if peer is None:
+            return self.why_away(obj)
+        meanwhile = ", and the link to that machine was down meanwhile" * (home in self._lost_homes)
+        return f"{self._gateway.peers[peer].host} has it no more ({why}){meanwhile}"
 
     # -- our node's store
 

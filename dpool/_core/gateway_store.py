@@ -64,6 +64,10 @@ class StoreTunnel:
         self.shared: pm.StoreShared | None = None
         """Where the store is, once that is known."""
 
+    def anybodys(self) -> bool:
+        """Whether no way to the store, if there is one, goes through the head: then everybody can say where it is."""
+        return self.shared is not None and (bool(self.shared.url) or not self.shared.session)
+
     # -- the head
 
     def begin(self, session: str, url: str) -> None:

@@ -62,7 +62,8 @@ LINGER_MS = 500
 STREAMS = 2
 """Connections to each peer for what is large; and as many threads that encrypt."""
 LEFT = "it has left"
-"""Why a link is down whose other side said good-bye."""
+"""With these words it begins why a link is down whose other side said good-bye; what it said follows."""
+MAX_REASON_BYTES = 400
 
 _ACCEPTED, _PROVED, _GONE = zmq.EVENT_ACCEPTED, zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED
 
@@ -435,7 +436,8 @@ class Net:
             payload = b"".join(frame.buffer for frame in rest[:pieces])
             self._ready.append(Message(link.name, payload, [memoryview(frame.buffer) for frame in rest[pieces:]]))
         elif kind == GOODBYE:
-            self._lost(link, LEFT)
+            said = bytes(rest[0].buffer[:MAX_REASON_BYTES]).decode("utf-8", "replace") if rest else ""
+            self._lost(link, f"{LEFT}: {said}" if said else LEFT)
 
     # -- greetings
 
@@ -544,11 +546,11 @@ class Net:
             stream.close(0)
         link.streams.clear()
 
-    def close(self) -> None:
-        """Say good-bye and end every link. What was sent is given half a second to leave."""
+    def close(self, why: str = "") -> None:
+        """Say good-bye, and why, and end every link. What was sent is given half a second to leave."""
         for link in list(self._links.values()):
             if link.up:
-                self._push(link, [GOODBYE])
+                self._push(link, [GOODBYE, why.encode()])
         for link in [*self._links.values(), *self._calling.values()]:
             self._close(link)
         self._links.clear()

@@ -37,7 +37,7 @@ from dpool._core.logic.places import SPREAD
 from dpool._core.logic.resources import CPUS, UNIT
 from dpool._core.node_actors_abroad import FarProcess, ForeignActors, cause_of, mark_far
 from dpool._core.node_worker import Proc
-from dpool._core.pool_crash import FOR_CALLER
+from dpool._core.pool_crash import AGAIN, FOR_CALLER
 
 if TYPE_CHECKING:
     from dpool._core.node import Client, Node
@@ -592,11 +592,14 @@ class NodeActors:
         actor = self._actors[order.actor]
         proc = actor.proc
         assert proc is not None
-        reason = "again" if order.again else proc.reason or (actor.why and FOR_CALLER + actor.why)
-        self._node._send(
-            client,
-            m.WorkerDied(pool, proc.worker, proc.pid, proc.end_signal, proc.end_code, reason, proc.log_file, False),
-        )
+        reason = proc.reason or (actor.why and FOR_CALLER + actor.why)
+        host = ""
+        if isinstance(proc, FarProcess):
+            reason, host = proc.failed or reason, proc.host
+        reason = AGAIN * order.again + reason
+        self._node._send(client, m.WorkerDied(
+            pool, proc.worker, proc.pid, proc.end_signal, proc.end_code, reason, proc.log_file, False, host
+        ))  # fmt: skip
 
     def _tell_dead(self, order: a.TellDead) -> None:
         known = self._callers.pop(order.caller, None)

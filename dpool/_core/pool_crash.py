@@ -16,6 +16,9 @@ NODE_DIED = "node"
 LINK_DOWN = "the link to "
 """With these words it begins if the worker's machine cannot be reached any more."""
 
+AGAIN = "again "
+"""With these words it begins if the actor's process comes back; what follows is as if it did not."""
+
 FOR_CALLER = "at the request of a caller: "
 """With these words it begins if one who calls an actor had it killed; what follows is why."""
 

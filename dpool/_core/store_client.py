@@ -52,6 +52,8 @@ LOOK_AGAIN_MS = 200
 """After so long without a message it is looked whether a signal handler, which asked too, has read the answer."""
 NOBODY_WAITS = 0
 """In the place of a request's number."""
+NEEDED_ON = "it is needed on "
+"""With these words it begins why an object of another machine is not here if there is no room; the machine follows."""
 MANY = 1000
 """Objects that are let go with one message, at most about so many."""
 
@@ -568,10 +570,10 @@ class StoreClient:
             by_pid[pid] = by_pid.get(pid, 0) + held
         holders = ", ".join(f"pid {pid}: {held:,}" for pid, held in sorted(by_pid.items(), key=lambda one: -one[1])[:5])
         return ObjectStoreFull(
-            f"no room for an object of {size:,} bytes: the object store holds {stats['used']:,} of "
-            f"{stats['capacity']:,} bytes ({stats['pinned_bytes']:,} of them mapped by readers; made by {holders}), "
-            f"and the disk took no more ({disk}). Drop references or arrays that are not needed, make room on the "
-            "disk (DPOOL_SPILL_DIR chooses another), or enlarge the store (DPOOL_OBJECT_STORE_MEMORY)."
+            f"no room for an object of {size:,} bytes: the object store of {os.uname().nodename} holds "
+            f"{stats['used']:,} of {stats['capacity']:,} bytes ({stats['pinned_bytes']:,} of them mapped by readers; "
+            f"made by {holders}), and the disk took no more ({disk}). Drop references or arrays that are not needed, "
+            "make room on the disk (DPOOL_SPILL_DIR chooses another), or enlarge the store (DPOOL_OBJECT_STORE_MEMORY)."
         )
 
     # -- holding
@@ -655,7 +657,7 @@ class StoreClient:
                     continue
                 flat = self._from_file(answer, readonly)
             return flat
-        raise _lost(obj, "it was moved away each time it was looked for")
+        raise lost(obj, "it was moved away each time it was looked for")
 
     def _map(self, place: Place, readonly: bool, copy: bool) -> memoryview | None:
         """The object's value in memory, pinned as long as anything refers to it; None if it is not there."""
@@ -715,12 +717,12 @@ class StoreClient:
 
         if isinstance(answer, m.StoreUnknown):
             behind = " any more: the node that had it has ended" if answer.obj in self._left_behind else ""
-            raise _lost(answer.obj, answer.why + behind)
+            raise lost(answer.obj, answer.why + behind)
         file: SpillFile = spill.SpillFile(answer.path, answer.size, answer.crc)
         try:
             view = spill.read_private(file, answer.obj)
         except (OSError, spill.SpillLost) as error:
-            raise _lost(answer.obj, str(error)) from error
+            raise lost(answer.obj, str(error)) from error
         self._page.note_file_read()
         return view.toreadonly() if readonly else view
 
@@ -750,12 +752,20 @@ class StoreClient:
         return Copy(obj, known.for_writing(offset, length)[memory.HEADER :][:size], room, known, "")
 
     def seal_copy(self, copy: Copy, contains: list[bytes]) -> None:
-        """All of it is there: this process holds the object now, once more."""
+        """All of it is there: this process holds the object now, once more.
+
+        Raises:
+            ObjectStoreFull: it was to go to the disk, which does not take it.
+            StoreGone.
+        """
         size = len(copy.view)
         if copy.lease is None:
             from dpool._store import spill
 
-            file = spill.write(copy.path, copy.view, copy.obj)
+            try:
+                file = spill.write(copy.path, copy.view, copy.obj)
+            except OSError as error:
+                raise self._full(size, f"{os.path.dirname(copy.path)}: {error.strerror}") from error
             self._send(m.StoreSealFile(copy.obj, size, file.path, file.crc, self.pid, contains))
             return
         segment, offset, length = copy.lease.range
@@ -913,9 +923,12 @@ def _decoded(data: bytes) -> Any:
         raise (error.__cause__ or error) from None
 
 
-def _lost(obj: bytes, why: str) -> BaseException:
-    from dpool.errors import ObjectLost
+def lost(obj: bytes, why: str) -> BaseException:
+    """What readers of an object get that is not there."""
+    from dpool.errors import ObjectLost, ObjectStoreFull
 
+    if why.startswith(NEEDED_ON):
+        return ObjectStoreFull(f"the object {obj.hex()} cannot be read: {why}")
     return ObjectLost(f"the object {obj.hex()} is lost: {why}")
 
 

@@ -29,8 +29,9 @@ from dpool._core import peer_messages as pm
 from dpool._core.logic import pulls as p
 from dpool._core.logic import serving as v
 from dpool._core.net import MAX_MESSAGE_BYTES, NoLink
-from dpool._core.store_client import Copy, StoreClient
+from dpool._core.store_client import NEEDED_ON, Copy, StoreClient, lost
 from dpool._store import spill
+from dpool.errors import ObjectStoreFull
 
 if TYPE_CHECKING:
     from dpool._core.gateway import Gateway
@@ -183,8 +184,7 @@ class Transfers:
         if fetch is not None and peer in fetch.asked:
             fetch.asked.discard(peer)
             if not fetch.asked:
-                known = self._objects.peer_of(message.obj) is not None
-                self._nowhere(message.obj, fetch, message.why if known else self._objects.why_away(message.obj))
+                self._nowhere(message.obj, fetch, self._objects.why_not_there(message.obj, message.why))
 
     def _look_later(self) -> None:
         if not self._looking:
@@ -302,10 +302,17 @@ class Transfers:
             try:
                 copy = self._store().reserve(obj, order.size)
             except Exception as error:  # whatever it is, somebody waits for this object
-                return partial(self._no_room, obj, fetch, f"this machine has no room for a copy: {error}")
+                return partial(self._no_room, obj, fetch, self._why_none(error))
             return partial(self._room, obj, fetch, copy)
 
         self._thread.submit(job)
+
+    def _why_none(self, error: Exception) -> str:
+        """Why there is no copy here; who hears it may be on another machine."""
+        host = self._gateway.host
+        if isinstance(error, ObjectStoreFull):
+            return f"{NEEDED_ON}{host}, which has no room for a copy: {error}"
+        return f"a copy could not be made on {host}: {error}"
 
     def _no_room(self, obj: bytes, fetch: _Fetch, why: str) -> None:
         if self._fetches.get(obj) is fetch:
@@ -341,7 +348,7 @@ class Transfers:
             try:
                 self._store().seal_copy(copy, contents)
             except Exception as error:  # as above
-                return partial(self._sealed, obj, fetch, f"this machine could not keep a copy: {error}")
+                return partial(self._sealed, obj, fetch, self._why_none(error))
             return partial(self._sealed, obj, fetch, "")
 
         self._thread.submit(job)
@@ -381,7 +388,8 @@ class Transfers:
             try:
                 view, contents = self._store().look_at(obj)
             except Exception as error:  # who asks must get an answer
-                return partial(self._gateway._say_if_up, peer, pm.NotThere(obj, str(error)))
+                why = str(error).removeprefix(str(lost(obj, "")))
+                return partial(self._gateway._say_if_up, peer, pm.NotThere(obj, why))
             return partial(self._describe, peer, obj, view, contents)
 
         self._thread.submit(job)

@@ -16,6 +16,7 @@ import dpool
 from dpool._core import driver, gateway_start
 from dpool._gcs.redis_store import RedisStore, connect_url
 from dpool._gcs.server import EmbeddedServer
+from dpool.errors import StartupError
 from tests.cluster.test_loopback import DEADLINE_S, Cluster
 from tests.gcs.support import no_server
 from tests.helpers import wait_until
@@ -172,6 +173,25 @@ def test_a_cluster_without_one(machines: Any, monkeypatch: pytest.MonkeyPatch) -
     machines.use(head)
     assert dpool.get(lit.remote(), timeout=DEADLINE_S)
     assert [servers(member.session) for member in (head, other)] == [[], []]
+
+
+def test_a_machine_joins_when_the_head_has_gone(machines: Any) -> None:
+    """The others can say where the control store is, or that there is none."""
+    machines.add(gcs="off")
+    other = machines.add()
+    machines.stop(machines.members[0])
+    machines.use(other)
+    waits = lit.remote()
+    machines.add(resources=(("lamp", 1.0),))
+    assert dpool.get(waits, timeout=DEADLINE_S)
+
+
+def test_no_machine_joins_when_the_store_has_gone_with_the_head(machines: Any) -> None:
+    machines.add()
+    machines.add()
+    machines.stop(machines.members[0])
+    with pytest.raises(StartupError, match=r"answers, but the head of its cluster does not.*start a new head"):
+        machines.add(start_timeout_s=6.0)
 
 
 @dpool.remote(resources={"lamp": 1})

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.hosts import lacking
-from tests.cluster.machines import Machines, Member, clean, machines
+from tests.cluster.machines import Machines, Member, Program, clean, machines
 from tests.helpers import wait_until
 
 pytestmark = [
@@ -215,8 +215,16 @@ print(found[:3] == [data + data] * 3, found[3:] == ["h2"] * 200)
 LOST = (
     TASKS
     + """
-lost = at("h2", hang).remote("/tmp/began")
+class Hangs:
+    def hang(self, path):
+        open(path, "w").close()
+        while True:
+            time.sleep(60)
+
+actor = at("h2", dpool.remote(Hangs)).remote()
+lost, called = at("h2", hang).remote("/tmp/began"), actor.hang.remote("/tmp/called")
 print(error_of(lost), flush=True)
+print(error_of(called), flush=True)
 print(dpool.get(at("h1").remote()), flush=True)
 if sys.stdin.readline():
     while True:
@@ -229,7 +237,21 @@ if sys.stdin.readline():
 
 
 def began(member: Member) -> None:
-    wait_until(lambda: member.host.run("test", "-e", "/tmp/began").returncode == 0, DEADLINE_S, "the task runs")
+    both = ("sh", "-c", "test -e /tmp/began -a -e /tmp/called")
+    wait_until(lambda: member.host.run(*both).returncode == 0, DEADLINE_S, "the task and the call run")
+
+
+def told_of(program: Program) -> str:
+    """What it says of the task; what it says of the call must name the machine and the cause, too."""
+    task, call = program.line(), program.line()
+    assert call.startswith("ActorDied"), call
+    assert "h2" in call, call
+    if task.startswith("NodeLost"):
+        assert "the link to h2" in call, call
+        assert "exited" not in call, call
+    else:
+        assert "SIGKILL" in call, call
+    return task
 
 
 @pytest.mark.parametrize("what", ["worker", "gateway", "node", "host"])
@@ -245,7 +267,7 @@ def test_a_death_over_there(fresh: Machines, what: str) -> None:
             assert victims
             for victim in victims:
                 other.host.kill(victim, signal.SIGKILL)
-        told, alive = program.line(), program.line()
+        told, alive = told_of(program), program.line()
         assert told.startswith(("WorkerCrashed", "NodeLost")), told
         assert "h2" in told, told
         assert alive == "h1"
@@ -266,7 +288,7 @@ def test_a_long_cut_and_its_end(fresh: Machines) -> None:
     with head.program(LOST) as program:
         began(other)
         fresh.network.cut(head.host, other.host)
-        told, alive = program.line(), program.line()
+        told, alive = told_of(program), program.line()
         assert "h2" in told
         assert alive == "h1"
         wait_until(lambda: "peer.down" in other.log(), DEADLINE_S, "the other side gives up, too")
@@ -283,7 +305,7 @@ def test_deaf_on_one_side(fresh: Machines) -> None:
     with head.program(LOST) as program:
         began(other)
         other.host.deafen(head.host)
-        told, _ = program.line(), program.line()
+        told, _ = told_of(program), program.line()
         assert "h2" in told
         wait_until(lambda: "peer.down" in other.log(), DEADLINE_S, "the other side gives up, too")
         other.host.heal()
@@ -312,3 +334,42 @@ print(json.dumps([dpool.get(at(host).remote()) for host in ("h1", "h3")]))
         fresh.stop(other)
         program.go_on()
         assert json.loads(program.line()) == ["h1", "h3"]
+
+
+FULL = (
+    TASKS
+    + """
+@dpool.remote(max_retries=0)
+def make(size):
+    return os.urandom(size)
+
+@dpool.remote(max_retries=0)
+def size(data):
+    return len(data)
+
+data = os.urandom(6_000_000)
+kept = [at("h2", make).remote(6_000_000) for _ in range(2)]
+dpool.wait(kept, num_returns=2, timeout=60)
+print(error_of(at("h2", make).remote(6_000_000)))
+print(error_of(at("h2", size).remote(data)))
+print(dpool.get(at("h1", size).remote(kept[0]), timeout=60))
+del kept
+while error_of(at("h2", size).remote(data)) != "6000000":  # it is told there a little later
+    pass
+print("room again")
+"""
+)
+
+
+def test_no_room_over_there() -> None:
+    """Neither in memory nor on disk: the error says on which machine, and that nothing is lost."""
+    with machines(2, DPOOL_OBJECT_STORE_MEMORY="16777216") as cluster:
+        head, other = cluster.members
+        for place in ("/tmp", "/var/tmp"):
+            other.host.root("mount", "-o", "remount,size=2m", place)
+        made, sent, *rest = head.script(FULL).splitlines()
+        assert made.startswith("ObjectStoreFull: no room for an object"), made
+        assert "the object store of h2 holds" in made, made
+        assert sent.startswith("ObjectStoreFull: "), sent
+        assert "it is needed on h2, which has no room for a copy" in sent, sent
+        assert rest == ["6000000", "room again"]

@@ -148,10 +148,10 @@ def test_the_end_is_heard(place: Place) -> None:
         one.send(other.greeting.name, b"")
     other.ping()
     place.until(lambda: place.of(other, Down), "the other side is told")
-    client.close()
+    client.close("its work is done")
     place.nets.remove(client)
     place.until(lambda: len(place.of(one, Down)) == 2)
-    assert place.of(one, Down)[1].reason == "it has left"
+    assert place.of(one, Down)[1].reason == "it has left: its work is done"
 
 
 PEER = """
