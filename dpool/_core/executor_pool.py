@@ -569,9 +569,9 @@ class ExecutorPool(Deferring):
                     self.later(other.push)
         elif lane.shape or self._idle_timeout_s is not None:
             slot.link.idle_since = monotonic()
-            if not slot.link.idle_clock:
-                slot.link.idle_clock = True
-                self.runtime.at(self._idle_due(slot, lane), partial(self._idle_long, slot.worker))
+            due = self._idle_due(slot, lane)
+            if due < slot.link.idle_clock:
+                self._wind(slot, due)
 
     def _idle_due(self, slot: Slot, lane: Lane | None) -> float:
         """When something has to be done about a worker that is still idle then."""
@@ -579,6 +579,11 @@ class ExecutorPool(Deferring):
         if lane is not None and lane.shape:
             return since + LEASE_IDLE_S
         return since + (FOREVER_S if self._idle_timeout_s is None else self._idle_timeout_s)
+
+    def _wind(self, slot: Slot, due: float) -> None:
+        """Set the idle clock of a worker; where it stood before does not count any more."""
+        slot.link.idle_clock = due
+        self.runtime.at(due, partial(self._idle_long, slot.worker, due))
 
     def _cancel_requests(self, lane: Lane) -> None:
         """The lane wants no more workers; others that ask for the same shape ask again."""
@@ -589,25 +594,24 @@ class ExecutorPool(Deferring):
                 if other.queue:
                     self.later(other.push)
 
-    def _idle_long(self, worker: int) -> None:
-        """The idle clock of a worker: it leaves, or the clock is set again. One clock for each worker."""
+    def _idle_long(self, worker: int, clock: float) -> None:
+        """The idle clock of a worker: it leaves, or the clock is set again."""
         known = self._slots.get(worker)
-        if known is None:
+        if known is None or known[0].link.idle_clock != clock:
             return
         slot, lane = known
         due = self._idle_due(slot, lane)
         if slot.frames or slot.held or monotonic() < due:
-            self.runtime.at(max(due, monotonic() + 0.01), partial(self._idle_long, worker))
+            self._wind(slot, max(due, monotonic() + 0.01))
         elif lane is not None and lane.shape:
             with self.lock:
                 if not slot.frames and slot.worker in lane.dispatcher.slots and not slot.retiring:
                     self._give_back(lane, slot)
-            if self._idle_timeout_s is None:
-                slot.link.idle_clock = False
-            else:
-                self.runtime.at(slot.link.idle_since + self._idle_timeout_s, partial(self._idle_long, worker))
+            slot.link.idle_clock = float("inf")
+            if self._idle_timeout_s is not None:
+                self._wind(slot, slot.link.idle_since + self._idle_timeout_s)
         else:
-            slot.link.idle_clock = False
+            slot.link.idle_clock = float("inf")
             self._retire_if_idle(worker)
 
     def _retire_if_idle(self, worker: int) -> int:

@@ -232,8 +232,8 @@ class Link:
         self.dead: list[int] = []
         """Numbers of functions that the worker may forget."""
         self.idle_since = 0.0
-        self.idle_clock = False
-        """A timer looks after its idleness."""
+        self.idle_clock = float("inf")
+        """When a timer looks after its idleness."""
         self.log_file = log_file
         self.pid = 0
         self.up = False

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import dpool
+from dpool._core.driver import TASK_WORKER_IDLE_S
 from tests.executor.support import LONG_S, Gate
 from tests.helpers import wait_until
 
@@ -46,6 +47,17 @@ def test_no_more_run_than_fit(gate: Gate, options: dict[str, Any], fit: int) -> 
     gate.open(*names)
     assert dpool.get(futures, timeout=LONG_S) == names
     wait_until(all_free, LONG_S)
+
+
+def test_a_lease_is_returned_soon_each_time(gate: Gate) -> None:
+    """Others do not see as taken what an idle program has, however often it has been idle before."""
+    for name in ("once", "again"):
+        future = enter.options(num_cpus=1).remote(gate, name)
+        wait_until(lambda name=name: bool(gate.pids(name)), LONG_S)
+        assert not all_free()
+        gate.open(name)
+        assert dpool.get(future, timeout=LONG_S) == name
+        wait_until(all_free, TASK_WORKER_IDLE_S / 3)
 
 
 def shown() -> tuple[str | None, list[int | str]]:
