@@ -53,7 +53,7 @@ def test_a_lease_is_returned_soon_each_time(gate: Gate) -> None:
     """Others do not see as taken what an idle program has, however often it has been idle before."""
     for name in ("once", "again"):
         future = enter.options(num_cpus=1).remote(gate, name)
-        wait_until(lambda name=name: bool(gate.pids(name)), LONG_S)
+        gate.entered(name)
         assert not all_free()
         gate.open(name)
         assert dpool.get(future, timeout=LONG_S) == name
