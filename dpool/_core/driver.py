@@ -88,6 +88,8 @@ MIN_PURGE = 1000
 """Timers from which on those of tasks that have ended are looked for and dropped."""
 OUTPUT_S = 0.5
 """How long to wait for what workers have written: it matters only for the order of lines."""
+MOST_WAIT_S = 3600.0
+"""A single wait: the kernel takes 24 days at the most, and a time-out may be longer."""
 SHORT_S = 0.001
 """A wait up to this long tells whether polling pays."""
 CLOSED = "closed its connection"
@@ -1053,7 +1055,7 @@ class NativeRuntime:
         elif self._lineage is not None and self._lineage.waiting():
             timeout = self.config.lineage_flush_s
         if self._timers:
-            left = max(0.0, self._timers[0][0] - monotonic())
+            left = min(max(0.0, self._timers[0][0] - monotonic()), MOST_WAIT_S)
             timeout = left if timeout is None else min(timeout, left)
         return timeout
 

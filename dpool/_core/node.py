@@ -55,6 +55,8 @@ MAX_TRIES = 3
 """Zygotes that may die over one worker."""
 SWEEP_AFTER_S = 1.0
 """Sessions that nobody could tidy up are looked for when the first results are out."""
+MOST_WAIT_S = 3600.0
+"""A single wait: the kernel takes 24 days at the most."""
 MAX_OUTBOX = 1000
 """A client that leaves so many messages unread gets no more output until it reads; its workers then wait in their
 writes.
@@ -157,7 +159,7 @@ class Node:
             while not self._ending:
                 timeout = -1.0
                 if self._timers:
-                    timeout = max(0.0, self._timers[0][0] - monotonic())
+                    timeout = min(max(0.0, self._timers[0][0] - monotonic()), MOST_WAIT_S)
                 for fd, mask in self._epoll.poll(0 if self._soon else timeout):
                     handler = self._handlers.get(fd)
                     if handler is not None:
