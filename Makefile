@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 # Test files that run at a time; most of them wait most of the time. JOBS=0: all in one process.
-JOBS   ?= 2
+JOBS   ?= 3
 
 bin    := $(VENV)/bin
 python := $(bin)/python

@@ -50,6 +50,7 @@ MAY_BE_ZERO = {
     "program_ms",
     "all_bytes",
     "extra_mb",
+    "packets",
 }  # at sizes this small
 
 

@@ -25,6 +25,8 @@ SUBMITTER = 4711
 class Gateway:
     """As much of one as Objects touches; everything that is said lies in `said`, in order."""
 
+    host = "here"
+
     def __init__(self) -> None:
         self.said: list[Any] = []
         self.peers = {PEER: object()}
