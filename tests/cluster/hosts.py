@@ -165,7 +165,7 @@ class Host:
 
     def processes(self) -> dict[int, str]:
         """pid (there) → command line of all that runs there, but for what looks."""
-        listed = self.run("ps", "-A", "-o", "pid=,args=").stdout
+        listed = self.run("ps", "-A", "-ww", "-o", "pid=,args=").stdout
         found = {}
         for line in listed.splitlines():
             pid, _, command = line.strip().partition(" ")
