@@ -18,6 +18,7 @@ Names carry their units. Relations between settings are checked once, in `valida
 | `DPOOL_NUM_CPUS`, `DPOOL_NUM_GPUS` | what this machine offers, instead of what is found | found |
 | `DPOOL_OBJECT_STORE_MEMORY` | bytes of shared memory for objects | a third of the memory that the cgroup allows |
 | `DPOOL_SPILL_DIR` | where objects go for which the store has no room | the session directory's, or /var/tmp |
+| `DPOOL_DIRECT` | 0: in a cluster, everything goes through the gateways; no connections between programs | 1 |
 | `DPOOL_LOCALITY` | 0: in a cluster, tasks are placed as if their arguments lay everywhere (for comparisons) | 1 |
 | `DPOOL_STRICT_RESOURCES` | 1: what no machine can run fails instead of waiting | 0 |
 | `DPOOL_PRELOAD` | modules that workers have from the start, with commas between them | none |
@@ -57,6 +58,8 @@ class Config(NamedTuple):
     object_store_memory: int = 0
     """Bytes; 0: a third of the memory."""
     spill_dir: str = ""
+    direct: bool = True
+    """Submitters and workers of other machines may have a TCP connection."""
     locality: bool = True
     """Where large arguments lie has a say in where a task goes."""
     strict_resources: bool = False
@@ -179,6 +182,7 @@ def from_environment() -> Config:
         resources=_resources(env.get("DPOOL_RESOURCES", "")),
         object_store_memory=int(_number("DPOOL_OBJECT_STORE_MEMORY", default.object_store_memory)),
         spill_dir=env.get("DPOOL_SPILL_DIR", ""),
+        direct=env.get("DPOOL_DIRECT", "1") not in ("", "0"),
         locality=env.get("DPOOL_LOCALITY", "1") not in ("", "0"),
         strict_resources=env.get("DPOOL_STRICT_RESOURCES", "0") not in ("", "0"),
         preload=tuple(filter(None, map(str.strip, env.get("DPOOL_PRELOAD", "").split(",")))),

@@ -626,11 +626,17 @@ class NativeRuntime:
 
     def link(self, message: Grant, fds: list[int]) -> Link | None:
         """Our side of a worker that is new to us; None if this process may not open it."""
-        if len(fds) != 3:
+        if len(fds) != 3 + bool(message.key):
             return None
         sock, peer, page = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), fds[2]
         try:
-            return Link(sock, peer, Page(page), message.log_file)
+            mapped = Page(page)
+            if message.key:
+                from dpool._core.direct import Direct
+
+                direct = Direct(sock, socket.socket(fileno=fds[3]), message.key, mapped)
+                return Link(direct, peer, mapped, message.log_file)
+            return Link(sock, peer, mapped, message.log_file)
         except OSError:  # mapping the page takes one more
             sock.close()
             peer.close()

@@ -7,7 +7,9 @@ Task frame (submitter → worker), one pickle: `(base, flags, ship, numbers, cal
   (an error of pickling a result shall show the result), CAREFUL (a task runs again that took its worker along: it must
   not run others in its own process), ACTOR (the one call constructs the object of an actor), LINK (to an actor, from
   its node: the descriptors that come along are a caller's socket and page, and `ship` is its process id), STOP (to an
-  actor that runs many calls at a time: the call `base` is cancelled), LOOSE (to such an actor on another machine);
+  actor that runs many calls at a time: the call `base` is cancelled), LOOSE (to such an actor on another machine),
+  DIRECT (from a gateway: the descriptor that comes along is a connection to the submitter, `ship` its key), ASK (to a
+  gateway: how far is the worker? `base` is a LIMIT);
 - `ship`: None, or `(items, forget, env)`: definitions to install, numbers to drop, variables to set;
 - `numbers`: the function number of each task, or one int if all are the same;
 - `calls`: for each task its positional arguments (a tuple of plain values), the pickled call (bytes), or where in the
@@ -22,7 +24,8 @@ A pickled call is `(args, kwargs)`; or a chunk, `(items, MAP)` or `(items, STARM
 item, or with the arguments that each item is, and the list of what it returned is the task's one value.
 
 Result frame (worker → submitter), one pickle: `(first, end, elapsed_ns, values)`: results of tasks `first`,
-`first+1`, …; `end`: the frame is done (with fewer results than tasks if the rest was taken back). A value is a plain
+`first+1`, …; `end`: the frame is done (with fewer results than tasks if the rest was taken back), or None: this is for
+the gateway, and says only how long so many tasks took, which answered their submitter directly. A value is a plain
 value, or a tuple `(kind, data)` with pickled data, or with what the kind says.
 
 The page (memory file, mapped by both) lets the submitter see what a worker that cannot answer has done:
@@ -62,6 +65,8 @@ ACTOR = 32
 LINK = 64
 STOP = 128
 LOOSE = 256
+DIRECT = 512
+ASK = 1024
 
 METHOD, ATTRIBUTE = 2, 3
 """In the place of how a function was pickled (see serialize.py): the name of an actor's method, or attribute."""

@@ -36,6 +36,7 @@ from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
+from dpool._core.gateway_direct import Caller, Door
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
@@ -77,6 +78,7 @@ class _Abroad:
         "actor",
         "after",
         "direct",
+        "directly",
         "end",
         "lease",
         "links",
@@ -108,14 +110,16 @@ class _Abroad:
         """It is a link to this actor, whose home is the other machine."""
         self.direct = False
         """The process is here, and nothing of it comes through the gateway."""
+        self.directly = False
+        """Its submitter can have a connection to it."""
 
 
 class _Guest:
     """A lease of a worker here that a submitter of another machine has."""
 
     __slots__ = (
-        "actor", "by_base", "incoming", "lasting", "lease", "links", "peer", "pool", "process", "steps", "tokens",
-        "told", "wanted", "worker",
+        "actor", "by_base", "incoming", "key", "lasting", "lease", "links", "peer", "pool", "process", "steps",
+        "token", "tokens", "told", "wanted", "worker",
     )  # fmt: skip
 
     def __init__(self, peer: bytes, lease: int, pool: _GuestPool, shape: m.Shape) -> None:
@@ -141,6 +145,8 @@ class _Guest:
         """It is a link to this actor of our node."""
         self.by_base: dict[int, int] = {}
         """Of a link, on which many frames can be under way: first task of a frame → what stands in `tokens` else."""
+        self.token = self.key = b""
+        """Of the connection that its submitter may make; see gateway_direct.py."""
 
 
 class _GuestPool:
@@ -209,6 +215,8 @@ class Gateway:
         self.streams = Streams(self)
         self.actors = ActorLinks(self, _Abroad, _Guest)
         self.about = GatewayAbout(self)
+        self.door = Door(self)
+        self.caller = Caller(self)
         self._node_gone = False
         self._node_pid, sock = launch.spawn_node(settings.session)
         self._node = wire.ControlChannel(sock)
@@ -230,6 +238,7 @@ class Gateway:
         if not self.config.client:  # nobody connects to a client
             address = self.net.listen(self._settings.ip, self._settings.port)
             _log("gateway.listens", address=address)
+            self.door.listen(self._settings.ip)
         if self._settings.head:
             self.net.connect(self._settings.head)
             self._at(min(JOIN_S, self.config.start_timeout_s), self._late)
@@ -244,6 +253,7 @@ class Gateway:
             _log("gateway.ends", reason=self.ending)
             self._leave_node()
             self.objects.close()
+            self.door.close()
             self.store.close()
             self.net.close(self.ending)
 
@@ -429,7 +439,9 @@ class Gateway:
     def _remote_lease(self, message: m.RemoteLease, fds: list[int]) -> None:
         """The node wants a worker from another machine."""
         pool = (message.pool, message.node)
-        self._abroad[message.worker] = _Abroad(message.worker, message.pool, message.node, message.pid)
+        abroad = _Abroad(message.worker, message.pool, message.node, message.pid)
+        abroad.directly = message.direct
+        self._abroad[message.worker] = abroad
         try:
             if pool not in self._pools:
                 self._pools[pool] = True
@@ -465,6 +477,21 @@ class Gateway:
         if abroad is None or abroad.peer != peer:
             self._say_if_up(peer, pm.LeaseReturned(message.lease, True))
             return
+        if not abroad.directly:
+            self._lease_up(abroad, message, [])
+            return
+        made: list[socket.socket] = []
+        step = abroad.steps.add(partial(self._lease_up, abroad, message, made), ready=False)
+
+        def then(sock: socket.socket | None) -> None:
+            if sock is not None:
+                made.append(sock)
+            abroad.steps.now(step)
+
+        self.caller.connect(peer, message.port, message.token, then)
+
+    def _lease_up(self, abroad: _Abroad, message: pm.LeaseGiven, made: list[socket.socket]) -> None:
+        """The submitter gets the worker, and a connection to it if one could be made."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = frames.make_page()
         try:
@@ -476,9 +503,12 @@ class Gateway:
                 partial(self._ask_limit, abroad),
             )
             abroad.outgoing.on_link = partial(self.actors.link, abroad)
-            fds = (ours.fileno(), theirs.fileno(), page)
-            self._tell(m.RemoteUp(*message), fds)
+            abroad.outgoing.aside = bool(made)
+            fds = (ours.fileno(), theirs.fileno(), page, *(sock.fileno() for sock in made))
+            self._tell(m.RemoteUp(*message[:5], message.key if made else b""), fds)
         finally:
+            for sock in made:
+                sock.close()
             ours.close()
             theirs.close()
             os.close(page)
@@ -653,7 +683,8 @@ class Gateway:
         pool.workers[message.worker] = guest
         incoming.back = partial(self._send_back, guest)
         self._on(incoming.fileno(), partial(self._worker_event, guest))
-        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host, message.gpus))
+        offer = self.door.offer(guest)
+        self._say_if_up(guest.peer, pm.LeaseGiven(guest.lease, 0, message.log_file, self.host, message.gpus, *offer))
 
     def _worker_up(self, message: m.WorkerUp, fds: list[int]) -> None:
         """Its pid is known now; whoever leased it needs it for messages only, and hears it when it ends."""
@@ -718,6 +749,7 @@ class Gateway:
     def _give_back(self, guest: _Guest, retire: bool) -> None:
         """The lease ends; the worker stays, unless it is to retire."""
         assert guest.incoming is not None
+        self.door.forget(guest)
         del self._guests[guest.peer, guest.lease]
         self._off(guest.incoming.fileno())
         self._writing.discard(guest.incoming.fileno())
@@ -751,6 +783,7 @@ class Gateway:
             if message.unclaimed:
                 self.objects.worker_died(message.pid)
             return
+        self.door.forget(guest)
         self.actors.process_ended(guest)
         guest.incoming.readable()  # its last words
         self._off(guest.incoming.fileno())
@@ -864,6 +897,7 @@ class Gateway:
         self.about.peer_down(event.name)
         self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
+        self.caller.peer_down(event.name)
         self._seen.pop(event.name, None)
         self._beats.peer_down(event.name)
         self._uncounted.discard(event.name)

@@ -413,6 +413,8 @@ class Objects:
         first, end, elapsed_ns, values = wire.loads(frame)
         if first > 0 and values:
             self._gateway.pace = (elapsed_ns * 1e-9 / len(values), self._gateway.pace[1])
+        if end is None:
+            return
         refs = []
         for number, value in enumerate(values, first):
             if first <= 0 or number > guest.told:

@@ -52,9 +52,12 @@ from dpool._core.storage import Place, Stored
 
 if TYPE_CHECKING:
     from dpool._core.actor_pool import ActorPool
+    from dpool._core.direct import Direct
     from dpool._core.executor_pool import ExecutorPool
 
 
+BROKEN_S = 5.0
+"""A worker on another machine whose connection has ended is ended after so long, if it is not said to be dead."""
 STOP_AGAIN_S = 0.01
 """After so long an actor that does not read is told once more that a call is cancelled."""
 LIMIT_S = 0.001
@@ -201,6 +204,7 @@ class Link:
     __slots__ = (
         "answer",
         "dead",
+        "direct",
         "gpus",
         "idle_clock",
         "idle_since",
@@ -220,15 +224,17 @@ class Link:
         "written",
     )
 
-    def __init__(self, sock: socket.socket, peer: socket.socket, page: frames.Page, log_file: str) -> None:
-        self.sock = sock
+    def __init__(self, sock: socket.socket | Direct, peer: socket.socket, page: frames.Page, log_file: str) -> None:
+        self.sock: Any = sock
         self.peer = peer
         """The worker's own end: reading from it takes unread frames back."""
-        self.unread = wire.Receiver(peer)
+        self.direct: Direct | None = None if isinstance(sock, socket.socket) else sock
+        """The worker is on another machine, and this is a connection to it, in the place of the sockets."""
+        self.unread: Any = self.direct.unread if self.direct else wire.Receiver(peer)
         self.page = page
         self.remote = page.slots[frames.LIMIT_SEEN] != frames.AT_ONCE
         """The worker is on another machine."""
-        self.receiver = wire.Receiver(sock)
+        self.receiver: Any = self.direct or wire.Receiver(self.sock)
         self.shipped = Shipped()
         self.pending_ship: list[Any] = []
         """Definitions that travelled in a frame that was taken back."""
@@ -251,7 +257,7 @@ class Link:
         """We had it killed: what its task shall raise (None: it is cancelled already)."""
 
     def fileno(self) -> int:
-        return self.sock.fileno()
+        return int(self.sock.fileno())
 
     def handled(self) -> None:
         """The answer has been dealt with."""
@@ -410,6 +416,8 @@ class Lane:
 
             flags |= frames.LOOSE if self.dispatcher.loose else 0
             carried = in_tasks(tasks)
+            if link.direct is not None:
+                link.direct.announce(slot.next_seq, len(calls), carried is None and not self.dispatcher.loose)
             if carried is not None:
                 return dumps((slot.next_seq, flags, ship, same, calls, carried), 5)
         return dumps((slot.next_seq, flags, ship, same, calls), 5)
@@ -813,6 +821,8 @@ class Lane:
             if page[frames.LIMIT_SEEN] != frames.AT_ONCE:
                 started = frame.base  # what is on its way to another machine counts as begun until that is asked
             page[frames.LIMIT] = self.dispatcher.limit(slot, started, now_s)
+            if slot.link.direct is not None:
+                slot.link.direct.look()
         elif now_s - frame.limited_at >= LIMIT_S and page[frames.LIMIT_SEEN] in (frames.AT_ONCE, frame.limit):
             self._wait_again(self.dispatcher.shortened(slot, page[frames.STARTED]))
             tasks, values = self._harvest(slot)
@@ -899,6 +909,8 @@ class Lane:
                     return True  # one behind it has been read: it has ended
                 slot.held = True  # until this frame is answered
                 page[frames.LIMIT] = number + (page[frames.STARTED] >= number)
+                if slot.link.direct is not None:
+                    slot.link.direct.look()
             limit = page[frames.LIMIT]
         sleep(LIMIT_S)
         with self.lock:
@@ -981,8 +993,28 @@ class Lane:
 
     # -- workers come and go
 
+    def _broken(self, slot: Slot) -> None:
+        """The connection to a worker on another machine has ended: as a rule it is dead, and that is told soon."""
+        self.pool.runtime.at(monotonic() + BROKEN_S, partial(self._still_broken, slot))
+
+    def _still_broken(self, slot: Slot) -> None:
+        if self.dispatcher.slots.get(slot.worker) is slot and slot.link.direct is not None:
+            why = f"the connection to it broke ({slot.link.direct.broken})"
+            self.pool.kill_for(self, slot, lambda future: self._cut_off(future, why), why)
+
+    def _cut_off(self, future: Future[Any], why: str) -> BaseException:
+        from dpool.errors import WorkerCrashed
+
+        return WorkerCrashed(
+            f"the worker of {self.label(future)} on another machine was killed: {why}; whether the task has run to its "
+            "end is not known. Submit it again, or use max_retries=.",
+            task=self.label(future),
+        )
+
     def granted(self, slot: Slot, hold: bool) -> None:
         """A leased worker joins the lane; `hold`: its initializer runs first."""
+        if slot.link.direct is not None:
+            slot.link.direct.on_broken = partial(self._broken, slot)
         with self.lock:
             slot.held = hold
             slot.retiring = False
@@ -1023,11 +1055,11 @@ class Lane:
         """Read one answer that a dead worker left; False when there is none."""
         from select import POLLIN, poll
 
-        if slot.link.sock.fileno() < 0 or slot.worker not in self.dispatcher.slots:
+        if slot.link.fileno() < 0 or slot.worker not in self.dispatcher.slots:
             return False
         waiter = poll()
-        waiter.register(slot.link.sock.fileno(), POLLIN)
-        if not waiter.poll(0):
+        waiter.register(slot.link.fileno(), POLLIN)
+        if not waiter.poll(0 if slot.link.direct is None else slot.link.direct.patience_ms()):
             return False
         self.on_readable(slot)
         return True

@@ -175,6 +175,8 @@ class Grant(NamedTuple):
     gpus: tuple[str, ...]
     fresh: bool
     log_file: str
+    key: bytes = b""
+    """Of a connection to a worker on another machine, which then is a fourth descriptor; see direct.py."""
 
 
 class WorkerUp(NamedTuple):
@@ -290,6 +292,8 @@ class RemoteLease(NamedTuple):
     """The process that submits."""
     job: bytes
     """Of the program that it is; empty: a worker, or another machine's."""
+    direct: bool
+    """It can have a connection to the worker; see direct.py."""
 
 
 class RemoteEnd(NamedTuple):
@@ -447,13 +451,14 @@ class RemoteFound(NamedTuple):
 
 
 class RemoteUp(NamedTuple):
-    """It is there. Three descriptors come along, as with Grant."""
+    """It is there. Three descriptors come along, as with Grant; four, if there is a key."""
 
     worker: int
     pid: int
     log_file: str
     host: str
     gpus: tuple[str, ...] = ()
+    key: bytes = b""
     """As in Grant."""
 
 

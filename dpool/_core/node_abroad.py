@@ -159,7 +159,8 @@ class NodeAbroad:
         hello = known.client.hello
         assert hello is not None
         job = b"" if hello.worker else hello.job
-        self._tell(m.RemoteLease(worker, node, pool, known.setup, takes, hello.pid, job))
+        direct = known.actors is None
+        self._tell(m.RemoteLease(worker, node, pool, known.setup, takes, hello.pid, job, direct))
 
     def feasible_elsewhere(self, shape: m.Shape) -> bool:
         """Whether another machine has that in total."""
@@ -308,7 +309,7 @@ class NodeAbroad:
         if pool.actors is not None:
             lease.proc = pool.actors.granted_far(lease.pool, lease.shape, message, fds)
             return
-        grant = m.Grant(pool.number, lease.worker, lease.shape, message.gpus, True, message.log_file)
+        grant = m.Grant(pool.number, lease.worker, lease.shape, message.gpus, True, message.log_file, message.key)
         self._node._send(pool.client, grant, tuple(fds))
         self._node._send(pool.client, m.WorkerUp(pool.number, lease.worker, message.pid, 0))
 

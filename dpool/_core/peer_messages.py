@@ -97,6 +97,10 @@ class LeaseGiven(NamedTuple):
     host: str
     gpus: tuple[str, ...] = ()
     """The devices that the lease may see, as CUDA_VISIBLE_DEVICES has them there."""
+    port: int = 0
+    """Where the submitter may connect to the worker; 0: nowhere."""
+    token: bytes = b""
+    key: bytes = b""
 
 
 class LeaseRefused(NamedTuple):

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+LIMITED, DIED = "limited", "died"
+"""To a submitter with a connection to the worker, in the place of an answer: (None, which, …)."""
+
 _MIRRORED = (frames.STARTED, frames.FIRST, frames.COUNT)
 
 
@@ -48,7 +51,7 @@ class Outgoing:
     """Stands for a worker of another machine. `forward(frame)` sends a frame there, `ask(limit)` a question.
 
     Args:
-        sock: the worker's end of the socket.
+        sock: the worker's end of the socket; None: who has this gives it the frames (`take`).
         page: the page that the submitter sees.
         pid: the worker's, on its own machine.
         forward: sends a frame there, and the fields of the `Carried` that came with it, or None.
@@ -57,17 +60,17 @@ class Outgoing:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.socket | None,
         page: frames.Page,
         pid: int,
         forward: Callable[[bytes, Any], None],
         ask_limit: Callable[[int], None],
     ) -> None:
-        self.sock = sock
+        self.sock: Any = sock
         self._page = page
         self._forward = forward
         self._ask_limit = ask_limit
-        self._receiver = wire.Receiver(sock)
+        self._receiver: Any = None if sock is None else wire.Receiver(sock)
         self._last = 0
         """The last task of the frame that was forwarded last."""
         self._waits = False
@@ -78,6 +81,8 @@ class Outgoing:
         """It is an actor: what is to be done with a new caller's process id, number, and descriptors."""
         self._outbox: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._asked = frames.NO_LIMIT
+        self.aside = False
+        """The submitter has a connection to the worker, too, and does itself what is done here with its page."""
         self._ship: Any = None
         self._carried: Any = None
         """What came with frames that were kept back."""
@@ -89,7 +94,7 @@ class Outgoing:
         slots[frames.PID] = pid
 
     def fileno(self) -> int:
-        return self.sock.fileno()
+        return int(self.sock.fileno())
 
     def wants_frames(self) -> bool:
         """Whether the socket is to be read; otherwise frames wait in it, where the submitter can take them back."""
@@ -109,15 +114,27 @@ class Outgoing:
                 data = self._receiver.receive(wire.DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 return
-            self._take(bytes(data))
+            self.take(bytes(data))
             self._receiver.consumed()
             self._receiver.close_fds()
 
-    def _take(self, data: bytes) -> None:
+    def goes(self, last: int) -> bool:
+        """Whether a frame whose last task is this one can be forwarded as it is; then it is under way."""
+        if self._ship is not None or self._carried is not None:
+            return False
+        self._last = last
+        self._waits = True
+        return True
+
+    def take(self, data: bytes) -> None:
+        """Forward a frame, or as much of it as the submitter does not want back."""
         base, flags, ship, numbers, calls, *carried = wire.loads(data)
         self._loose = self._loose or bool(flags & frames.LOOSE)
         if flags & frames.LINK and self.on_link is not None:
             self.on_link(ship, numbers, self._receiver.take_fds())
+            return
+        if flags & frames.ASK:
+            self._ask_limit(base)
             return
         if not calls:
             self._forward(data, None)
@@ -167,14 +184,25 @@ class Outgoing:
     def results(self, data: bytes, end: bool, fds: tuple[int, ...] = ()) -> None:
         """A frame of results has come; `end`: of the frame that was forwarded. Its descriptors are ours no longer."""
         if end:
-            self._waits = False
-            self._asked = frames.NO_LIMIT
+            self.ended()
         self._answer(data, fds)
+
+    def ended(self) -> None:
+        """The frame that was forwarded has been answered."""
+        self._waits = False
+        self._asked = frames.NO_LIMIT
+
+    def own_answer(self) -> bytes | None:
+        """Without a socket: the next answer to a frame of which nothing was left."""
+        return self._outbox.popleft()[0] if self._outbox else None
 
     def limited(self, limit: int, snapshot: Snapshot) -> None:
         """The answer to `ask_limit`. What is below the limit stays claimed: it may begin at any moment, and a link that
         goes down tells nothing of that.
         """
+        if self.aside:
+            self._answer(pickle.dumps((None, LIMITED, limit, *snapshot), 5))
+            return
         if not self._waits or limit != self._asked:
             return  # the frame that it is about is answered
         claimed = self._last if snapshot.started >= limit else limit - 1
@@ -195,7 +223,10 @@ class Outgoing:
 
     def died(self, snapshot: Snapshot) -> None:
         """The worker is dead; after this its death can be told to the submitter."""
-        self._mirror(snapshot)
+        if self.aside:
+            self._answer(pickle.dumps((None, DIED, *snapshot), 5))
+        else:
+            self._mirror(snapshot)
 
     def _mirror(self, snapshot: Snapshot) -> None:
         page = self._page
@@ -208,7 +239,8 @@ class Outgoing:
 
     def _answer(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
         self._outbox.append((data, fds))
-        self.flush()
+        if self.sock is not None:
+            self.flush()
 
     def flush(self) -> None:
         """Send what waits, as far as the submitter takes it."""

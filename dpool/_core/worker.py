@@ -26,7 +26,7 @@ from itertools import starmap
 from pickle import dumps
 from select import EPOLLIN, epoll
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from dpool._core import storage, wire
@@ -37,6 +37,7 @@ from dpool._core.frames import (
     CANCELS,
     CAREFUL,
     COUNT,
+    DIRECT,
     EXIT,
     FAILED,
     FIRST,
@@ -66,6 +67,9 @@ from dpool._core.frames import (
 )
 from dpool._core.polling import Poller
 from dpool._core.serialize import ATOMIC, RAW_LIMIT, Importer, dump_exception, pickle_result
+
+if TYPE_CHECKING:
+    from dpool._core.sealed import Records
 
 _SIZED = (str, bytes)
 
@@ -143,6 +147,10 @@ class SubmitterGone(Exception):
     """Whoever waits for this answer has ended."""
 
 
+_KEPT = (STORED, STORED_ALONE, WITH_REFS, RAISED_WITH_REFS)
+"""Results that are objects, or refer to some: the gateways have to know."""
+PACE_NS = 100_000_000
+
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
 """EBADF: the link was closed while the call ran, in another thread."""
 
@@ -168,6 +176,11 @@ class Worker:
         """An error of pickling a result shall show the result."""
         self._streamed = False
         """The call has sent items: its result must not be noted where it would be read before they are."""
+        self._direct: Records | None = None
+        """A connection to a submitter on another machine; see direct.py."""
+        self._via: Records | None = None
+        """That is how the frame came, and its answer goes as long as it can go so."""
+        self._pace_due_ns = 0
         self._child = False
         """This process was forked by a task: it is not the worker, and ends where the task ends."""
         _workers.add(self)
@@ -182,6 +195,9 @@ class Worker:
         flags = 0
         while True:
             base, flags, ship, numbers, calls = self._next_frame(flags & POLL)
+            if flags & DIRECT:
+                self._connect(ship)
+                continue
             if ship is not None:
                 self._install(ship)
             if flags & EXIT and not calls:
@@ -203,6 +219,8 @@ class Worker:
                 return
 
     def _next_frame(self, poll: int) -> Any:
+        if self._direct is not None and (frame := self._next_of_two(poll)) is not None:
+            return frame
         if poll:
             self._poller.poll()
         while True:
@@ -212,6 +230,85 @@ class Worker:
                 return frame
             except InterruptedError:
                 continue
+
+    # -- for submitters on other machines
+
+    def _connect(self, key: bytes) -> None:
+        """Here is a connection to the submitter. If it could not be opened that has closed it, as is seen there."""
+        from dpool._core import sealed
+
+        self._disconnect()
+        for fd in self.take_fds():
+            sock = socket.socket(fileno=fd)
+            sealed.prepare(sock)
+            self._direct = sealed.Records(sock, key, sealed.WORKER)
+            self._poller_fd.register(fd, EPOLLIN)
+
+    def _disconnect(self) -> None:
+        direct, self._direct, self._via = self._direct, None, None
+        if direct is not None:
+            self._poller_fd.unregister(direct.fileno())
+            direct.close()
+
+    def _next_of_two(self, poll: int) -> Any:
+        """The next frame, whichever way it comes; None: there is only one way any more."""
+        events = self._poller.poll() if poll else []
+        while self._direct is not None:
+            for fd, _ in events or self._poller_fd.poll(-1):
+                if fd == self._sock.fileno():
+                    self._via = None
+                    frame = wire.loads(self._receiver.receive())
+                    self._receiver.consumed()
+                    return frame
+                if (frame := self._receive_directly(self._direct)) is not None:
+                    return frame
+            events = []
+        return None
+
+    def _receive_directly(self, direct: Records) -> Any:
+        try:
+            found = direct.receive()
+        except OSError:  # the submitter is done with us; or it has noticed, too, and has us ended
+            self._disconnect()
+            return None
+        if found is None:
+            return None
+        frame, unlimited = found
+        if unlimited:
+            self._page.slots[LIMIT] = NO_LIMIT
+        self._via = direct
+        return wire.loads(frame)
+
+    def _answer_directly(self, direct: Records, data: bytes, end: bool, elapsed_ns: int, values: list[Any]) -> bool:
+        """False: it goes through the gateways, as all that follows of this frame's answer."""
+        from dpool._core import sealed
+
+        try:
+            kept = any(value.__class__ is tuple and value[0] in _KEPT for value in values)
+            if not kept and len(data) <= sealed.LIMIT:
+                direct.send_all(data, end)
+                self._tell_pace(elapsed_ns, len(values))
+                return True
+            self._go_aside()
+        except OSError:
+            self._disconnect()
+        return False
+
+    def _go_aside(self) -> None:
+        """The submitter hears that what follows comes another way."""
+        direct, self._via = self._via, None
+        if direct is not None:
+            direct.send_all(b"", False)
+
+    def _tell_pace(self, elapsed_ns: int, count: int) -> None:
+        """Our gateway, which sees nothing of these tasks, hears now and then how long they take."""
+        now = perf_counter_ns()
+        if count and now > self._pace_due_ns:
+            self._pace_due_ns = now + PACE_NS
+            try:
+                wire.send(self._sock, dumps((1, None, elapsed_ns // count, [None]), 5))
+            except BlockingIOError:
+                return
 
     # -- for actors
 
@@ -289,6 +386,8 @@ class Worker:
         if fd < 0:
             self._answer(-seq, False, index, [value])
             return
+        if self._via is not None:
+            self._go_aside()
         data = dumps((-seq, False, index, [value]), 5)
         while True:
             try:
@@ -418,6 +517,8 @@ class Worker:
         if self._child:
             _leave_child()
         data = dumps((first, end, elapsed_ns, values), 5)
+        if self._via is not None and self._answer_directly(self._via, data, end, elapsed_ns, values):
+            return
         summary = dumps((first, end, elapsed_ns, len(values)), 5) if len(data) > wire.INLINE_LIMIT else b""
         while True:
             try:
