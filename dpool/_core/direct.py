@@ -281,12 +281,12 @@ class Direct:
         """The gateway has news."""
         if kind == DIED:
             self._died = True
-            self._outgoing.died(Snapshot(*fields))
+            self._outgoing.died(Snapshot(*fields[0]))
             return
-        limit, *rest = fields
+        limit, snapshot = fields
         self._asking = False
         self._clear = True
-        self._outgoing.limited(limit, Snapshot(*rest))
+        self._outgoing.limited(limit, Snapshot(*snapshot))
         self._advance()
 
     def consumed(self) -> None:

@@ -40,8 +40,11 @@ TOKEN_S = 5.0
 """After so long a caller that has not said its token is turned away."""
 MOST_WAITING = 64
 """So many callers may be about to say theirs; one more, and the first of them is turned away."""
+REST_S = 1.0
 AGAIN_S = 60.0
 """A machine that cannot be reached directly is not tried again for so long."""
+MOST_FAILURES = 200
+"""After so many that were turned away within a second nobody is let in until the next one."""
 BACKLOG = 128
 
 
@@ -54,6 +57,9 @@ class Door:
         self._port = 0
         self._expected: dict[bytes, _Guest] = {}
         self._waiting: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._failures = 0
+        self._since = 0.0
+        self._resting = False
 
     def listen(self, ip: str) -> None:
         """On any port; not at all, if direct connections are not wanted."""
@@ -84,7 +90,7 @@ class Door:
 
     def _accept(self, mask: int) -> None:
         assert self._listener is not None
-        while True:
+        while not self._resting:
             try:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -105,12 +111,14 @@ class Door:
             self._gateway._at(TOKEN_S, partial(self._late, sock))
 
     def _rest(self) -> None:
-        """Do not look at the listener for a moment."""
-        assert self._listener is not None
-        self._gateway._off(self._listener.fileno())
-        self._gateway._at(CONNECT_S, self._look_again)
+        """Do not look at the listener for a moment; who calls meanwhile waits, or is dropped by the kernel."""
+        if self._listener is not None and not self._resting:
+            self._resting = True
+            self._gateway._off(self._listener.fileno())
+            self._gateway._at(REST_S, self._look_again)
 
     def _look_again(self) -> None:
+        self._resting = False
         if self._listener is not None:
             self._gateway._on(self._listener.fileno(), self._accept)
 
@@ -123,6 +131,12 @@ class Door:
         sock, _ = self._waiting.pop(fd)
         self._gateway._off(fd)
         sock.close()
+        now = monotonic()
+        if now - self._since > REST_S:
+            self._since, self._failures = now, 0
+        self._failures += 1
+        if self._failures > MOST_FAILURES:
+            self._rest()
 
     def _token(self, sock: socket.socket, mask: int) -> None:
         """A caller says for which lease it comes."""
@@ -149,12 +163,12 @@ class Door:
 
     def close(self) -> None:
         """No more connections."""
+        listener, self._listener = self._listener, None
         for fd in list(self._waiting):
             self._turn_away(fd)
-        if self._listener is not None:
-            self._gateway._off(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        if listener is not None:
+            self._gateway._off(listener.fileno())
+            listener.close()
 
 
 class Caller:

@@ -228,13 +228,18 @@ class Link:
         self.sock: Any = sock
         self.peer = peer
         """The worker's own end: reading from it takes unread frames back."""
-        self.direct: Direct | None = None if isinstance(sock, socket.socket) else sock
+        self.direct: Direct | None = None
         """The worker is on another machine, and this is a connection to it, in the place of the sockets."""
-        self.unread: Any = self.direct.unread if self.direct else wire.Receiver(peer)
+        self.unread: Any = wire.Receiver(peer)
+        self.receiver: Any
+        if isinstance(sock, socket.socket):
+            self.receiver = wire.Receiver(sock)
+        else:
+            self.receiver = self.direct = sock
+            self.unread = sock.unread
         self.page = page
         self.remote = page.slots[frames.LIMIT_SEEN] != frames.AT_ONCE
         """The worker is on another machine."""
-        self.receiver: Any = self.direct or wire.Receiver(self.sock)
         self.shipped = Shipped()
         self.pending_ship: list[Any] = []
         """Definitions that travelled in a frame that was taken back."""

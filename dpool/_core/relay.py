@@ -201,7 +201,7 @@ class Outgoing:
         goes down tells nothing of that.
         """
         if self.aside:
-            self._answer(pickle.dumps((None, LIMITED, limit, *snapshot), 5))
+            self._say(LIMITED, limit, snapshot)
             return
         if not self._waits or limit != self._asked:
             return  # the frame that it is about is answered
@@ -224,9 +224,16 @@ class Outgoing:
     def died(self, snapshot: Snapshot) -> None:
         """The worker is dead; after this its death can be told to the submitter."""
         if self.aside:
-            self._answer(pickle.dumps((None, DIED, *snapshot), 5))
+            self._say(DIED, snapshot)
         else:
             self._mirror(snapshot)
+
+    def _say(self, *said: Any) -> None:
+        """To a submitter that sees to its page itself. If it is gone, that is noticed where it is read from."""
+        try:
+            self._answer(pickle.dumps((None, *said), 5))
+        except OSError:
+            return
 
     def _mirror(self, snapshot: Snapshot) -> None:
         page = self._page
