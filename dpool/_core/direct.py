@@ -71,8 +71,6 @@ class Direct:
         """That is how the frame under way went."""
         self._asking = False
         """How far the worker is has been asked, and not been answered."""
-        self._clear = False
-        """The worker's LIMIT is to be taken away with the next frame."""
         self._holding = False
         """The first frame of the queue is being taken back."""
         self._switched = False
@@ -168,11 +166,9 @@ class Direct:
         self._directly = carried is None and len(frame) <= sealed.LIMIT and self._may_go(frame)
         self._switched = False
         if self._directly:
-            clear, self._clear = self._clear, False
-            self._records.send(frame, clear)
+            self._records.send(frame, False)
             self._watch_writing()
         else:
-            self._clear = False  # the gateway takes it away
             wire.send(self._aside, frame)
 
     def _may_go(self, frame: bytes) -> bool:
@@ -285,7 +281,6 @@ class Direct:
             return
         limit, snapshot = fields
         self._asking = False
-        self._clear = True
         self._outgoing.limited(limit, Snapshot(*snapshot))
         self._advance()
 

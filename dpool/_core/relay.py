@@ -291,10 +291,11 @@ class Incoming:
         return bool(self._outbox)
 
     def frame(self, data: bytes, fds: tuple[int, ...] = ()) -> None:
-        """A frame of tasks has come. The one before is done with, and so is a LIMIT that came too late for it. The
-        descriptors that go along are ours no longer.
+        """A frame of tasks has come. The one before is done with, and so is a LIMIT that came too late for it; but one
+        for this frame, which may have waited here for its arguments, holds. The descriptors that go along are ours no
+        longer.
         """
-        if self._limited:
+        if self._limited and self._page.slots[frames.LIMIT] < wire.loads(data)[0]:
             self._limited = False
             self._page.slots[frames.LIMIT] = frames.NO_LIMIT
         self._outbox.append((data, fds))

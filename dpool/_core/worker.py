@@ -273,11 +273,11 @@ class Worker:
             return None
         if found is None:
             return None
-        frame, unlimited = found
-        if unlimited:
+        frame = wire.loads(found[0])
+        if self._page.slots[LIMIT] < frame[0]:  # it came too late for the one before
             self._page.slots[LIMIT] = NO_LIMIT
         self._via = direct
-        return wire.loads(frame)
+        return frame
 
     def _answer_directly(self, direct: Records, data: bytes, end: bool, elapsed_ns: int, values: list[Any]) -> bool:
         """False: it goes through the gateways, as all that follows of this frame's answer."""

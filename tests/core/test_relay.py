@@ -269,3 +269,23 @@ def test_a_link_is_taken_out(lease: Lease) -> None:
     assert (pid, number, len(fds)) == (55, 7, 2)
     for fd in fds:
         os.close(fd)
+
+
+def test_a_limit_for_a_frame_that_waits_still(lease: Lease) -> None:
+    """It waits with its gateway for arguments while the submitter takes most of it back: that holds when it goes on."""
+    lease.submit(1, 3)
+    lease.outgoing.readable()
+    (frame,) = lease.to_worker
+    lease.near.slots[frames.LIMIT] = 2
+    lease.ask_limit()
+    assert (lease.near.slots[frames.STARTED], lease.near.slots[frames.LIMIT_SEEN]) == (1, 2)
+    lease.incoming.frame(frame)
+    assert lease.read(lease.worker)[0] == 1
+    assert lease.far.slots[frames.LIMIT] == 2
+    lease.answer(1, ["a"])
+    assert lease.read(lease.submitter)[0] == 1
+    lease.near.slots[frames.LIMIT] = frames.NO_LIMIT
+    lease.to_worker.clear()
+    lease.submit(4, 2)
+    lease.carry()
+    assert lease.far.slots[frames.LIMIT] == frames.NO_LIMIT, "it was about the frame before"

@@ -228,9 +228,9 @@ class Dispatcher:
         if not slot.frames:
             return []
         frame = slot.frames[0]
-        upto = min(first + count - frame.base, len(frame.tasks))
         at = first - frame.base
-        if at < 0 or at > frame.done or upto <= frame.done:
+        upto = at + count
+        if at < 0 or at > frame.done or not frame.done < upto <= len(frame.tasks):
             return []  # of another frame, or an answer that is still in the socket comes before
         new = frame.tasks[frame.done : upto]
         frame.done = upto
