@@ -278,8 +278,10 @@ class NativeRuntime:
                 self.wake()
 
     def setup_for(self, pool: ExecutorPool) -> bytes:
-        env = {"DPOOL_ADDRESS": "auto", **pool.env} if self.config.address else pool.env
-        return make_setup(self.job, pool.max_workers_hint(), env)
+        if not self.config.address:
+            return make_setup(self.job, pool.max_workers_hint(), pool.env)
+        env = {"DPOOL_ADDRESS": "auto", **pool.env}
+        return make_setup(self.job, pool.max_workers_hint(), env, here.home or self.session)
 
     def _check_exiting(self, what: str) -> None:
         """Before any lock: a thread that the end of the interpreter has stopped may hold it."""

@@ -36,6 +36,7 @@ from dpool._core.cluster_key import ClusterKey
 from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
+from dpool._core.gateway_modules import Modules
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
@@ -216,6 +217,7 @@ class Gateway:
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
         self.tunnels = Tunnels(self, settings.session, _log)
+        self.modules = Modules(self, settings.session, _log)
 
     # -- the loop
 

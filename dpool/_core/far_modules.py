@@ -1,0 +1,392 @@
+"""Importing modules of a program that runs on another machine: a finder asks that machine.
+
+```
+ import helpers ─► Finder ── names of the program's directories? (once) ──────────────► gateway_modules.py there
+                     │    ── digest of helpers? ──────────────────────────────────────►
+                     │    ── its files, if no worker of this machine has had these ───►
+                     └─► <session>/modules/helpers-<digest>/helpers.py ─► imported as from any directory
+```
+
+In workers of another machine than their program's, and in programs of `dpool submit`. The order of `sys.path` holds:
+for a directory of the program it is the other machine that is asked, whatever lies at that place here, and all other
+entries are looked through here. If this machine has the very same files at the same place (a shared file system, an
+image), these are taken. A second finder, the last of all, asks again for what nobody has, since the program may have
+written it just now, and says in the error where was looked.
+
+What was sent stays for other workers, and for programs to come, until nobody has used it for an hour; an entry is in
+use while somebody has it locked (flock). A connection for each question: forks need no care.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import threading
+from importlib.machinery import ModuleSpec, PathFinder
+from time import monotonic, sleep, time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+DIRECTORY = "modules"
+"""In the session directory of the machine that imports."""
+LOCK_S = 30.0
+"""How long to wait for another worker that fetches the same; after that, fetch it, too."""
+AGAIN_S = 5.0
+"""A machine that did not answer is not asked again for so long."""
+UNUSED_S = 3600.0
+TRIES = 3
+"""Files may change between the question for their digest and that for their content."""
+
+
+class Unreachable(Exception):
+    """The program's machine did not answer."""
+
+
+def install(home: str, session: str, path: Sequence[str]) -> None:
+    """From now on modules of the program whose node is `home`, on another machine, can be imported here. `path`: its
+    `sys.path`.
+    """
+    finder = Finder(home, session, list(path))
+    at = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+    sys.meta_path.insert(at, finder)
+    sys.meta_path.append(Last(finder))
+
+
+def paths(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """`sys.path` for a program from elsewhere: its own, and after that what this machine has installed, which may be at
+    other places.
+    """
+    return [*theirs, *(entry for entry in ours if entry not in theirs)]
+
+
+class Home:
+    """The program's machine."""
+
+    def __init__(self, home: str, session: str, path: list[str]) -> None:
+        self._home = home
+        self._session = session
+        self._path = path
+        self._silent_until = 0.0
+        self._why = ""
+        self.host = "the machine of the program"
+
+    def ask(self, kind: str, entry: str = "", name: str = "", send: bool = False) -> tuple[dict[str, Any], bytes]:
+        """See `gateway_modules.answered`.
+
+        Raises:
+            Unreachable: says why.
+        """
+        if monotonic() < self._silent_until:
+            raise Unreachable(self._why)
+        question = {"ask": kind, "path": self._path, "entry": entry, "name": name, "send": send}
+        try:
+            return self._ask(question)
+        except (OSError, ValueError) as error:
+            self._why = f"{type(error).__name__}: {error}"
+            self._silent_until = monotonic() + AGAIN_S
+            raise Unreachable(self._why) from error
+
+    def _ask(self, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        from dpool._core import far, gateway_modules, shipping
+
+        fd = far.stream(self._session, self._home, os.path.join(self._home, gateway_modules.SOCKET))
+        if fd is None:
+            raise ConnectionRefusedError("it is not in this cluster")
+        with socket.socket(fileno=fd) as sock:
+            sock.settimeout(gateway_modules.DEADLINE_S)
+            gateway_modules.send(sock, question)
+            answer, packed = gateway_modules.receive_packed(sock, 2 * shipping.MOST_BYTES)
+        if type(answer) is not dict:
+            raise ValueError("its answer is malformed")
+        return answer, packed
+
+
+class Finder:
+    """For top-level modules; what is in a package is found where the package is."""
+
+    def __init__(self, home: str, session: str, path: list[str]) -> None:
+        self.home = Home(home, session, path)
+        self._store = Store(os.path.join(session, DIRECTORY))
+        self._names: dict[str, tuple[set[str], set[str]]] | None = None
+        """Directory of the program → its modules, and directories in it that are no packages."""
+        self._all: set[str] = set()
+        self._busy: set[int] = set()
+        """Threads that are asking: what they import for that is not the program's."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As the import system asks."""
+        me = threading.get_ident()
+        if path is not None or me in self._busy:
+            return None
+        self._busy.add(me)
+        try:
+            if self._names is None:
+                self.look()
+            return self._find(fullname) if fullname in self._all else None
+        except Unreachable:  # said by `Last`, if nobody else has the module
+            return None
+        finally:
+            self._busy.discard(me)
+
+    def find_anew(self, name: str) -> tuple[ModuleSpec | None, str]:
+        """For `Last`: the program may have it by now; and if not, why it cannot be had."""
+        me = threading.get_ident()
+        if me in self._busy:
+            return None, ""
+        self._busy.add(me)
+        try:
+            installed = self.look(name)
+            spec = self._find(name) if name in self._all else None
+            return spec, "" if spec is not None else _nowhere(self.home.host, installed)
+        except Unreachable as error:
+            return None, f"it is not installed here, and {self.home.host} cannot be asked for modules: {error}"
+        finally:
+            self._busy.discard(me)
+
+    def invalidate_caches(self) -> None:
+        """For `importlib.invalidate_caches`."""
+        self._names = None
+
+    def look(self, name: str = "") -> str:
+        """Ask which names the program's directories have; where `name` is installed there is returned."""
+        answer, _ = self.home.ask("names", name=name)
+        self.home.host = answer["host"]
+        names = {entry: (set(modules), set(spaces)) for entry, (modules, spaces) in answer["program"].items()}
+        self._all = set().union(*(name for both in names.values() for name in both))
+        self._names = names
+        return str(answer["installed"])
+
+    def _find(self, name: str) -> ModuleSpec | None:
+        """In the order of `sys.path`, as PathFinder."""
+        known = self._names or {}
+        spaces: list[str] = []
+        ours = False
+        for entry in list(sys.path):
+            modules, directories = known.get(entry, ((), ()))
+            if name in modules or name in directories:
+                place = self._place(entry, name)
+                if place is None:
+                    continue
+                if name in modules:
+                    return PathFinder.find_spec(name, [place])
+                spaces.append(os.path.join(place, name))
+                ours = True
+            elif entry not in known:
+                spec = PathFinder.find_spec(name, [entry or os.getcwd()])
+                if spec is not None and spec.loader is not None:
+                    return spec
+                spaces += (spec.submodule_search_locations or ()) if spec is not None else ()
+        if not ours:
+            return None
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = spaces
+        return spec
+
+    def _place(self, entry: str, name: str) -> str | None:
+        """The directory here that has what the program's directory `entry` has under this name; None: that has it no
+        more.
+
+        Raises:
+            ModuleNotFoundError: it cannot be sent.
+        """
+        from dpool._core import shipping
+
+        mine = self._mine(entry, name)
+        for _ in range(TRIES):
+            answer, _ = self.home.ask("module", entry, name)
+            if "missing" in answer:
+                return None
+            if "refused" in answer:
+                if shipping.named(entry, name):
+                    return entry
+                raise _missing(name, f"it is not sent from {self.home.host}: {answer['refused']}")
+            if answer["digest"] == mine:
+                return entry
+            place = self._store.get(name, answer["digest"]) or self._fetch(entry, name, answer["digest"])
+            if place is not None:
+                return place
+        raise _missing(name, f"its files on {self.home.host} change all the time")
+
+    def _mine(self, entry: str, name: str) -> str:
+        """The digest of what lies at the same place here."""
+        from dpool._core import shipping
+
+        try:
+            found = shipping.parts(entry, name, self._names or ())
+            return "" if found is None else shipping.Contents().digest(entry, found.files)
+        except (OSError, shipping.Unsendable):
+            return ""
+
+    def _fetch(self, entry: str, name: str, digest: str) -> str | None:
+        """Have it sent, unless another worker does that just now; None: it is another one meanwhile."""
+        with self._store.alone(f"{name}-{digest}"):
+            place = self._store.get(name, digest)
+            if place is not None:
+                return place
+            answer, packed = self.home.ask("module", entry, name, send=True)
+            if "digest" not in answer:
+                return None
+            place = self._store.add(name, answer["digest"], packed)
+        if answer["left_out"]:
+            self._warn(name, answer["left_out"])
+        return place if answer["digest"] == digest else None
+
+    def _warn(self, name: str, left_out: list[str]) -> None:
+        some = ", ".join(left_out[:5]) + f" and {len(left_out) - 5} more" * (len(left_out) > 5)
+        sys.stderr.write(f"dpool: of the package {name!r} not all was sent from {self.home.host} to {_here()}: {some}\n")
+
+
+class Last:
+    """The finder after all others."""
+
+    def __init__(self, finder: Finder) -> None:
+        self._finder = finder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As the import system asks."""
+        if path is not None:
+            return None
+        spec, why = self._finder.find_anew(fullname)
+        if spec is None and why and sys.meta_path[-1] is self and _by_statement():
+            raise _missing(fullname, why)
+        return spec
+
+
+def _by_statement() -> bool:
+    """Whether a module is imported; others (`importlib.util.find_spec`) only ask whether there is one."""
+    frame: Any = sys._getframe(2)
+    for _ in range(4):
+        if frame is None or frame.f_code.co_name == "_find_and_load_unlocked":
+            break
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_find_and_load_unlocked"
+
+
+def _nowhere(host: str, installed: str) -> str:
+    if installed:
+        return (
+            f"on {host} it is installed ({installed}), but what is installed is not sent: install it on {_here()}, too"
+        )
+    return f"it is not installed here, and the program has none on {host}: install it on {_here()}, or put it beside the script"
+
+
+def _missing(name: str, why: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(f"No module named {name!r} on {_here()}: {why}", name=name)
+
+
+def _here() -> str:
+    return os.uname().nodename
+
+
+# -- what was sent
+
+
+class Store:
+    """Directories with modules of other machines' programs, by name and digest."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._held: dict[str, int] = {}
+        """Directory → a descriptor of it that is locked as long as this process lives."""
+
+    def get(self, name: str, digest: str) -> str | None:
+        """The directory with it, which stays; None: it is not there."""
+        place = os.path.join(self._directory, f"{name}-{digest}")
+        if place in self._held:
+            return place
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.stat(place).st_ino != os.fstat(fd).st_ino:
+                raise FileNotFoundError(place)
+            os.utime(fd)
+        except (BlockingIOError, FileNotFoundError):  # it is being removed
+            os.close(fd)
+            return None
+        self._held[place] = fd
+        return place
+
+    def add(self, name: str, digest: str, packed: bytes) -> str:
+        """Unpack it, and remove what nobody needs any more."""
+        import shutil
+        import tempfile
+
+        from dpool._core import shipping
+
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        new = tempfile.mkdtemp(prefix=".new-", dir=self._directory)
+        place = os.path.join(self._directory, f"{name}-{digest}")
+        try:
+            shipping.unpack(packed, new)
+            os.rename(new, place)
+        except OSError:
+            if not os.path.isdir(place):  # else somebody else was faster
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        self._remove_unused(os.path.basename(place))
+        found = self.get(name, digest)
+        if found is None:
+            raise FileNotFoundError(place)
+        return found
+
+    def _remove_unused(self, but: str) -> None:
+        import shutil
+
+        until = time() - UNUSED_S
+        for one in os.scandir(self._directory):
+            try:
+                if one.name == but or one.stat(follow_symlinks=False).st_mtime > until:
+                    continue
+                fd = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # somebody else has removed it
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                aside = os.path.join(self._directory, f".old-{os.urandom(6).hex()}")
+                os.rename(one.path, aside)  # at once, for whoever makes it again
+                shutil.rmtree(aside, ignore_errors=True) if os.path.isdir(aside) else os.unlink(aside)
+            except (BlockingIOError, FileNotFoundError):  # in use; or as above
+                continue
+            finally:
+                os.close(fd)
+
+    def alone(self, what: str) -> _Alone:
+        """Only one worker of the machine is in here for the same."""
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        return _Alone(os.path.join(self._directory, f".{what}.lock"))
+
+
+class _Alone:
+    """A context in which a file is locked; after LOCK_S even if somebody else has it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> None:
+        until = monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if monotonic() > until:
+                    return
+                sleep(0.005)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+

@@ -1,0 +1,183 @@
+"""The gateway's answers to workers on other machines that import modules of programs of this one.
+
+```
+ worker ─ Finder ─► gateway there ═ a tunnel ═► gateway here ─► modules.sock ─► Modules ─► a thread: reads files
+        ◄─────────────────── names, digests, packed files ◄──────────────────────────────────┘
+```
+
+One question per connection, in JSON; the answer is JSON, too, and the packed files may follow. Whoever asks says in
+which directories his program looks: he runs programs as our user anyway, wherever he is. Directories where packages are
+installed are not listed, and nothing is sent from them.
+
+Threads: the gateway's loop accepts; up to four others, made when they are needed, answer. They only read files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import struct
+import threading
+from typing import TYPE_CHECKING, Any
+
+from dpool._core import shipping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dpool._core.gateway import Gateway
+
+SOCKET = "modules.sock"
+"""In the session directory of the program's machine."""
+DEADLINE_S = 30.0
+"""For each piece of a question or an answer."""
+MOST_THREADS = 4
+MOST_QUESTION = 16 << 20
+
+
+class Modules:
+    """See the module."""
+
+    def __init__(self, gateway: Gateway, session: str, log: Callable[..., None]) -> None:
+        self._log = log
+        self._host = gateway.host
+        self._contents = shipping.Contents()
+        self._waiting: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = self._busy = 0
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        path = os.path.join(session, SOCKET)
+        self._listener.bind(path)
+        os.chmod(path, 0o600)
+        self._listener.listen(128)
+        gateway._on(self._listener.fileno(), self._accept)
+
+    def _accept(self, mask: int) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != os.getuid():
+            sock.close()
+            return
+        with self._lock:
+            self._busy += 1
+            wanted = self._busy > self._threads < MOST_THREADS
+            self._threads += wanted
+        if wanted:
+            self._start_thread()
+        self._waiting.put(sock)
+
+    def _start_thread(self) -> None:
+        """Signals are the loop's."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            threading.Thread(target=self._serve, name="dpool-modules", daemon=True).start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _serve(self) -> None:
+        while True:
+            with self._waiting.get() as sock:
+                try:
+                    sock.settimeout(DEADLINE_S)
+                    question = _question(receive(sock, MOST_QUESTION))
+                    answer, packed = answered(question, self._host, self._contents)
+                    send(sock, answer, packed)
+                except (OSError, ValueError) as error:
+                    self._log("modules.not_answered", error=error)
+            with self._lock:
+                self._busy -= 1
+
+
+def _question(found: Any) -> dict[str, Any]:
+    """Checked."""
+    kinds = {"ask": str, "path": list, "entry": str, "name": str, "send": bool}
+    if type(found) is not dict or any(type(found.get(name)) is not kind for name, kind in kinds.items()):
+        raise ValueError("the question is malformed")
+    if not all(type(entry) is str for entry in found["path"]) or any(c in found["name"] for c in "/\0"):
+        raise ValueError("the question is malformed")
+    return found
+
+
+def answered(question: dict[str, Any], host: str, contents: shipping.Contents) -> tuple[dict[str, Any], bytes]:
+    """The answer to `names` (what can be imported from the directories of `path`, and where `name` is installed) or to
+    `module` (`name` of the directory `entry`): its digest and, with `send`, its files, packed.
+    """
+    if question["ask"] == "names":
+        return _names(question, host), b""
+    roots = [entry for entry in question["path"] if not shipping.is_installed(entry)]
+    if question["entry"] not in roots:
+        return {"missing": True}, b""
+    try:
+        found = shipping.parts(question["entry"], question["name"], roots)
+        if found is None:
+            return {"missing": True}, b""
+        packed = b""
+        if question["send"]:
+            digest, packed = shipping.pack(question["entry"], found.files)
+        else:
+            digest = contents.digest(question["entry"], found.files)
+    except shipping.Unsendable as error:
+        return {"refused": str(error)}, b""
+    except OSError as error:
+        return {"refused": f"{error.filename or question['name']} cannot be read: {error.strerror}"}, b""
+    return {"digest": digest, "left_out": found.left_out}, packed
+
+
+def _names(question: dict[str, Any], host: str) -> dict[str, Any]:
+    found, installed = {}, ""
+    for entry in question["path"]:
+        if shipping.is_installed(entry):
+            inside = shipping.named(entry, question["name"]) if question["name"] else ""
+            installed = installed or (os.path.join(entry, inside) if inside else "")
+        elif (names := shipping.listing(entry)) is not None:
+            found[entry] = names
+    return {"host": host, "program": found, "installed": installed}
+
+
+# -- the wire, on both sides
+
+
+def send(sock: socket.socket, message: Any, packed: bytes = b"") -> None:
+    """A message, and bytes that belong to it."""
+    data = json.dumps(message).encode()
+    sock.sendall(struct.pack(">II", len(data), len(packed)) + data)
+    sock.sendall(packed)
+
+
+def receive(sock: socket.socket, most: int) -> Any:
+    """A message without bytes."""
+    message, packed = receive_packed(sock, most)
+    if packed:
+        raise ValueError("nothing was to come with it")
+    return message
+
+
+def receive_packed(sock: socket.socket, most: int) -> tuple[Any, bytes]:
+    """A message, and what comes with it.
+
+    Raises:
+        ConnectionError: the other side has closed.
+        ValueError: it is malformed, or larger than `most`.
+    """
+    lengths = struct.unpack(">II", _exactly(sock, 8))
+    if sum(lengths) > most:
+        raise ValueError(f"a message of {sum(lengths)} bytes")
+    data, packed = (_exactly(sock, length) for length in lengths)
+    return json.loads(data), packed
+
+
+def _exactly(sock: socket.socket, length: int) -> bytes:
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        count = sock.recv_into(view)
+        if not count:
+            raise ConnectionError("the connection was closed before all had come")
+        view = view[count:]
+    return bytes(data)
