@@ -115,6 +115,8 @@ class Finder:
         self._names: dict[str, tuple[set[str], set[str]]] | None = None
         """Directory of the program → its modules, and directories in it that are no packages."""
         self._all: set[str] = set()
+        self._given: dict[str, ModuleSpec] = {}
+        """What was found: whoever asks again whether a module can be imported need not wait for another machine."""
         self._busy: set[int] = set()
         """Threads that are asking: what they import for that is not the program's."""
 
@@ -125,11 +127,13 @@ class Finder:
         me = threading.get_ident()
         if path is not None or me in self._busy:
             return None
+        if target is None and fullname in sys.modules and fullname in self._given:
+            return self._given[fullname]
         self._busy.add(me)
         try:
             if self._names is None:
                 self.look()
-            return self._find(fullname) if fullname in self._all else None
+            return self._found(fullname)
         except Unreachable:  # said by `Last`, if nobody else has the module
             return None
         finally:
@@ -143,7 +147,7 @@ class Finder:
         self._busy.add(me)
         try:
             installed = self.look(name)
-            spec = self._find(name) if name in self._all else None
+            spec = self._found(name)
             return spec, "" if spec is not None else _nowhere(self.home.host, installed)
         except Unreachable as error:
             return None, f"it is not installed here, and {self.home.host} cannot be asked for modules: {error}"
@@ -162,6 +166,12 @@ class Finder:
         self._all = set().union(*(name for both in names.values() for name in both))
         self._names = names
         return str(answer["installed"])
+
+    def _found(self, name: str) -> ModuleSpec | None:
+        spec = self._find(name) if name in self._all else None
+        if spec is not None:
+            self._given[name] = spec
+        return spec
 
     def _find(self, name: str) -> ModuleSpec | None:
         """In the order of `sys.path`, as PathFinder."""

@@ -147,7 +147,8 @@ def send(sock: socket.socket, message: Any, packed: bytes = b"") -> None:
     """A message, and bytes that belong to it."""
     data = json.dumps(message).encode()
     sock.sendall(struct.pack(">II", len(data), len(packed)) + data)
-    sock.sendall(packed)
+    if packed:  # else the other side may have answered, and closed
+        sock.sendall(packed)
 
 
 def receive(sock: socket.socket, most: int) -> Any:
