@@ -114,6 +114,8 @@ class Finder:
         self._store = Store(os.path.join(session, DIRECTORY))
         self._names: dict[str, tuple[set[str], set[str]]] | None = None
         """Directory of the program → its modules, and directories in it that are no packages."""
+        self._editable: dict[str, str] = {}
+        """Installed there, but only as a link to where it is developed: name → directory."""
         self._all: set[str] = set()
         self._given: dict[str, ModuleSpec] = {}
         """What was found: whoever asks again whether a module can be imported need not wait for another machine."""
@@ -163,7 +165,8 @@ class Finder:
         answer, _ = self.home.ask("names", name=name)
         self.home.host = answer["host"]
         names = {entry: (set(modules), set(spaces)) for entry, (modules, spaces) in answer["program"].items()}
-        self._all = set().union(*(name for both in names.values() for name in both))
+        self._editable = answer["editable"]
+        self._all = set(self._editable).union(*(some for both in names.values() for some in both))
         self._names = names
         return str(answer["installed"])
 
@@ -193,6 +196,9 @@ class Finder:
                 if spec is not None and spec.loader is not None:
                     return spec
                 spaces += (spec.submodule_search_locations or ()) if spec is not None else ()
+        if name in self._editable:
+            place = self._place(self._editable[name], name)
+            return None if place is None else PathFinder.find_spec(name, [place])
         if not ours:
             return None
         spec = ModuleSpec(name, None, is_package=True)
@@ -229,7 +235,7 @@ class Finder:
         from dpool._core import shipping
 
         try:
-            found = shipping.parts(entry, name, self._names or ())
+            found = shipping.parts(entry, name, [*(self._names or ()), entry])
             return "" if found is None else shipping.Contents().digest(entry, found.files)
         except (OSError, shipping.Unsendable):
             return ""
@@ -274,11 +280,11 @@ class Last:
 def _by_statement() -> bool:
     """Whether a module is imported; others (`importlib.util.find_spec`) only ask whether there is one."""
     frame: Any = sys._getframe(2)
-    for _ in range(4):
-        if frame is None or frame.f_code.co_name == "_find_and_load_unlocked":
-            break
-        frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == "_find_and_load_unlocked"
+    for _ in range(3):  # one more than it is: somebody else's finder may have asked us
+        if frame is not None and frame.f_code.co_name == "_find_and_load_unlocked":
+            return True
+        frame = frame and frame.f_back
+    return False
 
 
 def _nowhere(host: str, installed: str) -> str:

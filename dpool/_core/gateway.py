@@ -246,6 +246,7 @@ class Gateway:
             _log("gateway.ends", reason=self.ending)
             self._leave_node()
             self.objects.close()
+            self.modules.close()
             self.store.close()
             self.net.close(self.ending)
 

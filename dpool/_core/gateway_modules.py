@@ -35,6 +35,8 @@ SOCKET = "modules.sock"
 DEADLINE_S = 30.0
 """For each piece of a question or an answer."""
 MOST_THREADS = 4
+IDLE_S = 10.0
+"""A thread that has had nothing to do for so long ends."""
 MOST_QUESTION = 16 << 20
 
 
@@ -72,6 +74,10 @@ class Modules:
             self._start_thread()
         self._waiting.put(sock)
 
+    def close(self) -> None:
+        """Nobody is heard any more."""
+        self._listener.close()
+
     def _start_thread(self) -> None:
         """Signals are the loop's."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -82,7 +88,15 @@ class Modules:
 
     def _serve(self) -> None:
         while True:
-            with self._waiting.get() as sock:
+            try:
+                sock = self._waiting.get(timeout=IDLE_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._busy < self._threads:
+                        self._threads -= 1
+                        return
+                continue
+            with sock:
                 try:
                     sock.settimeout(DEADLINE_S)
                     question = _question(receive(sock, MOST_QUESTION))
@@ -99,7 +113,8 @@ def _question(found: Any) -> dict[str, Any]:
     kinds = {"ask": str, "path": list, "entry": str, "name": str, "send": bool}
     if type(found) is not dict or any(type(found.get(name)) is not kind for name, kind in kinds.items()):
         raise ValueError("the question is malformed")
-    if not all(type(entry) is str for entry in found["path"]) or any(c in found["name"] for c in "/\0"):
+    name = found["name"]
+    if not all(type(entry) is str for entry in found["path"]) or name[:1] == "." or "/" in name or "\0" in name:
         raise ValueError("the question is malformed")
     return found
 
@@ -111,10 +126,10 @@ def answered(question: dict[str, Any], host: str, contents: shipping.Contents) -
     if question["ask"] == "names":
         return _names(question, host), b""
     roots = [entry for entry in question["path"] if not shipping.is_installed(entry)]
-    if question["entry"] not in roots:
+    if question["entry"] not in roots and question["entry"] not in _editable(question["path"]).values():
         return {"missing": True}, b""
     try:
-        found = shipping.parts(question["entry"], question["name"], roots)
+        found = shipping.parts(question["entry"], question["name"], [*roots, question["entry"]])
         if found is None:
             return {"missing": True}, b""
         packed = b""
@@ -137,7 +152,16 @@ def _names(question: dict[str, Any], host: str) -> dict[str, Any]:
             installed = installed or (os.path.join(entry, inside) if inside else "")
         elif (names := shipping.listing(entry)) is not None:
             found[entry] = names
-    return {"host": host, "program": found, "installed": installed}
+    editable = {name: entry for name, entry in _editable(question["path"]).items() if entry not in found}
+    return {"host": host, "program": found, "editable": editable, "installed": installed}
+
+
+def _editable(path: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in path:
+        if shipping.is_installed(entry):
+            found = {**shipping.editable(entry), **found}
+    return found
 
 
 # -- the wire, on both sides

@@ -12,8 +12,10 @@ directory that is given. No thread, no socket: used on both sides.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
@@ -34,6 +36,8 @@ SUFFIXES = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)
 """In the order in which Python looks for them."""
 _NOT_OURS = frozenset(("__pycache__", "node_modules"))
 _INSTALLED = frozenset(("site-packages", "dist-packages", "lib-dynload"))
+_FINDER = re.compile(r"__editable___.*_finder\.py")
+_MAPPING = re.compile(r"^MAPPING\b[^=\n]*= (\{.*\})$", re.MULTILINE)
 _OWN = "dpool"
 """Each machine has its own."""
 
@@ -85,6 +89,32 @@ def listing(entry: str) -> Names | None:
         return None
     modules = {name for name in files | packages if name and "." not in name} - {_OWN}
     return Names(sorted(modules), sorted(spaces - modules - {_OWN}))
+
+
+def editable(entry: str) -> dict[str, str]:
+    """Packages that were installed into a directory as links to where they are developed, as setuptools does it (others
+    add a line to `sys.path`): name → the directory over there.
+    """
+    try:
+        files = [os.path.join(entry, name) for name in os.listdir(entry) if _FINDER.fullmatch(name)]
+    except OSError:
+        return {}
+    found: dict[str, str] = {}
+    for file in files:
+        for name, at in _mapping(file).items():
+            if os.path.basename(at) == name:
+                found[name] = os.path.dirname(at)
+    return found
+
+
+def _mapping(path: str) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            mapping = _MAPPING.search(file.read())
+        found = ast.literal_eval(mapping[1]) if mapping is not None else {}
+    except (OSError, ValueError, SyntaxError):  # of a kind that is not known here
+        return {}
+    return {name: at for name, at in found.items() if type(name) is str is type(at)} if type(found) is dict else {}
 
 
 def _suffix(name: str) -> str:
