@@ -1,7 +1,7 @@
 """Runs a submitted program at the head when it was submitted from another machine, which has its modules.
 
-They are imported as if the program's own directory there were here: second in `sys.path`, after the place of the script.
-Workers of the program, wherever they are, import them from that machine, too.
+They are imported as if the program's own directory there were here: second in `sys.path`, after the place of the
+script. Workers of the program, wherever they are, import them from that machine, too.
 """
 
 from __future__ import annotations

@@ -169,6 +169,7 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     keep = [handle.obj for one in needs for handle in handles_of(one)]
     wire = call.wire if isinstance(call, Stored) else call
     frame = pickle.dumps((Shipped().missing(export), 0 if export.inline else export.number, wire), 5)
+
     def ask(client: Any) -> tuple[Any, Handle]:
         setup = runtime.setup(1, dict(how.env))
         actor = client.new_id()

@@ -256,7 +256,9 @@ class Finder:
 
     def _warn(self, name: str, left_out: list[str]) -> None:
         some = ", ".join(left_out[:5]) + f" and {len(left_out) - 5} more" * (len(left_out) > 5)
-        sys.stderr.write(f"dpool: of the package {name!r} not all was sent from {self.home.host} to {_here()}: {some}\n")
+        sys.stderr.write(
+            f"dpool: of the package {name!r} not all was sent from {self.home.host} to {_here()}: {some}\n"
+        )
 
 
 class Last:
@@ -292,7 +294,8 @@ def _nowhere(host: str, installed: str) -> str:
         return (
             f"on {host} it is installed ({installed}), but what is installed is not sent: install it on {_here()}, too"
         )
-    return f"it is not installed here, and the program has none on {host}: install it on {_here()}, or put it beside the script"
+    advice = f"install it on {_here()}, or put it beside the script"
+    return f"it is not installed here, and the program has none on {host}: {advice}"
 
 
 def _missing(name: str, why: str) -> ModuleNotFoundError:
@@ -404,5 +407,3 @@ class _Alone:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
-
-

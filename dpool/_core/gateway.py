@@ -217,7 +217,7 @@ class Gateway:
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
         self.tunnels = Tunnels(self, settings.session, _log)
-        self.modules = Modules(self, settings.session, _log)
+        self.modules = Modules(self.host, settings.session, self._on, _log)
 
     # -- the loop
 

@@ -21,14 +21,10 @@ import signal
 import socket
 import struct
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from dpool._core import shipping
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dpool._core.gateway import Gateway
 
 SOCKET = "modules.sock"
 """In the session directory of the program's machine."""
@@ -43,9 +39,9 @@ MOST_QUESTION = 16 << 20
 class Modules:
     """See the module."""
 
-    def __init__(self, gateway: Gateway, session: str, log: Callable[..., None]) -> None:
+    def __init__(self, host: str, session: str, on: Callable[..., None], log: Callable[..., None]) -> None:
         self._log = log
-        self._host = gateway.host
+        self._host = host
         self._contents = shipping.Contents()
         self._waiting: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -55,7 +51,7 @@ class Modules:
         self._listener.bind(path)
         os.chmod(path, 0o600)
         self._listener.listen(128)
-        gateway._on(self._listener.fileno(), self._accept)
+        on(self._listener.fileno(), self._accept)
 
     def _accept(self, mask: int) -> None:
         try:

@@ -4,8 +4,8 @@
  a directory of sys.path ── listing ──► names ── parts ──► files of one of them ── pack ──► bytes ── unpack ──► files
 ```
 
-What is sent is one top-level name of one directory: a module's file, or a package with all that is in it, data too if it
-is small. Left out are hidden files and directories, virtual environments, `__pycache__`, `node_modules`, and what a
+What is sent is one top-level name of one directory: a module's file, or a package with all that is in it, data too if
+it is small. Left out are hidden files and directories, virtual environments, `__pycache__`, `node_modules`, and what a
 link has outside of the program's directories. Nothing else than regular files is made when it is unpacked, below the
 directory that is given. No thread, no socket: used on both sides.
 """

@@ -209,8 +209,8 @@ def test_what_nobody_has(cluster: Machines, own: Host) -> None:
     write(own, {"/tmp/more/site-packages/installed.py": "def f(): pass"})
     (nowhere, installed), error = values(cluster, own, MISSING)
     assert nowhere[0] == (
-        "No module named 'nowhere' on h2: it is not installed here, and the program has none on h1: install it on h2, or "
-        "put it beside the script"
+        "No module named 'nowhere' on h2: it is not installed here, and the program has none on h1: install it on h2, "
+        "or put it beside the script"
     )
     assert installed[0] == (
         "No module named 'installed' on h2: on h1 it is installed (/tmp/more/site-packages/installed.py), but what is "

@@ -182,9 +182,7 @@ def test_what_is_refused(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
 def imports(there: There, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     """As the import statement, with both finders."""
     at = sys.meta_path.index(importlib.machinery.PathFinder)
-    monkeypatch.setattr(
-        sys, "meta_path", [*sys.meta_path[:at], there.finder, *sys.meta_path[at:], Last(there.finder)]
-    )
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path[:at], there.finder, *sys.meta_path[at:], Last(there.finder)])
     yield importlib.import_module
     for name in [name for name in sys.modules if name.split(".")[0] in NAMES]:
         del sys.modules[name]
@@ -210,11 +208,15 @@ def test_one_that_is_written_later(there: There, imports: Callable[[str], Any]) 
 def test_what_there_is_not(there: There, imports: Callable[[str], Any]) -> None:
     there.write({"odd_one.py": ""})
     host = os.uname().nodename
-    with pytest.raises(ModuleNotFoundError, match=f"^No module named 'odd_none' on {host}: it is not installed here, and "):
+    with pytest.raises(
+        ModuleNotFoundError, match=f"^No module named 'odd_none' on {host}: it is not installed here, and "
+    ):
         imports("odd_none")
     assert importlib.util.find_spec("odd_none") is None
     there.gone = True
-    with pytest.raises(ModuleNotFoundError, match=r"there cannot be asked for modules: ConnectionRefusedError: it is g"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"there cannot be asked for modules: ConnectionRefusedError: it is g"
+    ):
         imports("odd_two")
     there.gone = False
     with pytest.raises(ModuleNotFoundError, match="it is gone"):
@@ -304,30 +306,23 @@ def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- who answers
 
 
-class FakeGateway:
-    """With a loop in a thread of its own."""
-
-    host = "there"
-
-    def __init__(self) -> None:
-        self.accept: Callable[[int], None] = lambda mask: None
-
-    def _on(self, fd: int, handler: Callable[[int], None]) -> None:
-        self.accept = handler
-
-
 class Server:
     def __init__(self, session: Path) -> None:
         self.session = session
         self.said: list[str] = []
-        self.gateway: Any = FakeGateway()
-        self.modules = gateway_modules.Modules(self.gateway, str(session), lambda event, **about: self.said.append(event))
+        self.handlers: list[Callable[[int], None]] = []
+        self.modules = gateway_modules.Modules(
+            "there",
+            str(session),
+            lambda fd, handler: self.handlers.append(handler),
+            lambda event, **about: self.said.append(event),
+        )
 
     def connected(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(60)
         sock.connect(str(self.session / gateway_modules.SOCKET))
-        self.gateway.accept(0)
+        self.handlers[0](0)
         return sock
 
 
@@ -345,7 +340,14 @@ QUESTION = {"ask": "names", "path": [], "entry": "", "name": "", "send": False}
 
 def test_many_ask(server: Server, tmp_path: Path) -> None:
     (tmp_path / "odd_one.py").write_text("x = 1")
-    question = {**QUESTION, "ask": "module", "path": [str(tmp_path)], "entry": str(tmp_path), "name": "odd_one", "send": True}
+    question = {
+        **QUESTION,
+        "ask": "module",
+        "path": [str(tmp_path)],
+        "entry": str(tmp_path),
+        "name": "odd_one",
+        "send": True,
+    }
     socks = [server.connected() for _ in range(3 * gateway_modules.MOST_THREADS)]
     running = [one for one in threading.enumerate() if one.name == "dpool-modules"]
     assert len(running) == gateway_modules.MOST_THREADS
@@ -394,7 +396,12 @@ def test_only_the_program_s_directories(tmp_path: Path) -> None:
     for place in ("", "site-packages/"):
         (tmp_path / f"{place}odd_one.py").write_text("")
     own, site = str(tmp_path), str(tmp_path / "site-packages")
-    for path, entry, is_there in (([own], own, True), ([], own, False), ([site], site, False), ([own, site], site, False)):
+    for path, entry, is_there in (
+        ([own], own, True),
+        ([], own, False),
+        ([site], site, False),
+        ([own, site], site, False),
+    ):
         asked = {**QUESTION, "ask": "module", "path": path, "entry": entry, "name": "odd_one"}
         answer, _ = gateway_modules.answered(asked, "there", shipping.Contents())
         assert ("digest" in answer) == is_there

@@ -48,7 +48,7 @@ def refusal(own: Path, name: str) -> str:
 
 
 def test_names(tree: Tree) -> None:
-    suffix = shipping.EXTENSION_SUFFIXES[0]
+    suffix = shipping.SUFFIXES[0]
     own = tree({
         "a.py": "", f"b{suffix}": "", "c.pyc": "", "d.txt": "", ".e.py": "", "f.g.py": "", "dpool/__init__.py": "",
         "p/__init__.py": "", "q/x.txt": "", "a/y.txt": "", "__pycache__/z.py": "", "node_modules/z.py": "",
@@ -68,7 +68,8 @@ def test_what_is_installed(tree: Tree) -> None:
 
 
 def test_editable_packages(tree: Tree) -> None:
-    lines = "import sys\nMAPPING: dict[str, str] = {'one': '/src/one', 'two': '/src/other', 'three': '/lib/three'}\nX = {}\n"
+    mapping = "{'one': '/src/one', 'two': '/src/other', 'three': '/lib/three'}"
+    lines = f"import sys\nMAPPING: dict[str, str] = {mapping}\nX = {{}}\n"
     site = tree({"__editable___one_1_0_finder.py": lines, "__editable___bad_finder.py": "MAPPING = {a}\n"})
     tree({"__editable___odd_finder.py": "MAPPING = {1: 2}\n", "__editable___none_finder.py": "pass\n"})
     assert shipping.editable(str(site)) == {"one": "/src", "three": "/lib"}
@@ -117,7 +118,10 @@ def test_links(tree: Tree) -> None:
 def test_limits(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tree({"p/__init__.py": "", "p/a.py": 2 << 20, "p/b.py": 100, "p/c.txt": 1, "p/d.txt": 2, "p/e.txt": 3})
     monkeypatch.setattr(shipping, "MOST_FILES", 4)
-    assert parts(own, "p") == (["p/__init__.py", "p/a.py", "p/b.py", "p/c.txt"], ["p/d.txt (0.0 kB)", "p/e.txt (0.0 kB)"])
+    assert parts(own, "p") == (
+        ["p/__init__.py", "p/a.py", "p/b.py", "p/c.txt"],
+        ["p/d.txt (0.0 kB)", "p/e.txt (0.0 kB)"],
+    )
     monkeypatch.setattr(shipping, "MOST_FILES", 2)
     assert "has 3 modules of 2.0 MB, and at most 2 of 32.0 MB are sent" in refusal(own, "p")
     monkeypatch.undo()
