@@ -34,7 +34,7 @@ def command(home: str, session: str, directory: str, script: str, arguments: lis
 def main() -> None:
     """Be the program."""
     here.home, session, directory, script, *arguments = sys.argv[1:]
-    far_modules.install(here.home, session, [directory])
+    far_modules.install(here.home, session, [directory], os.getcwd())
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(1, directory)
     program.run(program.Source("path", script, arguments, inherited=False))

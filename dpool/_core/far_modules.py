@@ -47,11 +47,11 @@ class Unreachable(Exception):
     """The program's machine did not answer."""
 
 
-def install(home: str, session: str, path: Sequence[str]) -> None:
-    """From now on modules of the program whose node is `home`, on another machine, can be imported here. `path`: its
-    `sys.path`.
+def install(home: str, session: str, path: Sequence[str], cwd: str) -> None:
+    """From now on modules of the program whose node is `home`, on another machine, can be imported here. `path`, `cwd`:
+    its `sys.path` and working directory.
     """
-    finder = Finder(home, session, list(path))
+    finder = Finder(home, session, path, cwd)
     at = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
     sys.meta_path.insert(at, finder)
     sys.meta_path.append(Last(finder))
@@ -109,8 +109,9 @@ class Home:
 class Finder:
     """For top-level modules; what is in a package is found where the package is."""
 
-    def __init__(self, home: str, session: str, path: list[str]) -> None:
-        self.home = Home(home, session, path)
+    def __init__(self, home: str, session: str, path: Sequence[str], cwd: str) -> None:
+        self._cwd = cwd
+        self.home = Home(home, session, [os.path.join(cwd, entry) for entry in path if isinstance(entry, str)])
         self._store = Store(os.path.join(session, DIRECTORY))
         self._names: dict[str, tuple[set[str], set[str]]] | None = None
         """Directory of the program → its modules, and directories in it that are no packages."""
@@ -148,7 +149,7 @@ class Finder:
             return None, ""
         self._busy.add(me)
         try:
-            installed = self.look(name)
+            installed = self.look(name if name.isidentifier() else "")
             spec = self._found(name)
             return spec, "" if spec is not None else _nowhere(self.home.host, installed)
         except Unreachable as error:
@@ -181,7 +182,10 @@ class Finder:
         known = self._names or {}
         spaces: list[str] = []
         ours = False
-        for entry in list(sys.path):
+        for given in list(sys.path):
+            if not isinstance(given, str):
+                continue
+            entry = os.path.join(self._cwd, given)
             modules, directories = known.get(entry, ((), ()))
             if name in modules or name in directories:
                 place = self._place(entry, name)
@@ -192,7 +196,7 @@ class Finder:
                 spaces.append(os.path.join(place, name))
                 ours = True
             elif entry not in known:
-                spec = PathFinder.find_spec(name, [entry or os.getcwd()])
+                spec = PathFinder.find_spec(name, [given])
                 if spec is not None and spec.loader is not None:
                     return spec
                 spaces += (spec.submodule_search_locations or ()) if spec is not None else ()
@@ -214,7 +218,6 @@ class Finder:
         """
         from dpool._core import shipping
 
-        mine = self._mine(entry, name)
         for _ in range(TRIES):
             answer, _ = self.home.ask("module", entry, name)
             if "missing" in answer:
@@ -223,22 +226,25 @@ class Finder:
                 if shipping.named(entry, name):
                     return entry
                 raise _missing(name, f"it is not sent from {self.home.host}: {answer['refused']}")
-            if answer["digest"] == mine:
+            if self._is_here(entry, name, answer):
                 return entry
             place = self._store.get(name, answer["digest"]) or self._fetch(entry, name, answer["digest"])
             if place is not None:
                 return place
         raise _missing(name, f"its files on {self.home.host} change all the time")
 
-    def _mine(self, entry: str, name: str) -> str:
-        """The digest of what lies at the same place here."""
+    def _is_here(self, entry: str, name: str, theirs: dict[str, Any]) -> bool:
+        """Whether the same files lie at the same place of this machine."""
         from dpool._core import shipping
 
         try:
             found = shipping.parts(entry, name, [*(self._names or ()), entry])
-            return "" if found is None else shipping.Contents().digest(entry, found.files)
+            if found is None:
+                return False
+            same = shipping.stamp(entry, found.files) == theirs["stamp"]
+            return same or shipping.Contents().digest(entry, found.files) == theirs["digest"]
         except (OSError, shipping.Unsendable):
-            return ""
+            return False
 
     def _fetch(self, entry: str, name: str, digest: str) -> str | None:
         """Have it sent, unless another worker does that just now; None: it is another one meanwhile."""
@@ -334,7 +340,8 @@ class Store:
         except (BlockingIOError, FileNotFoundError):  # it is being removed
             os.close(fd)
             return None
-        self._held[place] = fd
+        if self._held.setdefault(place, fd) != fd:  # another thread was faster
+            os.close(fd)
         return place
 
     def add(self, name: str, digest: str, packed: bytes) -> str:

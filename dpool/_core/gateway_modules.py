@@ -128,7 +128,7 @@ def answered(question: dict[str, Any], host: str, contents: shipping.Contents) -
         found = shipping.parts(question["entry"], question["name"], [*roots, question["entry"]])
         if found is None:
             return {"missing": True}, b""
-        packed = b""
+        packed, stamp = b"", shipping.stamp(question["entry"], found.files)
         if question["send"]:
             digest, packed = shipping.pack(question["entry"], found.files)
         else:
@@ -137,7 +137,7 @@ def answered(question: dict[str, Any], host: str, contents: shipping.Contents) -
         return {"refused": str(error)}, b""
     except OSError as error:
         return {"refused": f"{error.filename or question['name']} cannot be read: {error.strerror}"}, b""
-    return {"digest": digest, "left_out": found.left_out}, packed
+    return {"digest": digest, "stamp": stamp, "left_out": found.left_out}, packed
 
 
 def _names(question: dict[str, Any], host: str) -> dict[str, Any]:

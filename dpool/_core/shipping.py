@@ -262,6 +262,15 @@ class Contents:
         return found
 
 
+def stamp(entry: str, files: Sequence[str]) -> str:
+    """Of the lengths and times of files: if these are the same, so are the files, and none need be read."""
+    found = blake2b(digest_size=16)
+    for at in files:
+        info = os.stat(os.path.join(entry, at))
+        found.update(os.fsencode(at) + b"\0%d,%d;" % (info.st_size, info.st_mtime_ns))
+    return found.hexdigest()
+
+
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read(MOST_BYTES + 1)

@@ -128,7 +128,7 @@ def _path(setup: Setup, session: str) -> list[str]:
         return setup.path
     from dpool._core import far_modules
 
-    far_modules.install(setup.home, session, setup.path)
+    far_modules.install(setup.home, session, setup.path, setup.cwd)
     return far_modules.paths(setup.path, sys.path)
 
 

@@ -35,7 +35,7 @@ class There:
         self.questions: list[tuple[str, str]] = []
         self.gone = False
         self.path = [str(self.own), "/nowhere/site-packages"]
-        self.finder = Finder("/nowhere/dpool-2", str(self.session), self.path)
+        self.finder = Finder("/nowhere/dpool-2", str(self.session), self.path, str(tmp_path))
         monkeypatch.setattr(self.finder.home, "_ask", self._answer)
         monkeypatch.setattr(sys, "path", [*self.path, *sys.path])
 
@@ -83,7 +83,7 @@ def test_sent_once(there: There) -> None:
     del there.questions[:]
     assert there.origin("odd_one") == first
     assert there.questions == [("module", "odd_one")]
-    another = Finder("/nowhere/dpool-2", str(there.session), there.path)
+    another = Finder("/nowhere/dpool-2", str(there.session), there.path, "/")
     another.home._ask = there._answer  # type: ignore[method-assign]
     spec = another.find_spec("odd_one")
     assert spec is not None
@@ -121,6 +121,26 @@ def test_the_same_at_the_same_place_is_taken_there(there: There) -> None:
     (there.own / "odd_one/x.py").write_text("x = 2")
     assert there.origin("odd_one").startswith(str(there.session))
     assert there.sent() == ["odd_one"]
+
+
+def test_the_same_lengths_and_times_are_the_same_files(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    there.write({"odd_one.py": "x = 1"})
+    there.own.mkdir()
+    (there.own / "odd_one.py").write_text("x = 1")
+    for root in (there.root, there.own):
+        os.utime(root / "odd_one.py", (5, 5))
+    there.finder.look()
+    monkeypatch.setattr(far_modules.Store, "get", lambda *_: pytest.fail("it is here"))
+    known = shipping._read
+    monkeypatch.setattr(shipping, "_read", lambda path: known(path) if "there" in path else pytest.fail("it is read"))
+    assert there.origin("odd_one") == str(there.own / "odd_one.py")
+
+
+def test_relative_entries_of_sys_path(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are meant from the program's working directory; what is no text is passed over."""
+    there.write({"odd_one.py": ""})
+    monkeypatch.setattr(sys, "path", [there.own, "own", *sys.path[2:]])
+    assert there.origin("odd_one").startswith(str(there.session))
 
 
 def test_the_order_of_sys_path_holds(there: There, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
