@@ -92,15 +92,15 @@ class Home:
             raise Unreachable(self._why) from error
 
     def _ask(self, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        from dpool._core import far, gateway_modules, shipping
+        from dpool._core import far, module_wire
 
-        fd = far.stream(self._session, self._home, os.path.join(self._home, gateway_modules.SOCKET))
+        fd = far.stream(self._session, self._home, os.path.join(self._home, module_wire.SOCKET))
         if fd is None:
             raise ConnectionRefusedError("it is not in this cluster")
         with socket.socket(fileno=fd) as sock:
-            sock.settimeout(gateway_modules.DEADLINE_S)
-            gateway_modules.send(sock, question)
-            answer, packed = gateway_modules.receive_packed(sock, 2 * shipping.MOST_BYTES)
+            sock.settimeout(module_wire.DEADLINE_S)
+            module_wire.send(sock, question)
+            answer, packed = module_wire.receive_packed(sock, module_wire.MOST_ANSWER)
         if type(answer) is not dict:
             raise ValueError("its answer is malformed")
         return answer, packed
@@ -109,7 +109,7 @@ class Home:
 class Finder:
     """For top-level modules; what is in a package is found where the package is."""
 
-    def __init__(self, home: str, session: str, path: Sequence[str], cwd: str) -> None:
+    def __init__(self, home: str, session: str, path: Sequence[Any], cwd: str) -> None:
         self._cwd = cwd
         self.home = Home(home, session, [os.path.join(cwd, entry) for entry in path if isinstance(entry, str)])
         self._store = Store(os.path.join(session, DIRECTORY))
@@ -182,6 +182,7 @@ class Finder:
         known = self._names or {}
         spaces: list[str] = []
         ours = False
+        given: Any
         for given in list(sys.path):
             if not isinstance(given, str):
                 continue
@@ -216,14 +217,12 @@ class Finder:
         Raises:
             ModuleNotFoundError: it cannot be sent.
         """
-        from dpool._core import shipping
-
         for _ in range(TRIES):
             answer, _ = self.home.ask("module", entry, name)
             if "missing" in answer:
                 return None
             if "refused" in answer:
-                if shipping.named(entry, name):
+                if _is_there(entry, name):
                     return entry
                 raise _missing(name, f"it is not sent from {self.home.host}: {answer['refused']}")
             if self._is_here(entry, name, answer):
@@ -235,6 +234,8 @@ class Finder:
 
     def _is_here(self, entry: str, name: str, theirs: dict[str, Any]) -> bool:
         """Whether the same files lie at the same place of this machine."""
+        if not os.path.isdir(entry):
+            return False
         from dpool._core import shipping
 
         try:
@@ -242,7 +243,7 @@ class Finder:
             if found is None:
                 return False
             same = shipping.stamp(entry, found.files) == theirs["stamp"]
-            return same or shipping.Contents().digest(entry, found.files) == theirs["digest"]
+            return same or bool(shipping.Contents().digest(entry, found.files) == theirs["digest"])
         except (OSError, shipping.Unsendable):
             return False
 
@@ -265,6 +266,12 @@ class Finder:
         sys.stderr.write(
             f"dpool: of the package {name!r} not all was sent from {self.home.host} to {_here()}: {some}\n"
         )
+
+
+def _is_there(entry: str, name: str) -> bool:
+    from dpool._core import shipping
+
+    return bool(shipping.named(entry, name))
 
 
 class Last:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from dpool._core import far_modules, gateway_modules, shipping
+from dpool._core import far_modules, gateway_modules, module_wire, shipping
 from dpool._core.far_modules import Finder, Last, Store
 from tests.helpers import wait_until
 
@@ -341,7 +341,7 @@ class Server:
     def connected(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(60)
-        sock.connect(str(self.session / gateway_modules.SOCKET))
+        sock.connect(str(self.session / module_wire.SOCKET))
         self.handlers[0](0)
         return sock
 
@@ -372,15 +372,15 @@ def test_many_ask(server: Server, tmp_path: Path) -> None:
     running = [one for one in threading.enumerate() if one.name == "dpool-modules"]
     assert len(running) == gateway_modules.MOST_THREADS
     for sock in socks:
-        gateway_modules.send(sock, question)
+        module_wire.send(sock, question)
     for sock in socks:
         with sock:
-            answer, packed = gateway_modules.receive_packed(sock, 1 << 20)
+            answer, packed = module_wire.receive_packed(sock, 1 << 20)
         assert answer["left_out"] == []
         shipping.unpack(packed, str(tmp_path / answer["digest"]))
         (tmp_path / answer["digest"] / "odd_one.py").unlink()
     assert server.said == []
-    assert os.stat(server.session / gateway_modules.SOCKET).st_mode & 0o777 == 0o600
+    assert os.stat(server.session / module_wire.SOCKET).st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -393,12 +393,12 @@ def test_many_ask(server: Server, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_malformed_questions(server: Server, question: Any) -> None:
     with server.connected() as sock:
-        gateway_modules.send(sock, question)
+        module_wire.send(sock, question)
         assert sock.recv(1) == b""
     wait_until(lambda: server.said == ["modules.not_answered"])
     with server.connected() as sock:
-        gateway_modules.send(sock, QUESTION)
-        answer = gateway_modules.receive(sock, 1 << 20)
+        module_wire.send(sock, QUESTION)
+        answer = module_wire.receive(sock, 1 << 20)
     assert answer == {"host": "there", "program": {}, "editable": {}, "installed": ""}
 
 
