@@ -13,20 +13,20 @@ entries are looked through here. If this machine has the very same files at the 
 image), these are taken. A second finder, the last of all, asks again for what nobody has, since the program may have
 written it just now, and says in the error where was looked.
 
-What was sent stays for other workers, and for programs to come, until nobody has used it for an hour; an entry is in
-use while somebody has it locked (flock). A connection for each question: forks need no care.
+A connection for each question: forks need no care. What was sent is kept by module_store.py.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import sys
 import threading
 from importlib.machinery import ModuleSpec, PathFinder
-from time import monotonic, sleep, time
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from dpool._core.module_store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = "modules"
 """In the session directory of the machine that imports."""
-LOCK_S = 30.0
-"""How long to wait for another worker that fetches the same; after that, fetch it, too."""
 AGAIN_S = 5.0
 """A machine that did not answer is not asked again for so long."""
-UNUSED_S = 3600.0
 TRIES = 3
 """Files may change between the question for their digest and that for their content."""
 
@@ -136,9 +133,13 @@ class Finder:
         try:
             if self._names is None:
                 self.look()
-            return self._found(fullname)
         except Unreachable:  # said by `Last`, if nobody else has the module
+            self._busy.discard(me)
             return None
+        try:
+            return self._found(fullname)
+        except Unreachable as error:  # it is the program's: others that may be here are not meant
+            raise _missing(fullname, f"{self.home.host}, which has it, cannot be asked for modules: {error}") from error
         finally:
             self._busy.discard(me)
 
@@ -317,107 +318,3 @@ def _missing(name: str, why: str) -> ModuleNotFoundError:
 
 def _here() -> str:
     return os.uname().nodename
-
-
-# -- what was sent
-
-
-class Store:
-    """Directories with modules of other machines' programs, by name and digest."""
-
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
-        self._held: dict[str, int] = {}
-        """Directory → a descriptor of it that is locked as long as this process lives."""
-
-    def get(self, name: str, digest: str) -> str | None:
-        """The directory with it, which stays; None: it is not there."""
-        place = os.path.join(self._directory, f"{name}-{digest}")
-        if place in self._held:
-            return place
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.stat(place).st_ino != os.fstat(fd).st_ino:
-                raise FileNotFoundError(place)
-            os.utime(fd)
-        except (BlockingIOError, FileNotFoundError):  # it is being removed
-            os.close(fd)
-            return None
-        if self._held.setdefault(place, fd) != fd:  # another thread was faster
-            os.close(fd)
-        return place
-
-    def add(self, name: str, digest: str, packed: bytes) -> str:
-        """Unpack it, and remove what nobody needs any more."""
-        import shutil
-        import tempfile
-
-        from dpool._core import shipping
-
-        os.makedirs(self._directory, 0o700, exist_ok=True)
-        new = tempfile.mkdtemp(prefix=".new-", dir=self._directory)
-        place = os.path.join(self._directory, f"{name}-{digest}")
-        try:
-            shipping.unpack(packed, new)
-            os.rename(new, place)
-        except OSError:
-            if not os.path.isdir(place):  # else somebody else was faster
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-        self._remove_unused(os.path.basename(place))
-        found = self.get(name, digest)
-        if found is None:
-            raise FileNotFoundError(place)
-        return found
-
-    def _remove_unused(self, but: str) -> None:
-        import shutil
-
-        until = time() - UNUSED_S
-        for one in os.scandir(self._directory):
-            try:
-                if one.name == but or one.stat(follow_symlinks=False).st_mtime > until:
-                    continue
-                fd = os.open(one.path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:  # somebody else has removed it
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                aside = os.path.join(self._directory, f".old-{os.urandom(6).hex()}")
-                os.rename(one.path, aside)  # at once, for whoever makes it again
-                shutil.rmtree(aside, ignore_errors=True) if os.path.isdir(aside) else os.unlink(aside)
-            except (BlockingIOError, FileNotFoundError):  # in use; or as above
-                continue
-            finally:
-                os.close(fd)
-
-    def alone(self, what: str) -> _Alone:
-        """Only one worker of the machine is in here for the same."""
-        os.makedirs(self._directory, 0o700, exist_ok=True)
-        return _Alone(os.path.join(self._directory, f".{what}.lock"))
-
-
-class _Alone:
-    """A context in which a file is locked; after LOCK_S even if somebody else has it."""
-
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __enter__(self) -> None:
-        until = monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if monotonic() > until:
-                    return
-                sleep(0.005)
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)

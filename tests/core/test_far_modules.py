@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from dpool._core import far_modules, gateway_modules, module_wire, shipping
-from dpool._core.far_modules import Finder, Last, Store
+from dpool._core import far_modules, gateway_modules, module_store, module_wire, shipping
+from dpool._core.far_modules import Finder, Last
+from dpool._core.module_store import Store
 from tests.helpers import wait_until
 
 NAMES = ("odd_one", "odd_two", "odd_space", "odd_none")
@@ -130,7 +131,7 @@ def test_the_same_lengths_and_times_are_the_same_files(there: There, monkeypatch
     for root in (there.root, there.own):
         os.utime(root / "odd_one.py", (5, 5))
     there.finder.look()
-    monkeypatch.setattr(far_modules.Store, "get", lambda *_: pytest.fail("it is here"))
+    monkeypatch.setattr(module_store.Store, "get", lambda *_: pytest.fail("it is here"))
     known = shipping._read
     monkeypatch.setattr(shipping, "_read", lambda path: known(path) if "there" in path else pytest.fail("it is read"))
     assert there.origin("odd_one") == str(there.own / "odd_one.py")
@@ -196,6 +197,20 @@ def test_what_is_refused(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     there.own.mkdir()
     (there.own / "odd_one.py").write_text("")
     assert there.origin("odd_one") == str(there.own / "odd_one.py"), "there is one at the same place here"
+
+
+def test_silence(there: There) -> None:
+    """What is the program's must not be found elsewhere; all else goes on."""
+    there.write({"odd_one.py": ""})
+    there.finder.look()
+    there.gone = True
+    (there.own).mkdir()
+    (there.own / "odd_one.py").write_text("")
+    with pytest.raises(ModuleNotFoundError, match=r"there, which has it, cannot be asked for modules: .*it is gone"):
+        there.finder.find_spec("odd_one")
+    assert there.finder.find_spec("json") is None
+    there.finder.invalidate_caches()
+    assert there.finder.find_spec("json") is None
 
 
 @pytest.fixture
@@ -318,7 +333,7 @@ def test_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         order.append(1)
     thread.join()
     assert order == [1, 2]
-    monkeypatch.setattr(far_modules, "LOCK_S", 0.0)
+    monkeypatch.setattr(module_store, "LOCK_S", 0.0)
     with store.alone("x"), store.alone("x"), store.alone("y"):
         pass
 
@@ -429,3 +444,13 @@ def test_only_the_program_s_directories(tmp_path: Path) -> None:
     answer, _ = gateway_modules.answered(asked, "there", shipping.Contents())
     assert answer["installed"] == f"{site}/odd_one.py"
     assert list(answer["program"]) == [own]
+
+
+def test_the_path_of_a_worker_elsewhere() -> None:
+    """The program's, and after that what is here."""
+    theirs, ours = (
+        ["/home/me/own", "/usr/lib/python3.11"],
+        ["/opt/python/lib", "/usr/lib/python3.11", "/opt/site-packages"],
+    )
+    found = far_modules.paths(theirs, ours)
+    assert found == ["/home/me/own", "/usr/lib/python3.11", "/opt/python/lib", "/opt/site-packages"]
