@@ -36,6 +36,8 @@ class Program(NamedTuple):
     cwd: str
     environ: dict[str, str]
     """Added to the environment."""
+    directory: str
+    """Of the script, where it was submitted: modules beside it are there."""
 
 
 def run(program: Program) -> int:
@@ -48,7 +50,7 @@ def run(program: Program) -> int:
     prefix = "job-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=worker.session) as directory:
         child = subprocess.Popen(
-            [sys.executable, _place(program, directory), *program.arguments],
+            _command(program, worker.session, _place(program, directory)),
             stdin=subprocess.DEVNULL,
             cwd=program.cwd if os.path.isdir(program.cwd) else None,
             env={**_environment(worker.session, worker.node_pid), **program.environ},
@@ -60,6 +62,15 @@ def run(program: Program) -> int:
                 return child.wait()
             except KeyboardInterrupt:
                 child.send_signal(signal.SIGINT)
+
+
+def _command(program: Program, session: str, script: str) -> list[str]:
+    """With the modules of the submitter's machine, if that is another one."""
+    if not here.home or os.path.basename(here.home) == os.path.basename(session):
+        return [sys.executable, script, *program.arguments]
+    from dpool._cluster import submitted
+
+    return submitted.command(here.home, session, program.directory, script, program.arguments)
 
 
 def _place(program: Program, directory: str) -> str:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from dpool._core.future import Future
 
 EPILOG = """\
-The script is sent along. It runs in this directory if the head's machine has it, with the environment in which the head
-was started, and its output, exit status and Ctrl-C are as if it ran here. Press Ctrl-C twice to kill it.
+The script is sent along, and so are the modules beside it when it imports them. It runs in this directory if the head's
+machine has it, with the environment in which the head was started, and its output, exit status and Ctrl-C are as if it
+ran here. Press Ctrl-C twice to kill it.
 """
 OUTPUT_S = 10.0
 INTERRUPTED = 128 + signal.SIGINT
@@ -56,7 +57,9 @@ def main(options: argparse.Namespace) -> int:
     from dpool._cluster.job import Program, run
     from dpool._core import driver
 
-    program = Program(os.path.abspath(options.script), text, options.arguments, os.getcwd(), dict(options.env))
+    path = os.path.abspath(options.script)
+    directory = os.path.dirname(os.path.realpath(path))
+    program = Program(path, text, options.arguments, os.getcwd(), dict(options.env), directory)
     driver.configure(address=address)
     try:
         future = dpool.remote(num_cpus=0, resources={HEAD_RESOURCE: 0.001}, max_retries=0)(run).remote(program)

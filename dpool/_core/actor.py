@@ -20,7 +20,6 @@ from dpool._core.actor_host import ASYNC, SYNC, THREADS
 from dpool._core.arguments import FutureInside, with_results
 from dpool._core.messages import ActorCreate, ActorFind, ActorKill
 from dpool._core.objectref import handles_of
-from dpool._core.replicate import make_setup
 from dpool._core.runtime import open_runtime
 from dpool._core.serialize import Shipped
 from dpool._core.serialize_reducers import BY_TYPE
@@ -170,9 +169,9 @@ def create(cls: type, how: Creation, args: tuple[Any, ...], kwargs: dict[str, An
     keep = [handle.obj for one in needs for handle in handles_of(one)]
     wire = call.wire if isinstance(call, Stored) else call
     frame = pickle.dumps((Shipped().missing(export), 0 if export.inline else export.number, wire), 5)
-    setup = make_setup(runtime.job, 1, dict(how.env))
 
     def ask(client: Any) -> tuple[Any, Handle]:
+        setup = runtime.setup(1, dict(how.env))
         actor = client.new_id()
         made = (actor, how.name, how.shape, how.max_restarts, how.detached, how.get_if_exists)
         handle, found = client.ask_for_actor(

@@ -52,6 +52,10 @@ class _Here:
     """The worker itself: a process that a task has forked has another one."""
     holds_cpus: bool = False
     """The lease that runs now holds CPUs, which are given back while the task blocks."""
+    home: str = ""
+    """In a cluster, the session directory of the node of the program that this process works for: its machine has the
+    program's modules.
+    """
     gpus: list[str] = []  # noqa: RUF012
     """The devices of the lease that runs now, as CUDA_VISIBLE_DEVICES has them."""
     careful: bool = False

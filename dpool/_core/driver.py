@@ -278,8 +278,13 @@ class NativeRuntime:
                 self.wake()
 
     def setup_for(self, pool: ExecutorPool) -> bytes:
-        env = {"DPOOL_ADDRESS": "auto", **pool.env} if self.config.address else pool.env
-        return make_setup(self.job, pool.max_workers_hint(), env)
+        return self.setup(pool.max_workers_hint(), pool.env)
+
+    def setup(self, max_workers: int, env: dict[str, str]) -> bytes:
+        """What workers, or an actor, of this process take over; the runtime has started."""
+        if not self.config.address:
+            return make_setup(self.job, max_workers, env)
+        return make_setup(self.job, max_workers, {"DPOOL_ADDRESS": "auto", **env}, here.home or self.session)
 
     def _check_exiting(self, what: str) -> None:
         """Before any lock: a thread that the end of the interpreter has stopped may hold it."""

@@ -37,6 +37,7 @@ from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_direct import Caller, Door
+from dpool._core.gateway_modules import Modules
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
@@ -224,6 +225,7 @@ class Gateway:
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
         self.tunnels = Tunnels(self, settings.session, _log)
+        self.modules = Modules(self.host, settings.session, self._on, _log)
 
     # -- the loop
 
@@ -254,6 +256,7 @@ class Gateway:
             self._leave_node()
             self.objects.close()
             self.door.close()
+            self.modules.close()
             self.store.close()
             self.net.close(self.ending)
 

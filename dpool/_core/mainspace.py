@@ -57,7 +57,9 @@ def install_main(file: str | None = None, package: str | None = None) -> ModuleT
 
 def explain(error: BaseException) -> str:
     """The type and text of an error in one line; where, if a module is missing: it may be there on other machines."""
-    text = f"{error} on {os.uname().nodename}" if isinstance(error, ModuleNotFoundError) else str(error)
+    text, host = str(error), os.uname().nodename
+    if isinstance(error, ModuleNotFoundError) and f" on {host}" not in text:
+        text = f"{text} on {host}"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

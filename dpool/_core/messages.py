@@ -653,6 +653,10 @@ class Setup(NamedTuple):
     """What a worker calls when it has taken over all this: module, function, argument."""
     tracker: tuple[int, int, int] | None = None
     """The driver's resource tracker; see `tracker`."""
+    home: str = ""
+    """In a cluster: the session directory of the program's node. A worker elsewhere has the program's modules sent from
+    its machine; see far_modules.py.
+    """
 
 
 # store client (driver or worker, on a socket of its own) → node; see node_store.py

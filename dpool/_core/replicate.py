@@ -12,8 +12,8 @@ from dpool._core.launch import SECRETS
 from dpool._core.messages import Setup
 
 
-def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
-    """A pickled `Setup` of this process as it is now; `env` is added to the environment."""
+def make_setup(job: bytes, max_workers: int, env: dict[str, str], home: str = "") -> bytes:
+    """A pickled `Setup` of this process as it is now; `env` is added to the environment. `home`: see `Setup`."""
     main = sys.modules.get("__main__")
     cpus = len(os.sched_getaffinity(0))
     found = logs.collect()
@@ -36,6 +36,7 @@ def make_setup(job: bytes, max_workers: int, env: dict[str, str]) -> bytes:
         depth=here.worker.depth + 1 if here.worker is not None else 1,
         at_start=[ask() for ask in here.at_start],
         tracker=tracker.of_this_process(),
+        home=home,
     )
     return pickle.dumps(setup, 5)
 

@@ -12,20 +12,17 @@ by another way that it was said (a task's result, say) finds it done.
 
 from __future__ import annotations
 
-import os
-import select
 import socket
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from dpool._core import launch, storage, wire
+from dpool._core import far, launch, storage
 from dpool._core import messages as m
-from dpool._core.config import PROTOCOL
 from dpool._core.context import here
 from dpool._core.logic import sync_kinds as k
 from dpool._core.node_page import FAR_RANGE
-from dpool._core.sync_client import ANSWER_S, Core, Link, LinkLost, own_session
+from dpool._core.sync_client import Core, Link, LinkLost, own_session
 from dpool._core.sync_locks import _Flag
 from dpool._core.sync_mutex import Mutex
 
@@ -37,34 +34,17 @@ class _Unknown(LinkLost):
     """It is no machine of this cluster."""
 
 
-def _opened(through: str, session: str, path: str) -> tuple[socket.socket, list[int], m.FarOpened]:
-    """The gateway's answer on a new connection to it.
+def _opened(through: str, session: str) -> tuple[socket.socket, m.FarOpened]:
+    """The gateway's answer on a new connection to it, for the node there.
 
     Raises:
         OSError, LinkLost: there is no gateway (any more), or it does not answer.
     """
-    launch.check_session(through)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    fds: list[int] = []
     try:
-        sock.connect(os.path.join(through, launch.GATEWAY_SOCKET))
-        wire.send(sock, m.encode(m.FarOpen(PROTOCOL, *m.versions(), session, path)))
-        waiter = select.poll()
-        waiter.register(sock.fileno(), select.POLLIN)
-        if not waiter.poll(ANSWER_S * 1000):
-            raise LinkLost(f"the gateway did not answer within {ANSWER_S} s")
-        data, fds, _, _ = socket.recv_fds(sock, wire.INLINE_LIMIT, 1, socket.MSG_CMSG_CLOEXEC)
-        answer = m.decode(data or b"\0")
-        if type(answer) is not m.FarOpened:
-            raise LinkLost(f"the gateway answered {answer!r:.100}")
-    except BaseException as error:
-        sock.close()
-        for fd in fds:
-            os.close(fd)
-        if isinstance(error, m.ProtocolError):
-            raise LinkLost("the gateway has closed the connection") from error
-        raise
-    return sock, fds, answer
+        sock, _, answer = far.opened(through, session, "")
+    except far.Unanswered as error:
+        raise LinkLost(str(error)) from error
+    return sock, answer
 
 
 def link(through: str, session: str) -> FarLink | None:
@@ -98,7 +78,7 @@ class FarLink(Link):
 
     def _connected(self) -> socket.socket:
         try:
-            sock, _, answer = _opened(self.through, self.session, "")
+            sock, answer = _opened(self.through, self.session)
         except (OSError, LinkLost):
             self.lost = True
             raise
@@ -118,7 +98,7 @@ class FarLink(Link):
 
     def _why(self, error: BaseException | None) -> str:
         try:
-            sock, _, answer = _opened(self.through, self.session, "")
+            sock, answer = _opened(self.through, self.session)
         except (OSError, LinkLost) as gone:
             return f"this machine's gateway to it is gone ({gone})"
         sock.close()
@@ -139,28 +119,6 @@ class FarLink(Link):
                 except OSError as error:
                     raise storage.StoreGone(str(error)) from error
             return self._store
-
-
-def stream(through: str, session: str, path: str) -> int | None:
-    """A connection to who listens at a Unix socket of another machine: its descriptor; None if that is no machine of
-    this cluster.
-
-    Raises:
-        ConnectionRefusedError: the machine has left the cluster; says why.
-        OSError: there is no gateway any more, or it does not answer.
-    """
-    try:
-        sock, fds, answer = _opened(through, session, path)
-    except LinkLost as error:
-        raise ConnectionRefusedError(str(error)) from error
-    sock.close()
-    if answer.status == m.FAR_UNKNOWN:
-        return None
-    if answer.status == m.FAR_LOST:
-        raise ConnectionRefusedError(answer.why)
-    if not fds:
-        raise OSError(24, "this process has no file descriptors left (see `ulimit -n`)")
-    return fds[0]
 
 
 # -- what is not as on one machine

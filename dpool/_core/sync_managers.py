@@ -68,7 +68,7 @@ def _far_stream(session: str, address: str) -> int | None:
     through = own_session()
     if session in ("", through) or not through or not os.path.exists(os.path.join(through, launch.GATEWAY_SOCKET)):
         return None
-    from dpool._core import sync_far
+    from dpool._core import far
 
     _sessions[address] = session
-    return sync_far.stream(through, session, address)
+    return far.stream(through, session, address)

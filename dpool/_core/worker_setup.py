@@ -102,7 +102,7 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
     except OSError as error:
         what = f"the driver's working directory {setup.cwd!r} cannot be entered on {os.uname().nodename}"
         sys.stderr.write(f"dpool: {what}, tasks there run in {os.getcwd()!r}: {error}\n")
-    sys.path[:] = setup.path
+    sys.path[:] = _path(setup, context.session)
     sys.path_importer_cache.clear()
     sys.argv[:] = setup.argv
     sys.setrecursionlimit(max(setup.recursion_limit, sys.getrecursionlimit()))
@@ -119,6 +119,17 @@ def _take_over(setup: Setup, context: WorkerContext) -> None:
         limit_loaded()
     _call_at_start(setup)
     here.context = copy_context()
+
+
+def _path(setup: Setup, session: str) -> list[str]:
+    """`sys.path`; what the program has on another machine is sent when it is imported."""
+    here.home = setup.home
+    if not setup.home or os.path.basename(setup.home) == os.path.basename(session):
+        return setup.path
+    from dpool._core import far_modules
+
+    far_modules.install(setup.home, session, setup.path, setup.cwd)
+    return far_modules.paths(setup.path, sys.path)
 
 
 def _limit_threads(setup: Setup) -> None:

@@ -28,6 +28,8 @@ class Source(NamedTuple):
     """`path` (a script, directory or zip file; `-`: standard input), `module`, or `code`."""
     name: str
     arguments: list[str]
+    inherited: bool = True
+    """Workers take over what the program changes in its own modules: see inheriting.py."""
 
 
 def run(source: Source) -> None:
@@ -37,7 +39,8 @@ def run(source: Source) -> None:
         SystemExit: there is no such program; as `python` says it.
     """
     main = _new_main()
-    here.at_start.append(inheriting.for_workers)
+    if source.inherited:
+        here.at_start.append(inheriting.for_workers)
     code: CodeType | None = None
     try:
         if source.kind == "module":
@@ -65,9 +68,10 @@ def _new_main() -> ModuleType:
     return main
 
 
-def _take_path(first: str) -> None:
+def _take_path(source: Source, first: str) -> None:
     """`first`, where the program's own modules are, takes the place of what Python put first in `sys.path` for us."""
-    inheriting.watch(first or os.getcwd())
+    if source.inherited:
+        inheriting.watch(first or os.getcwd())
     if not getattr(sys.flags, "safe_path", False) and not sys.flags.isolated:
         sys.path[0:1] = [first]
 
@@ -77,7 +81,7 @@ def _take_path(first: str) -> None:
 
 def _text(main: Any, source: Source, text: str, file: str, argv0: str) -> CodeType:
     sys.argv[:] = [argv0, *source.arguments]
-    _take_path("")
+    _take_path(source, "")
     main.__loader__ = None
     return compile(text, file, "exec", dont_inherit=True)
 
@@ -89,12 +93,12 @@ def _path(main: Any, source: Source) -> CodeType:
     sys.argv[:] = [path, *source.arguments]
     importer: Any = get_importer(path)
     if importer is not None:
-        sys.path.insert(0, path) if getattr(sys.flags, "safe_path", False) else _take_path(path)
+        sys.path.insert(0, path) if getattr(sys.flags, "safe_path", False) else _take_path(source, path)
         spec = importer.find_spec("__main__")
         if spec is None or spec.loader is None:
             _refuse(f"can't find '__main__' module in {os.path.abspath(path)!r}", 1)
         return _of_spec(main, spec)
-    _take_path(os.path.dirname(os.path.realpath(path)))
+    _take_path(source, os.path.dirname(os.path.realpath(path)))
     full = os.path.abspath(path)
     try:
         with io.open_code(full) as file:
@@ -113,7 +117,7 @@ def _path(main: Any, source: Source) -> CodeType:
 
 def _module(main: Any, source: Source) -> CodeType:
     sys.argv[:] = ["-m", *source.arguments]
-    _take_path(os.getcwd())
+    _take_path(source, os.getcwd())
     spec = _find(source.name)
     code = _of_spec(main, spec)
     sys.argv[0] = spec.origin or source.name
