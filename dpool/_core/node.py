@@ -226,6 +226,8 @@ class Node:
     def _accept(self, mask: int) -> None:
         try:
             sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # `read_newcomers` has let it in already; or it is gone
+            return
         except OSError as error:  # no descriptors left, most likely: do not ask again and again
             _log("accept.failed", error=error)
             self._off(self._listener.fileno())
