@@ -58,8 +58,8 @@ from dpool._core.messages import (
     ClusterSize,
     Grant,
     Hello,
-    KeepNode,
     Infeasible,
+    KeepNode,
     Notice,
     OpenStore,
     Output,
@@ -114,7 +114,7 @@ class NativeRuntime:
         self.stays = False
         """There is a detached actor, as far as we know: the node is not left before the program ends."""
         self.keeping = False
-        """The program has something that names the node, which is not left, and does not go, before the program ends."""
+        """The program has something that names the node: it is not left, and does not go, before the program ends."""
         self._kept = False
         """The node has heard of that."""
         self.exiting = False
