@@ -11,10 +11,10 @@
 The loop must never block: sockets are non-blocking with outboxes, and all that waits for Redis happens in the
 writer's thread, which speaks to the loop through `call_soon` alone.
 
-The node ends when its last driver leaves, or when no executor has been open for `linger_s` and nobody holds anything
-in the object store; its workers, the control
-store and the session directory go with it. If it is killed, the kernel kills the workers and the store, and the
-zygote removes the directory.
+The node ends when its last driver leaves, or when no executor has been open for `linger_s`, nobody holds anything in
+the object store and nobody has something that names the node (`KeepNode`); its workers, the control store and the
+session directory go with it. If it is killed, the kernel kills the workers and the store, and the zygote removes the
+directory.
 """
 
 from __future__ import annotations
