@@ -837,8 +837,10 @@ class Node:
         elif self._abroad is not None:
             self._abroad.infeasible(order, partial(self._tell_infeasible, order))
         else:
-            asked, missing = describe(order.shape), describe(order.missing)
-            self._tell_infeasible(order, f"asks for {asked}, but this machine offers {missing} too little")
+            lack = f"this machine offers {describe(order.missing)} too little"
+            if any(name.startswith(NODE) for name, _ in order.missing):
+                lack = f"this machine, which is in no cluster, is another one (its NodeID is {self.node_id.hex()})"
+            self._tell_infeasible(order, f"asks for {describe(order.shape)}, but {lack}")
 
     def _tell_infeasible(self, order: s.WarnInfeasible, what: str) -> None:
         pool, strict = self._pools[order.pool], self.config.strict_resources

@@ -55,6 +55,13 @@ def test_an_id_that_was_given_out_names_the_node_as_long_as_the_program_runs() -
     assert another == context.get_node_id()
 
 
+def test_a_machine_that_there_is_not() -> None:
+    dpool.init(num_cpus=2, strict_resources=True)
+    node = dpool.nodes()[0]["NodeID"]
+    with pytest.raises(dpool.errors.InfeasibleResources, match=f"in no cluster, is another one .its NodeID is {node}"):
+        dpool.get(double.options(scheduling_strategy=dpool.NodeAffinity("0" * 32)).remote(4), DEADLINE_S)
+
+
 def test_a_node_that_was_named_ends_with_its_program() -> None:
     done = run_script("import dpool\nprint(len(dpool.nodes()[0]['NodeID']))")
     assert (done.stdout, done.stderr, done.rc) == ("32\n", "", 0)  # and nothing is left behind
