@@ -15,9 +15,9 @@ class RuntimeContext:
     """Where this code runs. Ids are strings of hexadecimal digits. Source: Ray's `RuntimeContext`."""
 
     def get_node_id(self) -> str:
-        """Of the node of this machine; as `nodes` has it."""
+        """Of the node of this machine; as `nodes` has it, and as good for as long."""
         runtime: Any = open_runtime(None)
-        runtime.start_now()
+        runtime.keep_node()
         return str(runtime.node_name().hex())
 
     def get_job_id(self) -> str:
@@ -71,7 +71,11 @@ def get_runtime_context() -> RuntimeContext:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The machines of the cluster, this one first. "Draining": it is about to leave. Source: Ray's `nodes`."""
+    """The machines of the cluster, this one first. "Draining": it is about to leave. Source: Ray's `nodes`.
+
+    A machine in no cluster keeps its "NodeID" until `shutdown`, or until the program ends.
+    """
+    runtime: Any = open_runtime(None)
     return [
         {
             "NodeID": name,
@@ -84,5 +88,5 @@ def nodes() -> list[dict[str, Any]]:
             "Resources": resources_of(total),
             "Labels": {},
         }
-        for name, host, total, _, draining in machines()
+        for name, host, total, _, draining in machines(runtime.keep_node)
     ]

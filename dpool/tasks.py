@@ -258,9 +258,17 @@ def _resources() -> dict[str, tuple[float, float]]:
     return {_RAYS_NAMES.get(name, name): (total / UNIT, free / UNIT) for name, (total, free) in found.items()}
 
 
-def machines() -> list[tuple[str, str, dict[str, int], dict[str, int], bool]]:
-    """Of each machine: name, host, what there is, what is free, whether it is about to leave."""
-    found: Any = storage.again(lambda client: client.report(False)).stats["machines"]
+def machines(first: Callable[[], None]) -> list[tuple[str, str, dict[str, int], dict[str, int], bool]]:
+    """Of each machine: name, host, what there is, what is free, whether it is about to leave.
+
+    `first` is called before the node is asked, and again before the next one is, should that have ended meanwhile.
+    """
+
+    def ask(client: Any) -> Any:
+        first()
+        return client.report(False)
+
+    found: Any = storage.again(ask).stats["machines"]
     return list(found)
 
 

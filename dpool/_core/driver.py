@@ -59,6 +59,7 @@ from dpool._core.messages import (
     Grant,
     Hello,
     Infeasible,
+    KeepNode,
     Notice,
     OpenStore,
     Output,
@@ -112,6 +113,10 @@ class NativeRuntime:
         self._tasks: dict[Any, ExecutorPool] = {}
         self.stays = False
         """There is a detached actor, as far as we know: the node is not left before the program ends."""
+        self.keeping = False
+        """The program has something that names the node: it is not left, and does not go, before the program ends."""
+        self._kept = False
+        """The node has heard of that."""
         self.exiting = False
         self._ended_on_purpose = False
         """By `dpool.shutdown`, which says that it ends everything."""
@@ -211,6 +216,17 @@ class NativeRuntime:
         """Of the node of this machine; waits until it has answered."""
         self.wait_until(lambda: self.welcome is not None or self.node_lost, self.config.start_timeout_s)
         return self.welcome.node if self.welcome is not None else b""
+
+    def keep_node(self) -> None:
+        """From now on the node stays until `dpool.shutdown`, or until the program ends: what names it is given out."""
+        until = monotonic() + self.config.start_timeout_s
+        self.start_now()
+        while here.worker is None and not self._kept and monotonic() < until:  # it may be about to go
+            with self._start_lock:
+                self.start()
+                self.keeping = True
+                self.tell(KeepNode())
+            self.wait_until(lambda: self._kept or self.node_lost, until - monotonic())
 
     def cpus(self) -> int:
         """Of the cluster; waits until the node has told."""
@@ -377,6 +393,7 @@ class NativeRuntime:
                 self._inner.unregister(fd)
             self._node.close()
             self._node = None
+            self.keeping = self._kept = False
             storage.node_left()
         self._reap()
         if self._session_is_ours:
@@ -500,6 +517,8 @@ class NativeRuntime:
             self.poke_reader()
         elif kind is Notice and message.category == "stays":
             self.stays = bool(message.text)
+        elif kind is Notice and message.category == "kept":
+            self._kept = True
         elif kind is Notice:
             self._notice(message)
         elif kind is Welcome:
@@ -1014,7 +1033,7 @@ class NativeRuntime:
             self._io_left = self._stop_io  # unless an executor was made meanwhile
             if self._io_left:
                 self._reap()
-                if self.config.linger_s == 0 and not self.stays and storage.leave():
+                if self.config.linger_s == 0 and not self.stays and not self.keeping and storage.leave():
                     self.close()  # nothing is to stay until the next executor: no node, no socket to it
         return self._io_left
 
@@ -1123,7 +1142,7 @@ class NativeRuntime:
     def leave_if_idle(self) -> bool:
         """Leave the node if nothing is to stay that nobody uses; False if it is still used."""
         with self._start_lock:
-            if self.config.linger_s or self.pools or self.exiting or self.stays:
+            if self.config.linger_s or self.pools or self.exiting or self.stays or self.keeping:
                 return True
             if not storage.leave():
                 return False

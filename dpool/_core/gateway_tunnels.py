@@ -247,6 +247,8 @@ class Tunnels:
     def _accept(self, mask: int) -> None:
         try:
             sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it is gone again
+            return
         except OSError as error:  # no descriptors left, most likely; who waits is let in when there are some
             self._log("tunnel.accept_failed", error=error)
             self._gateway._off(self._listener.fileno())

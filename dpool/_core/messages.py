@@ -140,6 +140,12 @@ class Bye(NamedTuple):
     """The driver leaves; the node ends when it was the last."""
 
 
+class KeepNode(NamedTuple):
+    """The sender has something that names this node: it does not go by itself while the sender is there. The answer is
+    a Notice, "kept".
+    """
+
+
 class AskStatus(NamedTuple):
     """The answer is StatusTold."""
 
@@ -219,7 +225,9 @@ class OutputTold(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """Something a person should read once; but of category "stays": whether ("" or not) there are detached actors."""
+    """Something a person should read once; but of category "stays": whether ("" or not) there are detached actors; and
+    of category "kept": the answer to KeepNode.
+    """
 
     category: str
     text: str
@@ -1068,6 +1076,7 @@ CONTROL: tuple[type[Any], ...] = (
     TasksDelivered,
     AskOutput,
     Bye,
+    KeepNode,
     AskStatus,
     AskDrain,
     StatusTold,

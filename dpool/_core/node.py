@@ -11,10 +11,10 @@
 The loop must never block: sockets are non-blocking with outboxes, and all that waits for Redis happens in the
 writer's thread, which speaks to the loop through `call_soon` alone.
 
-The node ends when its last driver leaves, or when no executor has been open for `linger_s` and nobody holds anything
-in the object store; its workers, the control
-store and the session directory go with it. If it is killed, the kernel kills the workers and the store, and the
-zygote removes the directory.
+The node ends when its last driver leaves, or when no executor has been open for `linger_s`, nobody holds anything in
+the object store and nobody has something that names the node (`KeepNode`); its workers, the control store and the
+session directory go with it. If it is killed, the kernel kills the workers and the store, and the zygote removes the
+directory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from dpool._core import messages as m
 from dpool._core.config import PROTOCOL, Config
 from dpool._core.frames import make_page
 from dpool._core.logic import scheduler as s
-from dpool._core.logic.places import GROUP
+from dpool._core.logic.places import ENDLESS, GROUP, NODE
 from dpool._core.logic.resources import Account, describe
 from dpool._core.logic.resources import shape as make_shape
 from dpool._core.node_worker import Proc, oom_kills
@@ -66,7 +66,7 @@ writes.
 class Client:
     """One connection: a driver's, or a worker's for its own nested executors."""
 
-    __slots__ = ("channel", "driver", "hello", "number", "pools", "side", "sync")
+    __slots__ = ("channel", "driver", "hello", "keeps", "number", "pools", "side", "sync")
 
     def __init__(self, number: int, channel: wire.ControlChannel) -> None:
         self.number = number
@@ -77,6 +77,8 @@ class Client:
         self.sync: Any = None
         """The same for a connection to locks, queues, …"""
         self.driver = False
+        self.keeps = False
+        """It has something that names this node."""
         self.pools: dict[int, int] = {}
         """Its number of a pool → ours."""
 
@@ -226,6 +228,8 @@ class Node:
     def _accept(self, mask: int) -> None:
         try:
             sock, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # `read_newcomers` has let it in already; or it is gone
+            return
         except OSError as error:  # no descriptors left, most likely: do not ask again and again
             _log("accept.failed", error=error)
             self._off(self._listener.fileno())
@@ -361,6 +365,8 @@ class Node:
                 self.tell_gateway(m.ProgramEnded(client.hello.job))
         if client.driver and not self._driven():
             self._end()
+        elif client.keeps and not self._pools:
+            self._arm_linger()
 
     def _driven(self, leaving: Client | None = None) -> bool:
         """Whether there are other drivers; the gateway of a machine that is only a client is none. A node whose gateway
@@ -599,6 +605,7 @@ class Node:
         m.Drain: lambda self, c, x: self._drain(x.node),
         m.Pace: lambda self, c, x: self._abroad.pace(x) if self._abroad is not None else None,
         m.Bye: lambda self, c, x: self._client_said_bye(c),
+        m.KeepNode: lambda self, c, x: self._keep(c),
     }
 
     def _about(self) -> Any:
@@ -633,6 +640,10 @@ class Node:
     def host() -> str:
         """What this machine is called."""
         return socket.gethostname()
+
+    def _keep(self, client: Client) -> None:
+        client.keeps = True
+        self._send(client, m.Notice("kept", ""))
 
     def _client_said_bye(self, client: Client) -> None:
         """Its connection stays open until the node has tidied up, so that it can wait for that."""
@@ -826,8 +837,10 @@ class Node:
         elif self._abroad is not None:
             self._abroad.infeasible(order, partial(self._tell_infeasible, order))
         else:
-            asked, missing = describe(order.shape), describe(order.missing)
-            self._tell_infeasible(order, f"asks for {asked}, but this machine offers {missing} too little")
+            lack = f"this machine offers {describe(order.missing)} too little"
+            if any(name.startswith(NODE) for name, _ in order.missing):
+                lack = f"this machine, which is in no cluster, is another one (its NodeID is {self.node_id.hex()})"
+            self._tell_infeasible(order, f"asks for {describe(order.shape)}, but {lack}")
 
     def _tell_infeasible(self, order: s.WarnInfeasible, what: str) -> None:
         pool, strict = self._pools[order.pool], self.config.strict_resources
@@ -1104,6 +1117,7 @@ class Node:
         self._gpus = find_gpus(self.config)
         total = make_shape(**find_resources(self.config, len(self._gpus)))
         self.scheduler.account = Account(total)
+        self.scheduler.account.offer(f"{NODE}{self.node_id.hex()}", ENDLESS)
 
     def gpu_names(self, devices: tuple[int, ...]) -> tuple[str, ...]:
         """As CUDA_VISIBLE_DEVICES has them."""
@@ -1191,6 +1205,8 @@ class Node:
         if turn != self._linger_armed or self._pools or (self._store is not None and not self._store.idle()):
             return
         if self._actors is not None and self._actors.somebody_waits():
+            return
+        if any(client.keeps for client in self._clients.values()):
             return
         if self._epoll.poll(0):  # perhaps a driver with another executor
             self._at(monotonic(), lambda: self._lingered(turn))

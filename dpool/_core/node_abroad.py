@@ -26,7 +26,7 @@ from dpool._core.logic import scheduler as s
 from dpool._core.logic.placement import Cluster, Load, average
 from dpool._core.logic.places import HOME, NODE, needs
 from dpool._core.logic.resources import CPUS, UNIT, Shape, describe
-from dpool._core.logic.spilling import decide
+from dpool._core.logic.spilling import Asked, decide
 from dpool._core.node_about import NodeAbout
 from dpool._core.node_health import Health
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dpool._core.node_actors_abroad import FarProcess
 
 HERE = b""
+ACTORS = 0
+"""The group of all actors' pools; no pool has this number."""
 REFUSED_S = 0.05
 """A machine that refused is not asked again before then; its next heartbeat will say why."""
 INFEASIBLE_S = 1.0
@@ -44,11 +46,12 @@ INFEASIBLE_S = 1.0
 class _Lease:
     """One lease of another machine's worker."""
 
-    __slots__ = ("granted", "host", "needs", "node", "pool", "proc", "returned", "shape", "worker")
+    __slots__ = ("granted", "group", "host", "needs", "node", "pool", "proc", "returned", "shape", "worker")
 
-    def __init__(self, worker: int, pool: int, node: bytes, shape: m.Shape, takes: m.Shape) -> None:
+    def __init__(self, worker: int, pool: int, group: int, node: bytes, shape: m.Shape, takes: m.Shape) -> None:
         self.worker = worker
         self.pool = pool
+        self.group = group
         self.node = node
         self.shape = shape
         self.needs = takes
@@ -68,6 +71,8 @@ class NodeAbroad:
         self.gateway = gateway
         self._log = log
         self._leases: dict[int, _Lease] = {}
+        self._asked = Asked()
+        """The same, by group of pools."""
         self._hosts: dict[bytes, str] = {}
         self._refused: dict[bytes, float] = {}
         self._reported: m.LoadReport | None = None
@@ -110,9 +115,14 @@ class NodeAbroad:
             return
         self.cluster.heard(self._own_load())
         now = monotonic()
-        usable = [HERE, *(name for name in self._hosts if self._refused.get(name, 0.0) < now)]
+        self._refused = {name: until for name, until in self._refused.items() if until >= now}
+        usable = {HERE, *self._hosts} - self._refused.keys()
+        nowhere: set[tuple[int, m.Shape]] = set()
         for pool, shape, count in waiting:
-            ours = self._ours(pool)
+            group = self._group(pool)
+            if (group, shape) in nowhere:
+                continue
+            ours = self._ours(pool, group)
             takes = needs(shape)
             for _ in range(count):
                 self._numbers += 1
@@ -120,25 +130,30 @@ class NodeAbroad:
                 if decision is None and scheduler.draining and not self.feasible_elsewhere(takes):
                     self._stays(pool, shape, False)
                     continue
-                if decision is None or (decision.node != HERE and not scheduler.has_room(pool)):
+                if decision is None:
+                    nowhere.add((group, shape))
+                    break
+                if decision.node != HERE and not scheduler.has_room(pool):
                     break
                 takes = () if decision.bare else takes
-                ours.setdefault(decision.node, []).append(takes)
                 if decision.node == HERE:
+                    ours[HERE].append(takes)
                     self._stays(pool, shape, decision.bare)
                 else:
-                    self._send_abroad(pool, shape, takes, decision.node)
+                    self._send_abroad(pool, group, shape, takes, decision.node)
+                    ours[decision.node] = self._asked.at(group, decision.node)
 
-    def _ours(self, pool: int) -> dict[bytes, list[Shape]]:
-        """Machine → what the pool has been leased there, or has asked for; all actors count as one."""
+    def _group(self, pool: int) -> int:
+        """All actors are placed as if they were of one pool."""
+        return pool if self._node._pools[pool].actors is None else ACTORS
+
+    def _ours(self, pool: int, group: int) -> dict[bytes, list[Shape]]:
+        """Machine → what the group of that pool has been leased there, or has asked for."""
         node = self._node
         pools = {pool}
-        if node._pools[pool].actors is not None:
+        if group == ACTORS:
             pools = {number for number, one in node._pools.items() if one.actors is not None}
-        found: dict[bytes, list[Shape]] = {}
-        for lease in self._leases.values():
-            if lease.pool in pools:
-                found.setdefault(lease.node, []).append(lease.needs)
+        found = self._asked.of(group)
         known = [node.scheduler.pools[number] for number in pools if number in node.scheduler.pools]
         workers = (worker for one in known for worker in one.workers.values())
         found[HERE] = [worker.lease for worker in workers if worker.lease is not None]
@@ -149,12 +164,13 @@ class NodeAbroad:
         self._node._do(s.StaysHere(pool, shape, bare))
         self.cluster.heard(self._own_load())
 
-    def _send_abroad(self, pool: int, shape: m.Shape, takes: m.Shape, node: bytes) -> None:
+    def _send_abroad(self, pool: int, group: int, shape: m.Shape, takes: m.Shape, node: bytes) -> None:
         worker = self._node.scheduler.new_worker()
         self._node._do(s.WentAbroad(pool, shape, worker))
         self.went.setdefault(pool, set()).add(node)
         self.cluster.placed(node, takes)
-        self._leases[worker] = _Lease(worker, pool, node, shape, takes)
+        self._leases[worker] = _Lease(worker, pool, group, node, shape, takes)
+        self._asked.add(group, node, takes)
         known = self._node._pools[pool]
         hello = known.client.hello
         assert hello is not None
@@ -313,8 +329,15 @@ class NodeAbroad:
         self._node._send(pool.client, grant, tuple(fds))
         self._node._send(pool.client, m.WorkerUp(pool.number, lease.worker, message.pid, 0))
 
+    def _forget(self, worker: int) -> _Lease | None:
+        """The lease has ended, or could not be had."""
+        lease = self._leases.pop(worker, None)
+        if lease is not None:
+            self._asked.remove(lease.group, lease.node, lease.needs)
+        return lease
+
     def _refusal(self, message: m.RemoteRefused, fds: list[int]) -> None:
-        lease = self._leases.pop(message.worker, None)
+        lease = self._forget(message.worker)
         if lease is not None:
             self._log("abroad.refused", host=self._hosts.get(lease.node), reason=message.reason)
             self._refused[lease.node] = monotonic() + REFUSED_S
@@ -322,7 +345,7 @@ class NodeAbroad:
             self.consider()
 
     def _died(self, message: m.RemoteDied, fds: list[int]) -> None:
-        lease = self._leases.pop(message.worker, None)
+        lease = self._forget(message.worker)
         if lease is None:
             self._node.actors().foreign.died(message)
             return

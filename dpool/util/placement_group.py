@@ -105,7 +105,7 @@ def placement_group(
     shapes = [_shape(bundle) for bundle in bundles]
     runtime: Any = open_runtime(None)
     group = PlacementGroup(os.urandom(16).hex(), [dict(bundle) for bundle in bundles])
-    runtime.start_now()
+    runtime.keep_node()  # what it has set aside goes with it
     runtime.tell(m.GroupCreate(group.id, shapes, strategy))
     return group
 

@@ -100,6 +100,7 @@ def test_it_is_made_where_its_resources_are(cluster: Cluster) -> None:
 
 
 def test_many_that_ask_for_nothing_are_on_both(cluster: Cluster) -> None:
+    wait_until(lambda: len(dpool.nodes()) == 2, DEADLINE_S, "the first machine knows what the second one has")
     counters = [actor(Counter).remote() for _ in range(8)]
     parents = get([counter.parent.remote() for counter in counters])
     assert len(set(parents)) == 2, "two CPUs each"

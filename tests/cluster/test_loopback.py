@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
@@ -105,15 +107,12 @@ def say(text: str) -> None:
     print(text)
 
 
-def test_what_is_printed_over_there(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_printed_over_there(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.StringIO()  # what pytest captures is cut while it is read, with what another thread writes just then
+    monkeypatch.setattr(sys, "stdout", printed)
     dpool.get([say.remote("hello") for _ in range(3)], timeout=DEADLINE_S)
-    seen: list[str] = []
-
-    def all_printed() -> bool:
-        seen.append(capfd.readouterr().out)
-        return "".join(seen) == "hello\n" * 3
-
-    wait_until(all_printed, DEADLINE_S)
+    wait_until(lambda: printed.getvalue().count("\n") >= 3, DEADLINE_S)
+    assert printed.getvalue() == "hello\n" * 3
 
 
 @dpool.remote(resources={"lamp": 1})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dpool._core.logic.placement import Cluster, Load
 from dpool._core.logic.places import (
@@ -19,7 +21,7 @@ from dpool._core.logic.places import (
     with_names,
 )
 from dpool._core.logic.resources import UNIT, Account, Shape, shape
-from dpool._core.logic.spilling import Decision, decide
+from dpool._core.logic.spilling import Asked, Decision, decide
 
 HERE, THERE, FAR = b"", b"there", b"far"
 HOMES = {"h": HERE, "t": THERE, "f": FAR}
@@ -121,7 +123,30 @@ def world(**free: float) -> Cluster:
 
 def choose(cluster: Cluster, wanted: Shape, **ours: list[Shape]) -> Decision | None:
     held = {{"here": HERE, "there": THERE, "far": FAR}[name]: shapes for name, shapes in ours.items()}
-    return decide(cluster, b"key", wanted, list(cluster.nodes), held, HOMES)
+    return decide(cluster, b"key", wanted, set(cluster.nodes), held, HOMES)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([THERE, FAR]), st.integers(1, 2)), max_size=30), st.data())
+def test_what_was_asked_for_is_known_by_group_and_machine(
+    leases: list[tuple[int, bytes, int]], data: st.DataObject
+) -> None:
+    asked, left = Asked(), [(group, node, shape(num_cpus=cpus)) for group, node, cpus in leases]
+    for lease in left:
+        asked.add(*lease)
+    while True:
+        for group in range(3):
+            expected: dict[bytes, list[Shape]] = {}
+            for _, node, wanted in filter(lambda lease: lease[0] == group, left):
+                expected.setdefault(node, []).append(wanted)
+            found = asked.of(group)
+            assert {node: sorted(there) for node, there in found.items()} == {
+                node: sorted(there) for node, there in expected.items()
+            }
+            assert all(asked.at(group, node) is there for node, there in found.items())
+        assert len(asked) == len({group for group, _, _ in left})
+        if not left:
+            break
+        asked.remove(*left.pop(data.draw(st.integers(0, len(left) - 1))))
 
 
 class TestDeciding:

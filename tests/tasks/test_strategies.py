@@ -11,7 +11,7 @@ import pytest
 import dpool
 from dpool.util import PlacementGroup, placement_group, remove_placement_group
 from dpool.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
-from tests.helpers import wait_until
+from tests.helpers import run_script, wait_until
 
 DEADLINE_S = 60.0
 
@@ -33,6 +33,48 @@ def test_all_strategies_that_mean_this_machine() -> None:
     assert node == dpool.get_runtime_context().get_node_id()
     for strategy in (None, "DEFAULT", "SPREAD", dpool.NodeAffinity("0" * 32, soft=True)):
         assert dpool.get(double.options(scheduling_strategy=strategy).remote(4), DEADLINE_S) == 8
+
+
+def use_and_close_an_executor() -> None:
+    """After which a program has no more use for its node, as far as executors go; nodes do not linger in tests."""
+    with dpool.Executor(1) as executor:
+        assert executor.submit(abs, -3).result(DEADLINE_S) == 3
+
+
+def test_an_id_that_was_given_out_names_the_node_as_long_as_the_program_runs() -> None:
+    node = dpool.nodes()[0]["NodeID"]
+    use_and_close_an_executor()
+    assert dpool.nodes()[0]["NodeID"] == dpool.get_runtime_context().get_node_id() == node
+    use_and_close_an_executor()
+    assert dpool.get(double.options(scheduling_strategy=dpool.NodeAffinity(node)).remote(4), DEADLINE_S) == 8
+    dpool.shutdown()
+    context = dpool.get_runtime_context()
+    another = context.get_node_id()
+    assert another != node
+    use_and_close_an_executor()
+    assert another == context.get_node_id()
+
+
+def test_a_machine_that_there_is_not() -> None:
+    dpool.init(num_cpus=2, strict_resources=True)
+    node = dpool.nodes()[0]["NodeID"]
+    with pytest.raises(dpool.errors.InfeasibleResources, match=f"in no cluster, is another one .its NodeID is {node}"):
+        dpool.get(double.options(scheduling_strategy=dpool.NodeAffinity("0" * 32)).remote(4), DEADLINE_S)
+
+
+def test_a_node_that_was_named_ends_with_its_program() -> None:
+    done = run_script("import dpool\nprint(len(dpool.nodes()[0]['NodeID']))")
+    assert (done.stdout, done.stderr, done.rc) == ("32\n", "", 0)  # and nothing is left behind
+
+
+def test_a_group_stays_while_nothing_runs() -> None:
+    group = placement_group([{"CPU": 1}])
+    use_and_close_an_executor()
+    wait_until(lambda: dpool.available_resources()["CPU"] == 1.0, DEADLINE_S, "its bundle is set aside")
+    use_and_close_an_executor()
+    assert dpool.available_resources()["CPU"] == 1.0
+    assert group.wait(DEADLINE_S)
+    remove_placement_group(group)
 
 
 def test_a_group() -> None:

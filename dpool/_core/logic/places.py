@@ -2,7 +2,7 @@
 
 ```
  @spread, @prefer|NODE, @near|HOME, @fixed     wishes: whoever has several machines looks at them, an account never
- node|NODE, home|HOME                          every machine of a cluster offers its own names: only there
+ node|NODE, home|HOME                          every machine offers its own names (in no cluster, the first): only there
  num_cpus|GROUP, num_cpus|GROUP|2              what a group's bundles have set aside: of any bundle, of the third one
  group|GROUP, group|GROUP|2                    a bundle of the group is here
 ```

@@ -31,6 +31,38 @@ SPILL_S = 0.1
 """Waiting elsewhere must be so much shorter than waiting here."""
 
 
+class Asked:
+    """What other machines were asked for, for each group of pools whose leases are placed with a view to each other."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, dict[bytes, list[Shape]]] = {}
+
+    def add(self, group: int, node: bytes, shape: Shape) -> None:
+        """One lease more."""
+        self._groups.setdefault(group, {}).setdefault(node, []).append(shape)
+
+    def remove(self, group: int, node: bytes, shape: Shape) -> None:
+        """One less."""
+        there = self._groups[group]
+        there[node].remove(shape)
+        if not there[node]:
+            del there[node]
+            if not there:
+                del self._groups[group]
+
+    def of(self, group: int) -> dict[bytes, list[Shape]]:
+        """Machine → what it has been asked for and not given back."""
+        return dict(self._groups.get(group, ()))
+
+    def at(self, group: int, node: bytes) -> list[Shape]:
+        """The same of one machine, which has been asked for something."""
+        return self._groups[group][node]
+
+    def __len__(self) -> int:
+        """How many groups have asked for anything."""
+        return len(self._groups)
+
+
 class Decision(NamedTuple):
     """It goes to `node`; `bare`: and holds nothing there."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.sim.cluster import measure, page, plot, scenarios
+from tests.sim.cluster.machine import HEARTBEAT_S
 
 SEED = 1
 
@@ -44,7 +45,8 @@ def answers(size: Size, say: Callable[[str], None], only: str | None = None) -> 
         "throughput": [partial(scenarios.throughput, n, SEED, size.tasks) for n in size.counts],
         "steady": [partial(scenarios.steady, n, SEED, size.span_s) for n in many],
         "steady, told to all": [
-            partial(scenarios.steady, n, SEED, min(size.span_s, 100 / n), tell_all=True) for n in many
+            partial(scenarios.steady, n, SEED, min(size.span_s, max(2 * HEARTBEAT_S, 100 / n)), tell_all=True)
+            for n in many
         ],
         "burst": [partial(scenarios.burst, n, SEED, 1.0, 2) for n in size.counts],
         "loss": [partial(scenarios.loss, n, SEED, 0.1, size.each) for n in many if n >= 10],

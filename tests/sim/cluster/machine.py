@@ -130,7 +130,7 @@ class SimMachine:
         for client in (PROGRAMS, GATEWAY):
             self.scheduler.handle(s.ClientJoined(client))
         self._pools = 0
-        self._tell_all = tell_all
+        self.tell_all = tell_all
         self._beats = Heartbeats(self.name)
         self._number = 0
         self._reported = (dict(self._total), 0, 0.0)
@@ -380,7 +380,7 @@ class SimMachine:
             self._gcs_told_s = engine.now_s
         self._reported = report
         told = list(self._beats.due())
-        while self._tell_all and self._beats.owed:
+        while self.tell_all and self._beats.owed:
             told += self._beats.due()
         free, waiting, _ = report
         for peer in dict.fromkeys((*told, *self._uncounted)):

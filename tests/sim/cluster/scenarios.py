@@ -91,6 +91,8 @@ def steady(count: int, seed: int, span_s: float, load: float = 0.8, tell_all: bo
     half = _Watch(engine, machines, span_s / 2)
     engine.run_for(span_s)
     figures = half.figures(span_s / 2)
+    for machine in machines:
+        machine.tell_all = False  # the figures are there; the rest is to end
     engine.run(all_ended(lanes), 1000.0)
     waits: list[float] = []
     for lane, times in zip(lanes, arrivals, strict=True):
