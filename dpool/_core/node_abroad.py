@@ -270,7 +270,17 @@ class NodeAbroad:
         if busy or leases:
             node._at(monotonic() + node.config.heartbeat_s, self._drained)
         else:
-            self._tell(m.Drain(self.name))
+            self._tell(m.Leave(self._heirs()))
+
+    def _heirs(self) -> list[bytes]:
+        """Machines that could take over what others hold of our objects: those with the most room come first."""
+        loads = {name: self.cluster.nodes[name].load for name in self._hosts if name in self.cluster.nodes}
+        room = {name: self.about.room(name) for name, load in loads.items() if not load.draining}
+        return sorted(room, key=lambda name: (-room[name], name))
+
+    def unmoved(self, message: m.Unmoved) -> None:
+        """We are about to leave, and this is lost."""
+        self.about.unmoved = message.text
 
     def report(self) -> None:
         """Tell the others how it is here; every so often."""
@@ -405,6 +415,7 @@ class NodeAbroad:
         m.PeerLoad: _peer_load,
         m.FromPeer: _from_peer,
         m.Pace: lambda self, message, fds: self.pace(message),
+        m.Unmoved: lambda self, message, fds: self.unmoved(message),
         m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
         m.ProgramEnded: _program_ended,
