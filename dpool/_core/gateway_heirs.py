@@ -2,7 +2,7 @@
 
 ```
  node ─ Leave ─► Leaving ─ List ─► StoreEstate ─► the store's node        an heir
-                    │ Heirlooms ─────────────────────────────────────────► Estates ─► Borrowing, Transfers, as for anybody
+                    │ Heirlooms ─────────────────────────────────────────► Estates ─► Borrowing, Transfers
                     │ ◄──────────────────────────────────── HeirloomsHad ─ all is there
                     │ Bequeathed ────────────────────────────────────────► StoreServe ─► its node
                     │ ◄────────────────────────── HomeMoved, to everybody ─┤
@@ -142,9 +142,8 @@ class Heirs:
         text = ""
         if order.lost:
             count, size = len(order.lost), sum(size for _, size in order.lost)
-            text = (
-                f"{count:,} object{'s' * (count > 1)} ({size:,} bytes) that others hold could not be moved: {self._why}"
-            )
+            what = f"{count:,} object{'s' * (count > 1)} ({size:,} bytes) that others hold"
+            text = f"{what} could not be moved: {self._why}"
             self._gateway._tell(m.Unmoved(text))
         self._log("leave.ends", lost=text or "nothing")
         end = partial(self._gateway.end, f"it was drained{'; ' * bool(text)}{text}")

@@ -265,12 +265,16 @@ class NodeAbroad:
     def _drained(self) -> None:
         """End when nothing is left."""
         node = self._node
-        busy = any(pool.client is not self.gateway or pool.actors for pool in node._pools.values())
+        programs = any(pool.actors or not self._is_workers(pool.client) for pool in node._pools.values())
         leases = any(worker.lease is not None for worker in node.scheduler.workers.values())
-        if busy or leases:
+        if programs or leases or self._leases or node.scheduler.queue:
             node._at(monotonic() + node.config.heartbeat_s, self._drained)
         else:
             self._tell(m.Leave(self._heirs()))
+
+    def _is_workers(self, client: Client) -> bool:
+        """Whether a pool is that of a worker, which may keep it when its tasks have ended, or of a submitter elsewhere."""
+        return client is self.gateway or (client.hello is not None and client.hello.worker > 0)
 
     def _heirs(self) -> list[bytes]:
         """Machines that could take over what others hold of our objects: those with the most room come first."""
