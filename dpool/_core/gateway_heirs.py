@@ -135,7 +135,6 @@ class Heirs:
         objects.given = True
         borrowers = (objects.borrowers() | self.estates.awaited()) - {order.node, self._gateway.net.greeting.name}
         tags = {tag: step + 1 for tag, step in objects.tags.items()}
-        self._why = f"{self._host(order.node)} was to take them, and the link to it broke"
         self._gateway._say_if_up(order.node, pm.Bequeathed(tags, list(borrowers)))
 
     def _leave(self, order: h.Leave) -> None:
@@ -151,6 +150,10 @@ class Heirs:
             self._gateway._at(TOLD_S, end)
         else:
             end()
+
+    def _lost_why(self) -> str:
+        """For whoever asks for something that is lost."""
+        return f"the machine that had it, {self._gateway.host}, was drained, and it could not be moved: {self._why}"
 
     def _host(self, peer: bytes) -> str:
         known = self._gateway.peers.get(peer)
@@ -221,7 +224,10 @@ class Heirs:
         self._log("leave.inherits", host=self._host(order.node), tags=[tag.hex() for tag in tags])
         self._gateway.objects.inherit(tags)
         for peer in self._gateway.peers:
-            self._gateway._say_if_up(peer, pm.HomeMoved(tags, self._gateway.net.greeting.name))
+            self._gateway._say_if_up(peer, pm.HomeMoved(tags, self._gateway.net.greeting.name, [], ""))
+        greeting = self._gateway.net.greeting
+        inherited = {tag: step for tag, step in self._gateway.objects.tags.items() if step}
+        self._gateway.net.greeting = greeting._replace(about={**greeting.about, "inherited": inherited})
         self._gateway._at(REBIND_S, partial(self._heir, h.Late(order.node)))
 
     # -- everybody
@@ -230,10 +236,12 @@ class Heirs:
         """The heir of a machine, or that machine, says who is home of its objects."""
         objects, leaving = self._gateway.objects, self.leaving
         if message.heir == leaving.heir == peer and objects.tag in message.tags:
+            moved = message._replace(lost=list(leaving.lost), why=self._lost_why() if leaving.lost else "")
             for other in self._gateway.peers:
-                self._gateway._say_if_up(other, message)
+                self._gateway._say_if_up(other, moved)
             self._leaver(h.Taken(peer))
             return
+        objects.unmoved(message.lost, message.why)
         if message.heir not in self._gateway.peers:
             return  # it is us; or else, when there is a link, it says so itself
         tags = {tag: step for tag, step in message.tags.items() if tag not in objects.tags}
@@ -246,12 +254,12 @@ class Heirs:
         objects = self._gateway.objects
         inherited = {tag: step for tag, step in objects.tags.items() if step}
         if inherited and not objects.given:
-            self._gateway._say_if_up(peer, pm.HomeMoved(inherited, self._gateway.net.greeting.name))
+            self._gateway._say_if_up(peer, pm.HomeMoved(inherited, self._gateway.net.greeting.name, [], ""))
 
     def peer_down(self, peer: bytes, host: str) -> None:
         """There is no link to it any more."""
         if peer == self.leaving.heir:
-            self._why = f"the link to {host}, which was to take them, broke"
+            self._why = f"{host} was to take them, and the link to it broke"
         self._leaver(h.Without(peer))
         self._heir(h.NodeLost(peer))
         for key in [key for key in self._outcomes if key[0] == peer]:

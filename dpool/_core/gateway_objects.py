@@ -114,6 +114,8 @@ class Objects:
         """Tag → the gateway of the machine that it is the tag of."""
         self._tags: dict[bytes, bytes] = {}
         self._lost_homes: dict[bytes, str] = {}
+        self._unmoved: dict[bytes, str] = {}
+        """What is held here, and was lost when its home left: why."""
         self._numbers: dict[bytes, int] = {}
         """The gateway → the number under which our node's store knows its machine."""
         self._count = 0
@@ -150,6 +152,7 @@ class Objects:
         self.homes.up(peer, tag)
         self._count += 1
         self._numbers[peer] = self._count
+        self.moved(self.homes.moved(peer, greeting.about.get("inherited", {})))
 
     def peer_down(self, peer: bytes, host: str, reason: str) -> None:
         """There is none any more: all that it holds here is let go, all that it is home of is lost."""
@@ -204,8 +207,8 @@ class Objects:
         """Why there is none, if its home, or whoever else was asked, says `why`."""
         home = ids.home_of(obj)
         peer = self.peer_of(obj)
-        if peer is None:
-            return self.why_away(obj)
+        if peer is None or obj in self._unmoved:
+            return self._unmoved.get(obj) or self.why_away(obj)
         again = home in self._lost_homes and self._machines.get(home) == peer
         meanwhile = ", and the link to that machine was down meanwhile" * again
         return f"{self._gateway.peers[peer].host} has it no more ({why}){meanwhile}"
@@ -345,6 +348,7 @@ class Objects:
             if self._held_at.get(obj, 0) > message.seen:
                 continue
             self._held_at.pop(obj, None)
+            self._unmoved.pop(obj, None)
             self._watching.discard(obj)
             self.transfers.freed(obj)
             self._handle(b.Freed(obj))
@@ -411,6 +415,10 @@ class Objects:
     def held_only_by(self, peer: bytes, obj: bytes) -> bool:
         """Whether no other machine does."""
         return self._lent.get(obj) == {peer} and not any(obj in kept for kept in self._kept.values())
+
+    def unmoved(self, objs: list[bytes], why: str) -> None:
+        """These are lost, as their home has left and nobody could take them."""
+        self._unmoved.update((obj, why) for obj in objs if obj in self.borrowing.objects)
 
     def moved(self, tags: list[bytes]) -> None:
         """Another machine is home of these objects now: what we hold of them, it hears from us."""

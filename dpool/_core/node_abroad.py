@@ -266,14 +266,15 @@ class NodeAbroad:
         """End when nothing is left."""
         node = self._node
         programs = any(pool.actors or not self._is_workers(pool.client) for pool in node._pools.values())
-        leases = any(worker.lease is not None for worker in node.scheduler.workers.values())
-        if programs or leases or self._leases or node.scheduler.queue:
+        leases = self._leases or any(worker.lease is not None for worker in node.scheduler.workers.values())
+        waiting = (node._pools.get(request.pool.number) for request in node.scheduler.queue)
+        if programs or leases or any(pool is not None and pool.client is not self.gateway for pool in waiting):
             node._at(monotonic() + node.config.heartbeat_s, self._drained)
         else:
             self._tell(m.Leave(self._heirs()))
 
     def _is_workers(self, client: Client) -> bool:
-        """Whether a pool is that of a worker, which may keep it when its tasks have ended, or of a submitter elsewhere."""
+        """Whether a pool is of a worker, which may keep it when its tasks have ended, or of a submitter elsewhere."""
         return client is self.gateway or (client.hello is not None and client.hello.worker > 0)
 
     def _heirs(self) -> list[bytes]:

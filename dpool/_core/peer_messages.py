@@ -412,6 +412,9 @@ class HomeMoved(NamedTuple):
 
     tags: dict[bytes, int]
     heir: bytes
+    lost: list[bytes]
+    """What could not be moved, and, for people, why; only who leaves says that."""
+    why: str
 
 
 class Rebound(NamedTuple):

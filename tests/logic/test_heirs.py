@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from dpool._core.logic import IllegalMove
 from dpool._core.logic import borrowing as b
 from dpool._core.logic import heirs as h
 
@@ -28,7 +27,7 @@ class Machine:
         self.given = False
         self.full = world.random.random() < 0.2
         """It has no room for copies, now and then."""
-        self.peers: set[bytes] = set()
+        self.peers: dict[bytes, None] = {}
         self.tags = {name: 0}
         self.homes = h.Homes()
         self.holders: dict[bytes, Counter[Any]] = {}
@@ -163,6 +162,7 @@ class Machine:
                 self.post(order.node, ("drop", order))
             elif isinstance(order, h.Give):
                 self.given = True
+                self.world.lost |= self.leaving.lost
                 lent = {holder for count in self.holders.values() for holder in count if isinstance(holder, bytes)}
                 borrowers = (lent | {to for to, _ in self.sent.values()} | self.estates.awaited()) - {order.node}
                 tags = {tag: step + 1 for tag, step in self.tags.items()}
@@ -264,14 +264,14 @@ class Machine:
 
     def on_up(self, sender: bytes) -> None:
         """There is a link to a machine that has joined."""
-        self.peers.add(sender)
+        self.peers[sender] = None
         self.homes.up(sender, sender)
         inherited = {tag: step for tag, step in self.tags.items() if step}
         if inherited and not self.given:
             self.post(sender, ("moved", inherited, self.name))
 
     def on_down(self, sender: bytes) -> None:
-        self.peers.discard(sender)
+        self.peers.pop(sender, None)
         for tag in self.homes.down(sender):
             self.borrow(b.HomeLost(tag))
             self.world.lost.update(obj for obj, one in self.world.tag.items() if one == tag)
@@ -305,7 +305,6 @@ class World:
         self.deaths = False
         for _ in range(machines):
             self.join()
-        self.run()
 
     def join(self) -> None:
         name = b"%d" % len(self.machines)
@@ -314,6 +313,7 @@ class World:
             if other.alive and other is not machine:
                 self.post(name, other.name, ("up",))
                 self.post(other.name, name, ("up",))
+        self.run()  # it gets references when it knows everybody
 
     def post(self, sender: bytes, to: bytes, message: Message) -> None:
         if self.machines[to].alive:

@@ -110,6 +110,9 @@ class Leave(NamedTuple):
     lost: tuple[tuple[bytes, int], ...]
 
 
+ToLeave = Begin | Listed | Had | Without | Unneeded | Taken
+LeaverDoes = List | Offer | Drop | Give | Leave
+
 HERE = "here"
 LISTING = "listing"
 MOVING = "moving"
@@ -153,17 +156,17 @@ class Leaving:
             Taken: self._taken,
         }
 
-    def handle(self, event: Begin | Listed | Had | Without | Unneeded | Taken) -> list[tuple[object, ...]]:
+    def handle(self, event: ToLeave) -> list[LeaverDoes]:
         """Apply one event; returns what the role must do, in this order.
 
         Raises:
             IllegalMove: the event is not allowed now; nothing has changed.
         """
-        out: list[tuple[object, ...]] = []
+        out: list[LeaverDoes] = []
         self._handlers[type(event)](event, out)
         return out
 
-    def _begin(self, event: Begin, out: list[tuple[object, ...]]) -> None:
+    def _begin(self, event: Begin, out: list[LeaverDoes]) -> None:
         if self.state != HERE:
             raise IllegalMove(self.state, "Begin", "this machine")
         self.state = MOVES[HERE, Begin]
@@ -171,7 +174,7 @@ class Leaving:
         self._next_heir()
         out.append(List())
 
-    def _listed(self, event: Listed, out: list[tuple[object, ...]]) -> None:
+    def _listed(self, event: Listed, out: list[LeaverDoes]) -> None:
         if self.state != LISTING:
             raise IllegalMove(self.state, "Listed", "this machine")
         alive = dict(event.objs)
@@ -187,7 +190,7 @@ class Leaving:
         else:
             self._do(Give(self.heir), out)
 
-    def _had(self, event: Had, out: list[tuple[object, ...]]) -> None:
+    def _had(self, event: Had, out: list[LeaverDoes]) -> None:
         if self.state != MOVING or event.node != self.heir or event.round != self.round:
             return  # late
         self.lost |= set(event.lost) & self.offered.keys()
@@ -196,7 +199,7 @@ class Leaving:
             self._try_another(out)
         self._do(List(), out)
 
-    def _without(self, event: Without, out: list[tuple[object, ...]]) -> None:
+    def _without(self, event: Without, out: list[LeaverDoes]) -> None:
         self._could.pop(event.node, None)
         self._heirs = deque(node for node in self._heirs if node != event.node)
         if event.node != self.heir or self.state not in (LISTING, MOVING, GIVING):
@@ -209,7 +212,7 @@ class Leaving:
         if not listed:
             self._do(List(), out)
 
-    def _unneeded(self, event: Unneeded, out: list[tuple[object, ...]]) -> None:
+    def _unneeded(self, event: Unneeded, out: list[LeaverDoes]) -> None:
         objs = tuple(obj for obj in event.objs if obj in self.offered)
         if objs and self.heir is not None and self.state in (LISTING, MOVING):
             for obj in objs:
@@ -217,11 +220,11 @@ class Leaving:
                 self.lost.discard(obj)
             out.append(Drop(self.heir, objs))
 
-    def _taken(self, event: Taken, out: list[tuple[object, ...]]) -> None:
+    def _taken(self, event: Taken, out: list[LeaverDoes]) -> None:
         if self.state == GIVING and event.node == self.heir:
             self._leave({obj: self.offered[obj] for obj in self.lost}, out)
 
-    def _try_another(self, out: list[tuple[object, ...]]) -> None:
+    def _try_another(self, out: list[LeaverDoes]) -> None:
         """The heir cannot take all; but for the case that it is the best, what it has got is for nothing."""
         assert self.heir is not None
         best = min(self._could, key=lambda node: self._could[node])
@@ -242,10 +245,10 @@ class Leaving:
         else:
             self.heir = None
 
-    def _leave(self, lost: dict[bytes, int], out: list[tuple[object, ...]]) -> None:
+    def _leave(self, lost: dict[bytes, int], out: list[LeaverDoes]) -> None:
         self._do(Leave(tuple(lost.items())), out)
 
-    def _do(self, order: tuple[object, ...], out: list[tuple[object, ...]]) -> None:
+    def _do(self, order: LeaverDoes, out: list[LeaverDoes]) -> None:
         self.state = MOVES[self.state, type(order)]
         out.append(order)
 
@@ -324,6 +327,10 @@ class TakeOver(NamedTuple):
     tags: tuple[bytes, ...]
 
 
+ToInherit = Offer | Drop | Came | Given | Rebound | NodeLost | Late
+HeirDoes = Fetch | LetGo | Had | TakeOver
+
+
 class _Estate:
     """What one machine leaves to us.
 
@@ -362,11 +369,9 @@ class Estates:
             Late: self._late,
         }
 
-    def handle(
-        self, event: Offer | Drop | Came | Given | Rebound | NodeLost | Late
-    ) -> list[tuple[object, ...]]:  # fmt: skip
+    def handle(self, event: ToInherit) -> list[HeirDoes]:
         """Apply one event; returns what the role must do, in this order."""
-        out: list[tuple[object, ...]] = []
+        out: list[HeirDoes] = []
         self._handlers[type(event)](event, out)
         return out
 
@@ -378,7 +383,7 @@ class Estates:
         """Borrowers that have not asked anew."""
         return {node for estate in self.estates.values() for node in estate.borrowers}
 
-    def _offered(self, event: Offer, out: list[tuple[object, ...]]) -> None:
+    def _offered(self, event: Offer, out: list[HeirDoes]) -> None:
         estate = self.estates.setdefault(event.node, _Estate())
         estate.round = event.round
         new = [obj for obj in event.objs if obj not in estate.objs]
@@ -386,13 +391,13 @@ class Estates:
         estate.left.extend(new)
         self._go_on(event.node, estate, out)
 
-    def _dropped(self, event: Drop, out: list[tuple[object, ...]]) -> None:
+    def _dropped(self, event: Drop, out: list[HeirDoes]) -> None:
         estate = self.estates.get(event.node)
         if estate is not None and not estate.tags:
             self._without(event.node, estate, event.objs, out)
             self._go_on(event.node, estate, out)
 
-    def _came(self, event: Came, out: list[tuple[object, ...]]) -> None:
+    def _came(self, event: Came, out: list[HeirDoes]) -> None:
         estate = self.estates.get(event.node)
         if estate is None or event.obj not in estate.coming:
             return  # it had been let go
@@ -406,19 +411,19 @@ class Estates:
                 estate.lost.append(event.obj)
         self._go_on(event.node, estate, out)
 
-    def _given(self, event: Given, out: list[tuple[object, ...]]) -> None:
+    def _given(self, event: Given, out: list[HeirDoes]) -> None:
         estate = self.estates.setdefault(event.node, _Estate())
         estate.tags, estate.borrowers = event.tags, set(event.borrowers)
         out.append(TakeOver(event.node, event.tags))
         self._perhaps_settled(event.node, estate, out)
 
-    def _rebound(self, event: Rebound, out: list[tuple[object, ...]]) -> None:
+    def _rebound(self, event: Rebound, out: list[HeirDoes]) -> None:
         for node, estate in list(self.estates.items()):
             if estate.tags and set(estate.tags) <= set(event.tags):
                 estate.borrowers.discard(event.node)
                 self._perhaps_settled(node, estate, out)
 
-    def _node_lost(self, event: NodeLost, out: list[tuple[object, ...]]) -> None:
+    def _node_lost(self, event: NodeLost, out: list[HeirDoes]) -> None:
         estate = self.estates.get(event.node)
         if estate is not None and not estate.tags:  # else it has only left
             self._end(event.node, estate, out)
@@ -427,12 +432,12 @@ class Estates:
                 other.borrowers.discard(event.node)
                 self._perhaps_settled(node, other, out)
 
-    def _late(self, event: Late, out: list[tuple[object, ...]]) -> None:
+    def _late(self, event: Late, out: list[HeirDoes]) -> None:
         estate = self.estates.get(event.node)
         if estate is not None and estate.tags:
             self._end(event.node, estate, out)
 
-    def _go_on(self, node: bytes, estate: _Estate, out: list[tuple[object, ...]]) -> None:
+    def _go_on(self, node: bytes, estate: _Estate, out: list[HeirDoes]) -> None:
         while estate.left and len(estate.coming) < AT_ONCE:
             obj = estate.left.popleft()
             estate.coming.add(obj)
@@ -443,7 +448,7 @@ class Estates:
         if not estate.objs and not estate.tags:
             del self.estates[node]
 
-    def _without(self, node: bytes, estate: _Estate, objs: Iterable[bytes], out: list[tuple[object, ...]]) -> None:
+    def _without(self, node: bytes, estate: _Estate, objs: Iterable[bytes], out: list[HeirDoes]) -> None:
         gone = [obj for obj in objs if obj in estate.objs]
         for obj in gone:
             waited = not estate.objs.pop(obj) and obj not in estate.coming
@@ -453,11 +458,11 @@ class Estates:
         if gone:
             estate.left = deque(obj for obj in estate.left if obj in estate.objs)
 
-    def _perhaps_settled(self, node: bytes, estate: _Estate, out: list[tuple[object, ...]]) -> None:
+    def _perhaps_settled(self, node: bytes, estate: _Estate, out: list[HeirDoes]) -> None:
         if not estate.borrowers:
             self._end(node, estate, out)
 
-    def _end(self, node: bytes, estate: _Estate, out: list[tuple[object, ...]]) -> None:
+    def _end(self, node: bytes, estate: _Estate, out: list[HeirDoes]) -> None:
         self._without(node, estate, list(estate.objs), out)
         del self.estates[node]
 
