@@ -44,10 +44,10 @@ def log_of(member: gateway_start.Started) -> str:
         return log.read()
 
 
-def join(cluster: Cluster, name: str) -> gateway_start.Started:
+def join(cluster: Cluster, name: str, **settings: Any) -> gateway_start.Started:
     """One more machine, with so little memory for objects that most go to its disk."""
     count = len(cluster.members)
-    member = cluster.add(resources=((name, 1.0),), object_store_memory=8 << 20)
+    member = cluster.add(resources=((name, 1.0),), object_store_memory=8 << 20, **settings)
     wait_until(lambda: len(dpool.nodes()) == count + 1, DEADLINE_S, "all machines are known")
     return member
 
@@ -95,6 +95,9 @@ class Keeper:
         return [int(dpool.get(ref)[-1]) for ref in self.kept]
 
 
+keepers: Any = Keeper
+
+
 def made_there(resource: str, first: int, count: int) -> dict[int, Any]:
     """Number → a reference to a large value of which nobody else has a copy."""
     there = make.options(resources={resource: 0.1})
@@ -114,7 +117,7 @@ def test_what_is_moved(three: Cluster) -> None:
     made = made_there("lamp", 0, 20)
     boxed, promised = box.options(resources={"lamp": 0.1}).remote(20), promise.remote(30)
     assert not dpool.wait([boxed, promised], num_returns=2, timeout=DEADLINE_S, fetch_local=False)[1]
-    keeper = Keeper.options(resources={"chair": 0.1}).remote()
+    keeper = keepers.options(resources={"chair": 0.1}).remote()
     dpool.get(keeper.keep.remote([*list(made.values())[:3], *made_there("lamp", 77, 1).values()]), timeout=DEADLINE_S)
     begin("lamp")
     left(three, three.members[1])
@@ -136,7 +139,7 @@ def test_one_after_the_other(three: Cluster) -> None:
     assert len(objects_of(three.members[1])) == 10, "its store had not been used, and so has the most room"
     made.update(made_there("chair", 10, 4))
     join(three, "desk")
-    keeper = Keeper.options(resources={"desk": 0.1}).remote()
+    keeper = keepers.options(resources={"desk": 0.1}).remote()
     dpool.get(keeper.keep.remote([made[0], made[13]]), timeout=DEADLINE_S)
     begin("chair")
     left(three, three.members[1])
@@ -200,6 +203,43 @@ def test_nobody_stays(cluster: Cluster) -> None:
     left(cluster, there)
     with pytest.raises(dpool.errors.ObjectLost, match="could not be moved"):
         dpool.get(made[0], timeout=DEADLINE_S)
+    dpool.shutdown()
+    wait_until(lambda: not os.path.exists(here.session), DEADLINE_S, "nothing runs there any more")
+    cluster.members.remove(here)
+
+
+def test_no_room(cluster: Cluster) -> None:
+    """The machine with the most room has not enough, and no disk: the other one takes all; then it is the only one."""
+    third = join(cluster, "chair", spill_dir="/dev/null/nowhere")
+    made = made_there("lamp", 0, 12)
+    begin("lamp")
+    left(cluster, cluster.members[1])
+    assert "inherits" not in log_of(third)
+    assert len(objects_of(cluster.members[0])) == 12
+    check(made)
+    cluster.add(resources=(("lamp", 1.0),))
+    wait_until(lambda: len(dpool.nodes()) == 3, DEADLINE_S)
+    made = made_there("lamp", 20, 12)
+    here, there = cluster.members[0], cluster.members[2]
+    with Visitor(here.session) as visitor:
+        visitor.drain(here.address)
+        wait_until(lambda: any(node["Draining"] for node in dpool.nodes()), DEADLINE_S)
+        begin("lamp")
+        unmoved = watch(visitor, there.address, monotonic() + DEADLINE_S)[1]
+    assert "could not be moved: it is needed on" in unmoved
+    assert "no room" in unmoved
+    left(cluster, there)
+    lost = []
+    for number, ref in made.items():
+        try:
+            assert dpool.get(ref, timeout=DEADLINE_S)[5] == number
+        except dpool.errors.ObjectLost as error:
+            lost.append(str(error))
+    assert 0 < len(lost) < 12
+    assert all("was drained, and it could not be moved: it is needed on" in text for text in lost)
+    assert unmoved.startswith(f"{len(lost)} object")
+    del made, ref
+    wait_until_empty(cluster)
     dpool.shutdown()
     wait_until(lambda: not os.path.exists(here.session), DEADLINE_S, "nothing runs there any more")
     cluster.members.remove(here)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dpool._core.logic import IllegalMove
 from dpool._core.logic import borrowing as b
 from dpool._core.logic import heirs as h
 
@@ -427,6 +428,82 @@ def wander(seed: int, deaths: bool) -> int:
     moved = world.check_homes() if not deaths else 0
     at_rest(world)
     return moved
+
+
+def test_an_heir_that_cannot_take_all() -> None:
+    """The next one is tried; when none is left, the one that could take most has to do."""
+    machine = h.Leaving()
+    both = ((b"x", 5), (b"y", 7))
+    assert machine.handle(h.Begin((b"1", b"2", b"3"))) == [h.List()]
+    assert machine.handle(h.Listed(both)) == [h.Offer(b"1", 1, (b"x", b"y"))]
+    assert machine.handle(h.Had(b"1", 1, (b"x",))) == [h.Drop(b"1", (b"x", b"y")), h.List()]
+    assert machine.handle(h.Listed(both)) == [h.Offer(b"2", 2, (b"x", b"y"))]
+    assert machine.handle(h.Had(b"1", 1, ())) == [], "late"
+    assert machine.handle(h.Without(b"2")) == [h.List()], "it is gone"
+    assert machine.handle(h.Listed(both)) == [h.Offer(b"3", 3, (b"x", b"y"))]
+    assert machine.handle(h.Had(b"3", 3, (b"y",))) == [h.Drop(b"3", (b"x", b"y")), h.List()]
+    assert machine.handle(h.Listed(both)) == [h.Offer(b"1", 4, (b"x", b"y"))]
+    assert machine.handle(h.Had(b"1", 4, (b"x",))) == [h.List()]
+    assert machine.handle(h.Listed((*both, (b"z", 1)))) == [h.Offer(b"1", 5, (b"z",))], "somebody holds one more"
+    assert machine.handle(h.Unneeded((b"z", b"other"))) == [h.Drop(b"1", (b"z",))]
+    assert machine.handle(h.Had(b"1", 5, ())) == [h.List()]
+    assert machine.handle(h.Listed(both)) == [h.Give(b"1")]
+    assert machine.handle(h.Taken(b"3")) == []
+    assert machine.handle(h.Taken(b"1")) == [h.Leave(((b"x", 5),))]
+    machine.check()
+    with pytest.raises(IllegalMove):
+        machine.handle(h.Begin(()))
+
+
+def test_nothing_to_move_and_nobody_to_take_it() -> None:
+    machine = h.Leaving()
+    machine.handle(h.Begin((b"1",)))
+    assert machine.handle(h.Listed(())) == [h.Leave(())]
+    machine = h.Leaving()
+    machine.handle(h.Begin(()))
+    assert machine.handle(h.Listed(((b"x", 5),))) == [h.Leave(((b"x", 5),))]
+    machine = h.Leaving()
+    machine.handle(h.Begin((b"1",)))
+    machine.handle(h.Listed(((b"x", 5),)))
+    machine.handle(h.Had(b"1", 1, ()))
+    assert machine.handle(h.Listed(((b"x", 5),))) == [h.Give(b"1")]
+    assert machine.handle(h.Without(b"1")) == [h.Leave(((b"x", 5),))], "whether it has taken over is not known"
+
+
+def test_not_all_is_fetched_at_once() -> None:
+    heir = h.Estates()
+    objs = tuple(b"%d" % number for number in range(h.AT_ONCE + 2))
+    assert heir.handle(h.Offer(b"1", 1, objs)) == [h.Fetch(b"1", obj) for obj in objs[: h.AT_ONCE]]
+    assert heir.handle(h.Came(b"1", objs[0], h.MISSED)) == [h.LetGo(b"1", objs[0]), h.Fetch(b"1", objs[-2])]
+    assert heir.handle(h.Drop(b"1", (objs[1], objs[-1]))) == [h.LetGo(b"1", objs[1])], "the last one was not begun"
+    assert heir.handle(h.Came(b"1", objs[1], h.GOT)) == [], "late"
+    heir.check()
+    rest = objs[2:-1]
+    for obj in rest[:-1]:
+        assert heir.handle(h.Came(b"1", obj, h.GOT)) == []
+    assert heir.handle(h.Came(b"1", rest[-1], h.GOT)) == [h.Had(b"1", 1, (objs[0],))]
+    assert heir.handle(h.Given(b"1", (b"tag",), (b"2", b"3"))) == [h.TakeOver(b"1", (b"tag",))]
+    assert heir.handle(h.NodeLost(b"1")) == [], "it has left"
+    assert heir.handle(h.Rebound(b"2", (b"tag", b"other"))) == []
+    assert heir.awaited() == {b"3"}
+    assert heir.handle(h.Rebound(b"3", (b"other",))) == []
+    assert heir.handle(h.Late(b"1")) == [h.LetGo(b"1", obj) for obj in rest]
+    assert not heir.estates
+
+
+def test_what_is_heard_late() -> None:
+    homes = h.Homes()
+    homes.up(b"B", b"b")
+    assert homes.moved(b"C", {b"b": 1}) == [b"b"]
+    assert homes.moved(b"A", {b"b": 2, b"c": 1}) == [b"b", b"c"]
+    assert homes.moved(b"C", {b"b": 1}) == []
+    homes.up(b"B", b"b")
+    assert homes.nodes == {b"b": b"A", b"c": b"A"}
+    assert homes.down(b"B") == []
+    assert homes.down(b"A") == [b"b", b"c"]
+    assert homes.moved(b"A", {b"b": 2}) == [b"b"], "there is a link to it again"
+    homes.taken({b"b": 3})
+    assert not homes.nodes
 
 
 MOVED: list[int] = []
