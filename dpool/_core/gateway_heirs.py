@@ -65,6 +65,8 @@ class Heirs:
         """Of futures among these."""
         self._whys: dict[bytes, str] = {}
         self._bequeathed: dict[bytes, dict[bytes, int]] = {}
+        self._leaves: dict[bytes, list[bytes]] = {}
+        """Machine whose heir we are, and that has not left yet → its tags."""
 
     # -- a machine that leaves
 
@@ -223,6 +225,7 @@ class Heirs:
         tags = self._bequeathed.pop(order.node)
         self._log("leave.inherits", host=self._host(order.node), tags=[tag.hex() for tag in tags])
         self._gateway.objects.inherit(tags)
+        self._leaves[order.node] = list(tags)
         for peer in self._gateway.peers:
             self._gateway._say_if_up(peer, pm.HomeMoved(tags, self._gateway.net.greeting.name, [], ""))
         greeting = self._gateway.net.greeting
@@ -265,6 +268,8 @@ class Heirs:
         for key in [key for key in self._outcomes if key[0] == peer]:
             del self._outcomes[key]
         self._whys.pop(peer, None)
+        if peer in self._leaves:
+            self._gateway.objects.giver_left(self._leaves.pop(peer))
 
     def _leaver(self, event: Any) -> None:
         self._handle(True, event)

@@ -434,12 +434,16 @@ class Objects:
         """We are."""
         self.tags.update(tags)
         self.homes.taken(tags)
-        self._say(m.StoreServe(list(tags)))
+        self._say(m.StoreServe(list(tags), False))
         self._held_at = {obj: held for obj, held in self._held_at.items() if not self.ours(obj)}
         self._watching = {obj for obj in self._watching if not self.ours(obj)}
         self.transfers.inherited()
         for tag in tags:
             self._handle(b.Inherited(tag))
+
+    def giver_left(self, tags: list[bytes]) -> None:
+        """The machine has left that was home of these."""
+        self._say(m.StoreServe(tags, True))
 
     def keep_future(self, obj: bytes, kind: int, data: bytes, contains: list[bytes]) -> None:
         """What has become of a future whose home is about to leave; it, and what it contains, is held here."""

@@ -833,9 +833,12 @@ class StoreEstate(NamedTuple):
 
 
 class StoreServe(NamedTuple):
-    """This machine is home of the objects with these tags, too; see gateway_heirs.py."""
+    """This machine is home of the objects with these tags, too; see gateway_heirs.py. `left`: said once more, as the
+    machine that was has left: what it had told the control store is gone from there.
+    """
 
     tags: list[bytes]
+    left: bool
 
 
 class StoreAway(NamedTuple):

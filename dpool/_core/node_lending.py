@@ -169,6 +169,11 @@ class NodeLending:
 
     def serve(self, side: Side, message: m.StoreServe) -> None:
         """This machine is home of the objects with these tags, too."""
+        if message.left:
+            for obj in self._store.store.names():
+                if ids.home_of(obj) in message.tags:
+                    self._store.record(obj)
+            return
         self._tags.update(message.tags)
         for tag in message.tags:
             self._node._do(s.Offer(f"{HOME}{tag.hex()}"))

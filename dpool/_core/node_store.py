@@ -535,6 +535,10 @@ class NodeStore:
         """Whether it is a future that somebody has promised."""
         return obj in self._promises
 
+    def record(self, obj: bytes) -> None:
+        """Say that an object is here where others could ask for it."""
+        self._record(obj, self.store.size_of(obj))
+
     def outcome(self, obj: bytes) -> m.StoreResolved | None:
         """What has become of it, if that is known."""
         return self._promises[obj]
