@@ -1,4 +1,4 @@
-"""`dpool drain`: have a machine leave the cluster when what runs there has ended."""
+"""`dpool drain`: have a machine leave the cluster when what runs there has ended, and what others need is elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def main(options: argparse.Namespace) -> int:
             print(f"dpool://{address} takes no more work, and leaves when what runs there has ended", flush=True)
             if options.no_wait:
                 return 0
-            if not _gone(visitor, address, monotonic() + options.timeout):
+            gone, unmoved = watch(visitor, address, monotonic() + options.timeout)
+            if not gone:
                 print(f"dpool drain: it is still there after {options.timeout:g} s", file=sys.stderr)
                 return 1
     except (StartupError, ClusterKeyError, ValueError) as error:
@@ -48,7 +49,9 @@ def main(options: argparse.Namespace) -> int:
         print("dpool drain: it goes on without being watched", file=sys.stderr)
         return 130
     print(f"dpool://{address} has left")
-    return 0
+    if unmoved:
+        print(f"dpool drain: lost with it: {unmoved}", file=sys.stderr)
+    return 1 if unmoved else 0
 
 
 def _address(visitor: Visitor, machine: str) -> str:
@@ -65,13 +68,16 @@ def _address(visitor: Visitor, machine: str) -> str:
     raise StartupError(f"{how} called {machine!r}; there are {known}")
 
 
-def _gone(visitor: Visitor, address: str, until: float) -> bool:
-    """Wait until nobody lists it any more; our own node may be the one."""
+def watch(visitor: Visitor, address: str, until: float) -> tuple[bool, str]:
+    """Wait until nobody lists it any more, as our own node may be the one: whether that is so, what is lost with it."""
+    unmoved = ""
     while monotonic() < until:
         try:
-            if all(one["address"] != address for one in visitor.status()):
-                return True
+            listed = [one for one in visitor.status() if one["address"] == address]
         except StartupError:
-            return True
+            return True, unmoved
+        if not listed:
+            return True, unmoved
+        unmoved = str(listed[0].get("unmoved", ""))
         sleep(LOOK_S)
-    return False
+    return False, unmoved

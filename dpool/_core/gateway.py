@@ -38,6 +38,7 @@ from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_direct import Caller, Door
 from dpool._core.gateway_modules import Modules
+from dpool._core.gateway_heirs import Heirs
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams
@@ -224,6 +225,7 @@ class Gateway:
         self._on(sock.fileno(), self._node_event)
         self._on(self.net.fileno(), self._net_event)
         self.objects = Objects(self, settings.session, _log)
+        self.heirs = Heirs(self, _log)
         self.tunnels = Tunnels(self, settings.session, _log)
         self.modules = Modules(self.host, settings.session, self._on, _log)
 
@@ -831,11 +833,9 @@ class Gateway:
         self._tell(m.FromPeer(peer, message.data))
 
     def _drain(self, message: m.Drain, fds: list[int]) -> None:
-        """Our node is being drained (no name), has nothing left (its own), or means another one."""
+        """Our node is being drained (no name), or means another one."""
         if not message.node:
             self.draining = True
-        elif message.node == self.net.greeting.name:
-            self.end("it was drained")
         else:
             self._say_if_up(message.node, pm.DrainAsked())
 
@@ -872,6 +872,7 @@ class Gateway:
         self.peers[event.name] = event.greeting
         _log("peer.up", name=event.name.hex(), host=event.greeting.host, address=event.greeting.address)
         self.objects.peer_up(event.name, event.greeting)
+        self.heirs.peer_up(event.name)
         self.tunnels.peer_up(event.name)
         self._tell(m.PeerUp(event.name, event.greeting.host))
         self._beats.peer_up(event.name)
@@ -901,6 +902,7 @@ class Gateway:
         self.tunnels.peer_down(event.name, f"the link to {greeting.host} ({greeting.address}) is down: {event.reason}")
         self.objects.peer_down(event.name, greeting.host, event.reason)
         self.caller.peer_down(event.name)
+        self.heirs.peer_down(event.name, greeting.host)
         self._seen.pop(event.name, None)
         self._beats.peer_down(event.name)
         self._uncounted.discard(event.name)
@@ -946,6 +948,7 @@ class Gateway:
         pm.FutureTold: lambda self, *said: self.objects.future_told(*said),
         pm.TunnelData: lambda self, *said: self.tunnels.data(*said),
         pm.Described: lambda self, *said: self.objects.transfers.described(*said),
+        pm.Heirlooms: lambda self, *said: self.heirs.offered(*said),
     }
     _FROM_NODE: dict[type[Any], Callable[[Any, Any, list[int]], None]] = {  # noqa: RUF012
         m.Welcome: _welcomed,
@@ -953,6 +956,7 @@ class Gateway:
         m.LoadReport: _load_report,
         m.ToPeer: _to_peer,
         m.Drain: _drain,
+        m.Leave: lambda self, message, fds: self.heirs.leave(message.heirs),
         m.RemoteLease: _remote_lease,
         m.RemoteEnd: _remote_end,
         m.RemoteSignal: _remote_signal,
@@ -1021,6 +1025,11 @@ class Gateway:
         pm.PieceRedirected: lambda self, *said: self.objects.transfers.redirected(*said),
         pm.PieceDenied: lambda self, *said: self.objects.transfers.denied(*said),
         pm.PullLeft: lambda self, *said: self.objects.transfers.left(*said),
+        pm.HeirloomsDropped: lambda self, *said: self.heirs.dropped(*said),
+        pm.HeirloomsHad: lambda self, *said: self.heirs.had(*said),
+        pm.Bequeathed: lambda self, *said: self.heirs.bequeathed(*said),
+        pm.HomeMoved: lambda self, *said: self.heirs.home_moved(*said),
+        pm.Rebound: lambda self, *said: self.heirs.rebound(*said),
         pm.TunnelOpened: lambda self, *said: self.tunnels.opened(*said),
         pm.TunnelRead: lambda self, *said: self.tunnels.read(*said),
         pm.TunnelClosed: lambda self, *said: self.tunnels.closed(*said),

@@ -228,7 +228,7 @@ class ActorLinks:
     def wanted(self, message: m.RemoteActor, fds: list[int]) -> None:
         """A process here calls an actor whose home is elsewhere."""
         gateway = self._gateway
-        peer = gateway.objects.peer_of(message.actor)
+        peer = gateway.objects.machine_of(message.actor)
         if peer is None:
             self._tell_gone(message.link, gateway.objects.why_away(message.actor))
             return
@@ -289,7 +289,7 @@ class ActorLinks:
 
     def kill(self, message: m.ActorKill, fds: list[int]) -> None:
         """A process here ends an actor whose home is elsewhere; if that is gone, so is the actor."""
-        peer = self._gateway.objects.peer_of(message.actor)
+        peer = self._gateway.objects.machine_of(message.actor)
         if peer is not None:
             self._gateway._say_if_up(peer, pm.ActorKilled(*message))
 

@@ -32,6 +32,7 @@ from dpool._core.carried import Carried, in_journal, in_value
 from dpool._core.config import PROTOCOL
 from dpool._core.gateway_actors import with_carried
 from dpool._core.logic import borrowing as b
+from dpool._core.logic.heirs import Homes
 from dpool._core.net import LEFT
 from dpool._core.transfers import Transfers
 from dpool._store.pins import make_page
@@ -102,12 +103,19 @@ class Objects:
         self._session = session
         self.tag = ids.tag_of(session)
         self._pid = os.getpid()
+        self.tags = {self.tag: 0}
+        """Of the objects whose home is here: our own, and those that machines which have left had; see heirs.py."""
+        self.given = False
+        """We leave, and our heir is their home now."""
         self.borrowing = b.Borrowing(self.tag)
         self.transfers = Transfers(gateway, self, session, log)
-        self._homes: dict[bytes, bytes] = {}
-        """Tag → the gateway."""
+        self.homes = Homes()
+        self._machines: dict[bytes, bytes] = {}
+        """Tag → the gateway of the machine that it is the tag of."""
         self._tags: dict[bytes, bytes] = {}
         self._lost_homes: dict[bytes, str] = {}
+        self._unmoved: dict[bytes, str] = {}
+        """What is held here, and was lost when its home left: why."""
         self._numbers: dict[bytes, int] = {}
         """The gateway → the number under which our node's store knows its machine."""
         self._count = 0
@@ -140,19 +148,23 @@ class Objects:
         tag = (greeting.about or {}).get("tag")
         if tag is None:
             return
-        self._homes[tag], self._tags[peer] = peer, tag
+        self._machines[tag], self._tags[peer] = peer, tag
+        self.homes.up(peer, tag)
         self._count += 1
         self._numbers[peer] = self._count
+        self.moved(self.homes.moved(peer, greeting.about.get("inherited", {})))
 
     def peer_down(self, peer: bytes, host: str, reason: str) -> None:
         """There is none any more: all that it holds here is let go, all that it is home of is lost."""
-        tag = self._tags.pop(peer, None)
-        if tag is None:
+        own = self._tags.pop(peer, None)
+        if own is None:
             return
-        del self._homes[tag]
+        del self._machines[own]
         unreachable = "" if reason.startswith(LEFT) else f"or cannot be reached from {self._gateway.host}: "
         reason = unreachable + reason.removeprefix(f"{LEFT}: ")
-        self._lost_homes[tag] = f"the machine that has it, {host}, has left the cluster ({reason})"
+        tags = self.homes.down(peer)
+        for tag in {own, *tags}:
+            self._lost_homes[tag] = f"the machine that has it, {host}, has left the cluster ({reason})"
         number = self._numbers.pop(peer)
         kept = self._kept.pop(peer, Counter())
         if kept:
@@ -163,19 +175,28 @@ class Objects:
             self._returned(obj, peer)
         for peers in self._watched.values():
             peers.discard(peer)
-        for obj in [obj for obj in self._watching if ids.home_of(obj) == tag]:
+        for obj in [obj for obj in self._watching if ids.home_of(obj) in tags]:
             self._watching.discard(obj)
             self._say(m.StoreFulfil(obj, LOST, self.why_away(obj).encode(), []))
-        self._handle(b.HomeLost(tag))
+        for tag in tags:
+            self._handle(b.HomeLost(tag))
         self.transfers.peer_gone(peer)
 
     def peer_of(self, obj: bytes) -> bytes | None:
         """The gateway of the object's home, if there is a link to it."""
-        return self._homes.get(ids.home_of(obj))
+        return self.homes.nodes.get(ids.home_of(obj))
+
+    def machine_of(self, obj: bytes) -> bytes | None:
+        """The gateway of the machine on which it was made, if there is a link to it: no actor or lock has an heir."""
+        return self._machines.get(ids.home_of(obj))
 
     def why_lost(self, obj: bytes) -> str:
-        """Why the object's home is no machine of the cluster any more; empty if it is one, or has never been."""
+        """Why the machine where it was made is not in the cluster any more; empty if it is, or has never been."""
         return self._lost_homes.get(ids.home_of(obj), "")
+
+    def ours(self, obj: bytes) -> bool:
+        """Whether this machine is its home."""
+        return ids.home_of(obj) in self.tags
 
     def why_away(self, obj: bytes) -> str:
         """Why there is none."""
@@ -186,9 +207,10 @@ class Objects:
         """Why there is none, if its home, or whoever else was asked, says `why`."""
         home = ids.home_of(obj)
         peer = self.peer_of(obj)
-        if peer is None:
-            return self.why_away(obj)
-        meanwhile = ", and the link to that machine was down meanwhile" * (home in self._lost_homes)
+        if peer is None or obj in self._unmoved:
+            return self._unmoved.get(obj) or self.why_away(obj)
+        again = home in self._lost_homes and self._machines.get(home) == peer
+        meanwhile = ", and the link to that machine was down meanwhile" * again
         return f"{self._gateway.peers[peer].host} has it no more ({why}){meanwhile}"
 
     # -- our node's store
@@ -229,7 +251,7 @@ class Objects:
             return
         for fd in fds:
             os.close(fd)
-        if isinstance(message, (m.StoreLent, m.StoreContents)):
+        if isinstance(message, (m.StoreLent, m.StoreContents, m.StoreEstateTold)):
             self._requests.pop(message.request)(message)
         elif isinstance(message, m.StoreResolved):
             self._resolved(message)
@@ -289,7 +311,7 @@ class Objects:
         holds = [order.obj for order in orders if isinstance(order, b.Hold)]
         for at in range(0, len(holds), MANY):
             self.hold(holds[at : at + MANY], self._pid)
-        self._held_at.update((obj, self._holds) for obj in holds if ids.home_of(obj) != self.tag)
+        self._held_at.update((obj, self._holds) for obj in holds if not self.ours(obj))
         self._to_homes(pm.BorrowAsked, [(order.home, order.obj) for order in orders if isinstance(order, b.AskBorrow)])
         self._to_homes(pm.BorrowEnded, [(order.home, order.obj) for order in orders if isinstance(order, b.Return)])
         releases = [order.obj for order in orders if isinstance(order, b.Release)]
@@ -302,7 +324,7 @@ class Objects:
         for home, obj in named:
             by_home.setdefault(home, []).append(obj)
         for home, objs in by_home.items():
-            peer = self._homes.get(home)
+            peer = self.homes.nodes.get(home)
             if peer is None:
                 if kind is pm.BorrowAsked:
                     self._events.extend(b.Refused(obj) for obj in objs)
@@ -311,9 +333,11 @@ class Objects:
                 self._gateway._say_if_up(peer, kind(objs[at : at + MANY]))
 
     def borrow_told(self, peer: bytes, message: pm.BorrowTold) -> None:
-        """A home has answered."""
+        """A home has answered; what has another one by now was asked there anew."""
         refused = set(message.refused)
         for obj in message.objs:
+            if self.peer_of(obj) != peer:
+                continue
             known = self.borrowing.objects.get(obj)
             if known is not None and known.state in (b.ASKED, b.UNWANTED):
                 self._handle(b.Refused(obj) if obj in refused else b.Borrowed(obj))
@@ -324,6 +348,7 @@ class Objects:
             if self._held_at.get(obj, 0) > message.seen:
                 continue
             self._held_at.pop(obj, None)
+            self._unmoved.pop(obj, None)
             self._watching.discard(obj)
             self.transfers.freed(obj)
             self._handle(b.Freed(obj))
@@ -332,6 +357,8 @@ class Objects:
 
     def borrow_asked(self, peer: bytes, message: pm.BorrowAsked) -> None:
         """Another machine holds these."""
+        if self.given:
+            return  # it hears, if it has not already, whom to ask
         for obj in message.objs:
             self._lent.setdefault(obj, set()).add(peer)
         number = self._numbers[peer]
@@ -351,6 +378,8 @@ class Objects:
                 if not self._watched[obj]:
                     del self._watched[obj]
         self._say(m.StoreLendEnd(message.objs, self._numbers[peer]))
+        if self._gateway.draining:
+            self._gateway.heirs.returned(message.objs)
 
     def _returned(self, obj: bytes, peer: bytes) -> None:
         peers = self._lent.get(obj)
@@ -364,6 +393,70 @@ class Objects:
         """Whether that machine holds it."""
         return peer in self._lent.get(obj, ())
 
+    # -- machines that leave: see gateway_heirs.py
+
+    def never_used(self) -> bool:
+        """Whether nothing can be held here by anybody else."""
+        return self._channel is None
+
+    def no_lingering(self) -> None:
+        """Nothing more will need the copies that were kept for that."""
+        while self._lingering:
+            self.done(self._lingering.popleft())
+
+    def estate(self, then: Callable[[m.StoreEstateTold], None]) -> None:
+        """Find out what others hold of what is ours."""
+        self._ask(lambda request: m.StoreEstate(request), then)
+
+    def borrowers(self) -> set[bytes]:
+        """Machines that hold anything of ours, or are about to."""
+        return {peer for peers in self._lent.values() for peer in peers} | self._kept.keys()
+
+    def held_only_by(self, peer: bytes, obj: bytes) -> bool:
+        """Whether no other machine does."""
+        return self._lent.get(obj) == {peer} and not any(obj in kept for kept in self._kept.values())
+
+    def unmoved(self, objs: list[bytes], why: str) -> None:
+        """These are lost, as their home has left and nobody could take them."""
+        self._unmoved.update((obj, why) for obj in objs if obj in self.borrowing.objects)
+
+    def moved(self, tags: list[bytes]) -> None:
+        """Another machine is home of these objects now: what we hold of them, it hears from us."""
+        for tag in tags:
+            self._handle(b.Moved(tag))
+        for obj in [obj for obj in self._watching if ids.home_of(obj) in tags]:
+            peer = self.peer_of(obj)
+            assert peer is not None
+            self._gateway._say_if_up(peer, pm.FutureAsked(obj))
+        self.transfers.moved(tags)
+
+    def inherit(self, tags: dict[bytes, int]) -> None:
+        """We are."""
+        self.tags.update(tags)
+        self.homes.taken(tags)
+        self._say(m.StoreServe(list(tags), False))
+        self._held_at = {obj: held for obj, held in self._held_at.items() if not self.ours(obj)}
+        self._watching = {obj for obj in self._watching if not self.ours(obj)}
+        self.transfers.inherited()
+        for tag in tags:
+            self._handle(b.Inherited(tag))
+
+    def giver_left(self, tags: list[bytes]) -> None:
+        """The machine has left that was home of these."""
+        self._say(m.StoreServe(tags, True))
+
+    def keep_future(self, obj: bytes, kind: int, data: bytes, contains: list[bytes]) -> None:
+        """What has become of a future whose home is about to leave; it, and what it contains, is held here."""
+        self._say(m.StorePromise([obj]))
+        self._say(m.StoreFulfil(obj, kind, data, contains))
+        self.release([obj])
+
+    def let_go(self, token: int, obj: bytes) -> None:
+        """It was held because its home was about to leave."""
+        self.done(token)
+        if self.ours(obj) and obj not in self._lent:
+            self.transfers.not_lent(obj)
+
     # -- frames of tasks, at the workers' side
 
     def task_frame(self, guest: _Guest, frame: bytes, fields: Any) -> None:
@@ -374,7 +467,7 @@ class Objects:
             return
         carried = Carried(*fields)
         token = self.new_token()
-        if any(ids.home_of(obj) != self.tag for obj in carried.wanted):
+        if not all(map(self.ours, carried.wanted)):
             self._for_copies.add(token)
         if guest.process is None and not guest.actor:
             guest.tokens.append(token)
@@ -529,7 +622,7 @@ class Objects:
 
     def future_told(self, peer: bytes, message: pm.FutureTold, data: bytes) -> None:
         """What became of it."""
-        if message.obj not in self._watching:
+        if message.obj not in self._watching or self.peer_of(message.obj) != peer:
             return
         self._watching.discard(message.obj)
         outcome, contains = pickle.loads(data)
@@ -545,6 +638,8 @@ class Objects:
 
     def future_asked(self, peer: bytes, message: pm.FutureAsked) -> None:
         """Another machine watches one of ours."""
+        if self.given:
+            return  # as in borrow_asked
         peers = self._watched.setdefault(message.obj, set())
         peers.add(peer)
         self._say(m.StoreWatch(message.obj))

@@ -284,7 +284,7 @@ class Tunnels:
     def _open(self, sock: socket.socket, pid: int, message: m.FarOpen) -> None:
         objects = self._gateway.objects
         tag = ids.tag_of(message.session)
-        peer = objects.peer_of(tag)
+        peer = objects.machine_of(tag)
         if peer is None:
             why = objects.why_lost(tag)
             wire.send(sock, m.encode(m.FarOpened(m.FAR_LOST if why else m.FAR_UNKNOWN, "", why)))

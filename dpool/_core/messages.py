@@ -379,6 +379,14 @@ class Drain(NamedTuple):
     node: bytes
 
 
+class Leave(NamedTuple):
+    """To the gateway, in the end: nothing runs here any more. `heirs`: who could take over what others hold of this
+    machine's objects, the best first.
+    """
+
+    heirs: list[bytes]
+
+
 class LoadReport(NamedTuple):
     """For the other machines: the fields of `Load`, but for name, number and what was seen."""
 
@@ -432,6 +440,12 @@ class ObjectsFreed(NamedTuple):
 
 
 # gateway → node
+
+
+class Unmoved(NamedTuple):
+    """The machine leaves in a moment, and this is lost with it: for people."""
+
+    text: str
 
 
 class StoreAt(NamedTuple):
@@ -829,6 +843,21 @@ class StoreInside(NamedTuple):
     obj: bytes
 
 
+class StoreEstate(NamedTuple):
+    """What do other machines, or the gateway, hold of the objects whose home this is? The answer is StoreEstateTold."""
+
+    request: int
+
+
+class StoreServe(NamedTuple):
+    """This machine is home of the objects with these tags, too; see gateway_heirs.py. `left`: said once more, as the
+    machine that was has left: what it had told the control store is gone from there.
+    """
+
+    tags: list[bytes]
+    left: bool
+
+
 class StoreAway(NamedTuple):
     """An object of another machine that was wanted cannot be had, for this reason."""
 
@@ -849,6 +878,14 @@ class StoreLent(NamedTuple):
 class StoreContents(NamedTuple):
     request: int
     objs: list[bytes]
+
+
+class StoreEstateTold(NamedTuple):
+    """`objs`: (id, bytes) each; `futures`: (id, kind, data, the ids that these refer to) each, as in StoreFulfil."""
+
+    request: int
+    objs: list[tuple[bytes, int]]
+    futures: list[tuple[bytes, int, bytes, list[bytes]]]
 
 
 class ActorCreate(NamedTuple):
@@ -1115,6 +1152,8 @@ CONTROL: tuple[type[Any], ...] = (
     PeerAbout,
     AboutReport,
     Drain,
+    Leave,
+    Unmoved,
     AskOutputAbroad,
     OutputAbroadTold,
     LoadReport,
@@ -1158,9 +1197,12 @@ CONTROL: tuple[type[Any], ...] = (
     StoreLendEnd,
     StorePeerGone,
     StoreInside,
+    StoreEstate,
+    StoreServe,
     StoreAway,
     StoreLent,
     StoreContents,
+    StoreEstateTold,
     ActorCreate,
     ActorFind,
     ActorKill,
@@ -1184,7 +1226,10 @@ CONTROL: tuple[type[Any], ...] = (
     FarOpened,
     FarEnded,
 )
-_CODES = {kind: bytes((code,)) for code, kind in enumerate(CONTROL, 1)}
+RESERVED = (ord("M"), 0x80)
+"""First bytes that mean something else: a memory file, a pickle; see wire.py."""
+_BY_CODE = dict(zip((code for code in range(1, 256) if code not in RESERVED), CONTROL, strict=False))
+_CODES = {kind: bytes((code,)) for code, kind in _BY_CODE.items()}
 _TYPES = {
     "int": int, "float": float, "bool": bool, "str": str, "bytes": bytes, "list": list, "tuple": tuple, "dict": dict,
     "Shape": tuple,
@@ -1216,9 +1261,9 @@ def encode(message: Any) -> bytes:
 
 def decode(data: bytes) -> Any:
     """The message in `data`; ProtocolError if it is none of ours."""
-    if not 1 <= data[0] <= len(CONTROL):
+    kind = _BY_CODE.get(data[0])
+    if kind is None:
         raise ProtocolError(f"unknown message type {data[0]}")
-    kind = CONTROL[data[0] - 1]
     try:
         fields = pickle.loads(data[1:])
         if type(fields) is not tuple:

@@ -9,8 +9,8 @@
 
 A part of `NodeAbroad`, in the node's loop. Fields of `about()`: `host`, `pid` (the node's), `client`, `draining`,
 `members` (machines that it knows, itself among them; no clients), `resources` (name → [there is, free], in users'
-units), `waiting` (tasks), `workers` (processes), `actors`, and `store`: `used`, `capacity`, `objects`; in an answer
-also `address`, empty for a client.
+units), `waiting` (tasks), `workers` (processes), `actors`, `store`: `used`, `capacity`, `objects`; in an answer also
+`address`, empty for a client; and `unmoved`: what is lost when it leaves, in a moment.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class NodeAbout:
         self._asked: dict[int, Callable[[], None]] = {}
         """Number of a question for output → what waits for the answer."""
         self._numbers = 0
+        self.unmoved = ""
+        """What is lost when this machine leaves, as it is about to."""
 
     # -- what it says
 
@@ -62,6 +64,7 @@ class NodeAbout:
             "workers": len(node._procs),
             "actors": node._actors.machine.living() if node._actors is not None else 0,
             "store": self._store(),
+            **({"unmoved": self.unmoved} if self.unmoved else {}),
         }
 
     def _store(self) -> dict[str, int]:
@@ -92,6 +95,11 @@ class NodeAbout:
     def gone(self, node: bytes) -> None:
         """There is no link to it any more."""
         self._others.pop(node, None)
+
+    def room(self, node: bytes) -> float:
+        """The free bytes of another machine's store; one that has not been used yet counts as the largest."""
+        store = self._others[node]["store"] if node in self._others else {"capacity": 1, "used": 1}
+        return store["capacity"] - store["used"] if store["capacity"] else float("inf")
 
     def told(self, client: Client) -> None:
         """Answer AskStatus."""

@@ -282,12 +282,27 @@ class NodeAbroad:
     def _drained(self) -> None:
         """End when nothing is left."""
         node = self._node
-        busy = any(pool.client is not self.gateway or pool.actors for pool in node._pools.values())
-        leases = any(worker.lease is not None for worker in node.scheduler.workers.values())
-        if busy or leases:
+        programs = any(pool.actors or not self._is_workers(pool.client) for pool in node._pools.values())
+        leases = self._leases or any(worker.lease is not None for worker in node.scheduler.workers.values())
+        waiting = (node._pools.get(request.pool.number) for request in node.scheduler.queue)
+        if programs or leases or any(pool is not None and pool.client is not self.gateway for pool in waiting):
             node._at(monotonic() + node.config.heartbeat_s, self._drained)
         else:
-            self._tell(m.Drain(self.name))
+            self._tell(m.Leave(self._heirs()))
+
+    def _is_workers(self, client: Client) -> bool:
+        """Whether a pool is of a worker, which may keep it when its tasks have ended, or of a submitter elsewhere."""
+        return client is self.gateway or (client.hello is not None and client.hello.worker > 0)
+
+    def _heirs(self) -> list[bytes]:
+        """Machines that could take over what others hold of our objects: those with the most room come first."""
+        loads = {name: self.cluster.nodes[name].load for name in self._hosts if name in self.cluster.nodes}
+        room = {name: self.about.room(name) for name, load in loads.items() if not load.draining}
+        return sorted(room, key=lambda name: (-room[name], name))
+
+    def unmoved(self, message: m.Unmoved) -> None:
+        """We are about to leave, and this is lost."""
+        self.about.unmoved = message.text
 
     def report(self) -> None:
         """Tell the others how it is here; every so often."""
@@ -429,6 +444,7 @@ class NodeAbroad:
         m.PeerLoad: _peer_load,
         m.FromPeer: _from_peer,
         m.Pace: lambda self, message, fds: self.pace(message),
+        m.Unmoved: lambda self, message, fds: self.unmoved(message),
         m.FarEnded: _far_ended,
         m.StoreAt: _store_at,
         m.ProgramEnded: _program_ended,

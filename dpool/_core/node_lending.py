@@ -8,7 +8,8 @@
 ```
 
 An object's id begins with the tag of its home (`ids.home_of`), whose references count each other machine that holds it
-as one holder, below the numbers of processes and connections. Part of `NodeStore`; there only in a cluster.
+as one holder, below the numbers of processes and connections. A machine that leaves has its heir serve its tags, too.
+Part of `NodeStore`; there only in a cluster.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from dpool._core import ids
 from dpool._core import messages as m
 from dpool._core.logic import references as r
+from dpool._core.logic import scheduler as s
+from dpool._core.logic.places import HOME
 
 if TYPE_CHECKING:
     from dpool._core.node import Node
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 FIRST_PEER = -(1 << 32)
 """Holders from here downwards are other machines."""
+LOST = 0
+"""What becomes of a future whose owner is gone; see node_store.py."""
 
 
 class NodeLending:
@@ -35,6 +40,8 @@ class NodeLending:
         self._node = node
         self._store = store
         self._tag = ids.tag_of(node.session)
+        self._tags = {self._tag}
+        """Of the machines that this one is home of the objects of: itself, and those that have left them to it."""
         self._waiting: dict[bytes, list[tuple[int, int]]] = {}
         """Object of another machine → who has asked for it: the connection and its request."""
         self._freed: list[bytes] = []
@@ -43,6 +50,10 @@ class NodeLending:
 
     def foreign(self, obj: bytes) -> bool:
         """Whether its home is another machine."""
+        return ids.home_of(obj) not in self._tags
+
+    def made_elsewhere(self, obj: bytes) -> bool:
+        """Whether it may be that nothing but its id is here."""
         return ids.home_of(obj) != self._tag
 
     # -- what is borrowed
@@ -133,6 +144,42 @@ class NodeLending:
         contents = self._store.references.contents(message.obj)
         self._store.answer(side.number, m.StoreContents(message.request, contents))
 
+    # -- machines that leave
+
+    def estate(self, side: Side, message: m.StoreEstate) -> None:
+        """What is ours, and held by other machines or in the gateway's name, and what that contains."""
+        references, gateway = self._store.references, self._node.gateway_pid()
+        found = {obj: None for obj, holders in references.held() if gateway in holders or min(holders) <= FIRST_PEER}
+        unseen = list(found)
+        while unseen:
+            new = [inner for inner in references.contents(unseen.pop()) if inner not in found]
+            found.update(dict.fromkeys(new))
+            unseen += new
+        ours = [obj for obj in found if not self.foreign(obj)]
+        futures = [(obj, *self._outcome(obj), references.contents(obj)) for obj in ours if self._store.promised(obj)]
+        sizes = [(obj, self._store.store.size_of(obj)) for obj in ours if self._store.store.knows(obj)]
+        self._store.answer(side.number, m.StoreEstateTold(message.request, sizes, futures))
+
+    def _outcome(self, obj: bytes) -> tuple[int, bytes]:
+        """Of a future of ours, as it will be when this machine has left."""
+        known = self._store.outcome(obj)
+        if known is not None:
+            return known.kind, known.data
+        return LOST, f"its process was on {self._node.host()}, which has left the cluster".encode()
+
+    def serve(self, side: Side, message: m.StoreServe) -> None:
+        """This machine is home of the objects with these tags, too."""
+        if message.left:
+            for obj in self._store.store.names():
+                if ids.home_of(obj) in message.tags:
+                    self._store.record(obj)
+            return
+        self._tags.update(message.tags)
+        for tag in message.tags:
+            self._node._do(s.Offer(f"{HOME}{tag.hex()}"))
+
+    # -- the gateway's words
+
     def said(self, side: Side, message: Any) -> None:
         """Only the gateway may say these."""
         if side.pid != self._node.gateway_pid():
@@ -143,11 +190,17 @@ class NodeLending:
 
     def asked(self, side: Side, message: Any) -> None:
         """A question of the gateway's, now that all is known which was said before it."""
-        (self.lent if isinstance(message, m.StoreLend) else self.inside)(side, message)
+        self._QUESTIONS[type(message)](self, side, message)
 
+    _QUESTIONS: dict[type[Any], Callable[[Any, Any, Any], None]] = {  # noqa: RUF012
+        m.StoreLend: lent,
+        m.StoreInside: inside,
+        m.StoreEstate: estate,
+    }
     _MESSAGES: dict[type[Any], Callable[[Any, Any, Any], None]] = {  # noqa: RUF012
         m.StoreLend: lend,
         m.StoreLendEnd: lend_end,
         m.StorePeerGone: peer_gone,
+        m.StoreServe: serve,
         m.StoreAway: lambda self, side, message: self.away(message),
     }

@@ -490,6 +490,8 @@ class NodeStore:
         m.StorePeerGone: lambda self, side, message: self._gateway_said(side, message),
         m.StoreAway: lambda self, side, message: self._gateway_said(side, message),
         m.StoreInside: lambda self, side, message: self._gateway_said(side, message),
+        m.StoreEstate: lambda self, side, message: self._gateway_said(side, message),
+        m.StoreServe: lambda self, side, message: self._gateway_said(side, message),
     }
 
     _QUESTIONS: dict[type[Any], Callable[[Any, Side, Any], None]] = {  # noqa: RUF012
@@ -499,6 +501,7 @@ class NodeStore:
         m.StoreWatch: _watch,
         m.StoreLend: lambda self, side, message: self._gateway_asked(side, message),
         m.StoreInside: lambda self, side, message: self._gateway_asked(side, message),
+        m.StoreEstate: lambda self, side, message: self._gateway_asked(side, message),
     }
 
     # -- other machines
@@ -532,6 +535,14 @@ class NodeStore:
         """Whether it is a future that somebody has promised."""
         return obj in self._promises
 
+    def record(self, obj: bytes) -> None:
+        """Say that an object is here where others could ask for it."""
+        self._record(obj, self.store.size_of(obj))
+
+    def outcome(self, obj: bytes) -> m.StoreResolved | None:
+        """What has become of it, if that is known."""
+        return self._promises[obj]
+
     def locate_again(self, number: int, request: int, obj: bytes) -> None:
         """Answer a process that had to wait for an object of another machine."""
         if number in self._sides:
@@ -557,7 +568,7 @@ class NodeStore:
                 self._unclaimed.get(maker, {}).pop(order.obj, None)
             if self._promises.pop(order.obj, False) is not False:
                 self._watchers.pop(order.obj, None)
-            elif self._lending is not None and self._lending.foreign(order.obj) and not self.store.knows(order.obj):
+            elif (lent := self._lending) and lent.made_elsewhere(order.obj) and not self.store.knows(order.obj):
                 continue  # an id was all that was here of it
             elif not self._node.sync_freed(order.obj) and not self._node.actor_freed(order.obj):
                 for where in self.store.places(order.obj):  # whoever reads it without holding it must notice

@@ -7,7 +7,7 @@
    TaskFrame, LimitAsked, Aimed, SignalWanted, LeaseReturned ──►   ResultFrame, LimitTold, Printed ◄──
                                                                    WorkerEnded ◄── (every lease given ends so)
  both:  Heartbeat, Members, About, DrainAsked; OutputAsked, OutputTold; Borrow…, Future… (references);
-        Describe…, Piece…, PullLeft (copies of objects);
+        Describe…, Piece…, PullLeft (copies of objects); Heirlooms…, Bequeathed, HomeMoved, Rebound (leaving);
         StoreOpened, StoreBytes, StoreClosed (the control store, of which the head says StoreShared)
 ```
 
@@ -376,6 +376,55 @@ class PullLeft(NamedTuple):
     whole: bool
 
 
+# a machine that leaves, and its heir; see gateway_heirs.py and logic/heirs.py
+
+
+class Heirlooms(NamedTuple):
+    """The sender is about to leave: have copies of these. The answer is HeirloomsHad. The buffer is, pickled, what has
+    become of those that are futures: (id, kind, data, the ids that these refer to) each.
+    """
+
+    round: int
+    objs: list[bytes]
+
+
+class HeirloomsDropped(NamedTuple):
+    """These are not wanted any more."""
+
+    objs: list[bytes]
+
+
+class HeirloomsHad(NamedTuple):
+    """All up to this round are there, but for `lost`, and `why` is for people; round 0: none is taken."""
+
+    round: int
+    lost: list[bytes]
+    why: str
+
+
+class Bequeathed(NamedTuple):
+    """The sender leaves, and the receiver is home of the objects with these tags: tag → which one that it has had, not
+    counting the first. `borrowers`: who holds some of them.
+    """
+
+    tags: dict[bytes, int]
+    borrowers: list[bytes]
+
+
+class HomeMoved(NamedTuple):
+    """The same, for all others: that gateway is home now. Whoever holds any asks it anew, and then says Rebound."""
+
+    tags: dict[bytes, int]
+    heir: bytes
+    lost: list[bytes]
+    """What could not be moved, and, for people, why; only who leaves says that."""
+    why: str
+
+
+class Rebound(NamedTuple):
+    tags: list[bytes]
+
+
 class TunnelOpened(NamedTuple):
     """A process of the sender's machine speaks to our node, or to who listens at a Unix socket of ours."""
 
@@ -468,6 +517,12 @@ MESSAGES: tuple[type[Any], ...] = (
     PieceRedirected,
     PieceDenied,
     PullLeft,
+    Heirlooms,
+    HeirloomsDropped,
+    HeirloomsHad,
+    Bequeathed,
+    HomeMoved,
+    Rebound,
     TunnelOpened,
     TunnelData,
     TunnelRead,

@@ -124,7 +124,7 @@ class Transfers:
 
     def fetch(self, obj: bytes, then: Then) -> None:
         """Have an object in this machine's store."""
-        if ids.home_of(obj) == self._objects.tag or obj in self._here:
+        if self._objects.ours(obj) or obj in self._here:
             then("")
             return
         known = self._fetches.get(obj)
@@ -237,6 +237,16 @@ class Transfers:
                 fetch.asked.discard(peer)
                 if not fetch.asked:
                     self._ask_where(obj, fetch)
+
+    def moved(self, tags: list[bytes]) -> None:
+        """Another machine is home of these objects: who was to describe them may not answer any more."""
+        for obj, fetch in list(self._fetches.items()):
+            if fetch.asked and ids.home_of(obj) in tags:
+                self._ask_where(obj, fetch)
+
+    def inherited(self) -> None:
+        """We are, of some: they are no copies any more."""
+        self._here = {obj for obj in self._here if not self._objects.ours(obj)}
 
     # -- pieces
 
@@ -383,11 +393,15 @@ class Transfers:
 
     def describe(self, peer: bytes, message: pm.DescribeAsked) -> None:
         obj = message.obj
+        if self._objects.given and self._objects.ours(obj):
+            return  # who asks hears, or has heard, whom to ask
 
         def job() -> Callable[[], None]:
             try:
                 view, contents = self._store().look_at(obj)
             except Exception as error:  # who asks must get an answer
+                if self._objects.given and self._objects.ours(obj):
+                    return _nothing
                 why = str(error).removeprefix(str(lost(obj, "")))
                 return partial(self._gateway._say_if_up, peer, pm.NotThere(obj, why))
             return partial(self._describe, peer, obj, view, contents)
@@ -405,6 +419,8 @@ class Transfers:
         self._gateway._say_if_up(peer, described, pickle.dumps(contents))
 
     def piece_asked(self, peer: bytes, message: pm.PieceAsked) -> None:
+        if self._gateway.draining:
+            self._gateway.heirs.gets_on(peer)
         event = v.Asked(message.obj, peer, message.piece, message.join, message.insist)
         if message.obj in self.serving.objects:
             self._serve(event)

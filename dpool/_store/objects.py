@@ -111,6 +111,14 @@ class Store:
         """Whether it is here, or was and is lost."""
         return obj in self._books.objects
 
+    def names(self) -> list[bytes]:
+        """Every object that it knows."""
+        return list(self._books.objects)
+
+    def size_of(self, obj: bytes) -> int:
+        """The bytes of an object that it knows."""
+        return self._books.objects[obj].size
+
     def places(self, obj: bytes) -> list[Range]:
         """Where in memory an object lies."""
         entry = self._books.objects.get(obj)

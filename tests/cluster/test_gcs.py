@@ -14,6 +14,8 @@ import pytest
 
 import dpool
 from dpool._core import driver, gateway_start
+from dpool._core import messages as m
+from dpool._core.runtime import open_runtime
 from dpool._gcs.redis_store import RedisStore, connect_url
 from dpool._gcs.server import EmbeddedServer
 from dpool.errors import StartupError
@@ -216,6 +218,32 @@ def test_where_objects_are(machines: Any) -> None:
         wait_until(lambda: copies(store, obj) == {home, there}, DEADLINE_S, "so does the other machine")
         assert store.object(obj).size_bytes >= 800_000  # type: ignore[union-attr]
         del kept, ref, second
+        wait_until(lambda: store.object(obj) is None, DEADLINE_S, "it is gone")
+
+
+@dpool.remote(resources={"lamp": 1})
+def large() -> Any:
+    return np.ones(100_000)
+
+
+def test_where_objects_of_a_machine_are_that_has_left(machines: Any) -> None:
+    head, other, third = machines.add(), machines.add(resources=(("lamp", 1.0),)), machines.add()
+    machines.use(head)
+    with Look(head, third) as store:
+        wait_until(lambda: len(hosts(store)) == 3, DEADLINE_S)
+        there = next(row.node_id for row in store.nodes().values() if row.address == other.address)
+        ref = large.remote()
+        assert dpool.wait([ref], timeout=DEADLINE_S, fetch_local=False)[0]
+        obj = ref._result.place[0]
+        wait_until(lambda: copies(store, obj) == {there}, DEADLINE_S, "its home says where it is")
+        runtime: Any = open_runtime(None)
+        runtime.tell(m.Drain(there))
+        machines.members.remove(other)
+        wait_until(lambda: not os.path.exists(other.session), DEADLINE_S, "it has left")
+        wait_until(lambda: len(hosts(store)) == 2, DEADLINE_S, "what it had said is gone")
+        wait_until(lambda: copies(store, obj) - {there}, DEADLINE_S, "its heir says so, too")
+        assert dpool.get(ref, timeout=DEADLINE_S).sum() == 100_000
+        del ref
         wait_until(lambda: store.object(obj) is None, DEADLINE_S, "it is gone")
 
 

@@ -15,6 +15,7 @@ receiver says Clear, which it says when the homes know it; so at home the count 
 under way, also if home, sender and receiver are three machines.
 
 What is said to one home arrives in order, so a Return and a later AskBorrow of the same object cannot be confused.
+When another machine becomes home (Moved), all is asked anew there, and what the old one still answers is to be ignored.
 
 Pure; one thread. Invariants (`check`): what a waiting message waits for is asked for; what is borrowed and not held by
 a message has not been said to be free since.
@@ -69,7 +70,19 @@ class HomeLost(NamedTuple):
     home: bytes
 
 
-Event = Arrived | Borrowed | Refused | Done | Freed | HomeLost
+class Moved(NamedTuple):
+    """Another machine is home now of what this one was (see heirs.py), and does not know who borrows."""
+
+    home: bytes
+
+
+class Inherited(NamedTuple):
+    """This machine is."""
+
+    home: bytes
+
+
+Event = Arrived | Borrowed | Refused | Done | Freed | HomeLost | Moved | Inherited
 
 
 class Hold(NamedTuple):
@@ -129,6 +142,15 @@ MOVES: dict[tuple[str, type[tuple[object, ...]]], str] = {
     (BORROWED, HomeLost): LOST,
     (LOST, HomeLost): LOST,
     (UNWANTED, HomeLost): ABSENT,
+    # What the old home has, or would have, answered is void.
+    (ASKED, Moved): ASKED,
+    (BORROWED, Moved): ASKED,
+    (LOST, Moved): ASKED,
+    (UNWANTED, Moved): ABSENT,
+    (ASKED, Inherited): ABSENT,
+    (BORROWED, Inherited): ABSENT,
+    (LOST, Inherited): ABSENT,
+    (UNWANTED, Inherited): ABSENT,
 }
 
 
@@ -162,7 +184,7 @@ class Borrowing:
     """
 
     def __init__(self, here: bytes) -> None:
-        self.here = here
+        self.here = {here}
         self.objects: dict[bytes, _Object] = {}
         self.messages: dict[int, _Message] = {}
         self._handlers: dict[type[tuple[object, ...]], Callable[..., None]] = {
@@ -172,6 +194,8 @@ class Borrowing:
             Done: self._done,
             Freed: self._freed,
             HomeLost: self._home_lost,
+            Moved: self._moved,
+            Inherited: self._inherited,
         }
 
     def handle(self, event: Event) -> list[Instruction]:
@@ -191,7 +215,7 @@ class Borrowing:
         message = self.messages[event.token] = _Message(tuple(refs))
         for obj, home in refs.items():
             out.append(Hold(obj))
-            if home == self.here:
+            if home in self.here:
                 continue
             known = self.objects.get(obj)
             if known is None:
@@ -259,6 +283,23 @@ class Borrowing:
                     del self.objects[obj]
                 else:
                     self._settled(obj, known, out)
+
+    def _moved(self, event: Moved, out: list[Instruction]) -> None:
+        for obj, known in list(self.objects.items()):
+            if known.home == event.home:
+                known.state = MOVES[known.state, Moved]
+                if known.state == ABSENT:
+                    del self.objects[obj]
+                else:
+                    out.append(AskBorrow(known.home, obj))
+
+    def _inherited(self, event: Inherited, out: list[Instruction]) -> None:
+        self.here.add(event.home)
+        for obj, known in list(self.objects.items()):
+            if known.home == event.home:
+                known.state = MOVES[known.state, Inherited]
+                self._settled(obj, known, out)
+                del self.objects[obj]
 
     def _move(self, obj: bytes, cause: type[tuple[object, ...]]) -> _Object:
         known = self.objects.get(obj)

@@ -115,6 +115,10 @@ class References:
         entry = self._objects.get(obj)
         return dict(entry.holders) if entry else {}
 
+    def held(self) -> list[tuple[ObjectID, dict[int, int]]]:
+        """Every object that has holders, and those; not to be changed."""
+        return [(obj, entry.holders) for obj, entry in self._objects.items() if entry.holders]
+
     def contents(self, obj: ObjectID) -> list[ObjectID]:
         """The objects that it contains."""
         entry = self._objects.get(obj)
