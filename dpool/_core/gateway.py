@@ -37,8 +37,8 @@ from dpool._core.config import PROTOCOL, Config
 from dpool._core.gateway_about import GatewayAbout
 from dpool._core.gateway_actors import ActorLinks
 from dpool._core.gateway_direct import Caller, Door
-from dpool._core.gateway_modules import Modules
 from dpool._core.gateway_heirs import Heirs
+from dpool._core.gateway_modules import Modules
 from dpool._core.gateway_objects import Objects, Steps
 from dpool._core.gateway_store import StoreTunnel
 from dpool._core.gateway_streams import Streams

@@ -41,9 +41,11 @@ def listening(cluster: Machines, member: int) -> list[str]:
     return cluster.members[member].host.run("ss", "-lntuH").stdout.splitlines()
 
 
-def test_one_port_and_only_at_its_address(cluster: Machines) -> None:
+def test_two_ports_and_only_at_its_address(cluster: Machines) -> None:
     for number, member in enumerate(cluster.members):
-        assert [member.address in line for line in listening(cluster, number)] == [True]
+        addresses = {line.split()[4] for line in listening(cluster, number)}
+        assert member.address in addresses
+        assert [one.rpartition(":")[0] for one in addresses] == [member.host.ip] * 2
 
 
 def test_a_machine_alone_has_no_port(cluster: Machines) -> None:
