@@ -96,6 +96,8 @@ SHORT_S = 0.001
 CLOSED = "closed its connection"
 MAX_BARREN = 5
 """Nodes in a row that may end before a worker of theirs is up; then no further one is started."""
+MOST_READ_NOW = 100
+"""Messages that are dealt with, at most, before something is answered that they may be about."""
 _EPOLLIN = select.EPOLLIN
 _log = logging.getLogger("dpool")
 
@@ -232,6 +234,7 @@ class NativeRuntime:
         """Of the cluster; waits until the node has told."""
         self.start_now()
         self.wait_until(lambda: self.cluster_cpus > 0 or self.node_lost, self.config.start_timeout_s)
+        self._read_now()  # there may be more of them by now
         return self.cluster_cpus
 
     def task_pool(self, env: tuple[tuple[str, str], ...] = (), max_calls: int = 0) -> ExecutorPool:
@@ -1077,6 +1080,24 @@ class NativeRuntime:
                 self._read_events(0)
         finally:
             self._leave(reading)
+
+    def _read_now(self) -> None:
+        """Deal with what has come, unless another thread does, or this one is about to."""
+        reading = self._reading
+        if self._reader == threading.get_ident():
+            return
+        try:
+            if reading.acquire(blocking=False):
+                self._reader = threading.get_ident()
+                for _ in range(MOST_READ_NOW):
+                    if not self._read_events(0):
+                        break
+        finally:
+            try:
+                self._leave(reading)
+            except BaseException:  # a signal handler raised
+                self._leave(reading)
+                raise
 
     def _io_timeout(self) -> float | None:
         timeout: float | None = None

@@ -84,6 +84,15 @@ def test_spread(cluster: Cluster, tmp_path: Any) -> None:
     assert sorted(dpool.get(running, DEADLINE_S)) == sorted(both)
 
 
+def test_the_number_of_cpus_is_of_this_moment(cluster: Cluster) -> None:
+    runtime: Any = open_runtime(None)
+    names()
+    assert runtime.cpus() == 4
+    cluster.add()
+    names(3)  # the node has told it; there is no executor whose thread would have read it
+    assert runtime.cpus() == 6
+
+
 def test_an_executor_without_a_number_uses_all_cpus(cluster: Cluster, tmp_path: Any) -> None:
     both = names()
     with dpool.Executor() as executor:
