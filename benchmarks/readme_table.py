@@ -30,6 +30,9 @@ COLUMNS = {
     "manager": "multiprocessing.Manager",
     "mpi": "mpi4py",
     "http json": "HTTP, JSON",
+    "dpool unaware": "dpool, data ignored",
+    "tcp": "TCP",
+    "zmq": "ZeroMQ with CURVE",
 }
 IMPORTED = {
     "dpool": "dpool.Executor",
@@ -99,7 +102,21 @@ TASK_FIGURES = (
     Figure("steps of Pendulum, rollouts of unequal length", "pendulum", "steps_per_s", "/s", more_is_better=True),
     Figure("states of 100 KB that a model of 5 ms answers", "serving", "large", "/s", more_is_better=True),
 )
-TABLES = {"benchmarks": FIGURES, "tasks": TASK_FIGURES}
+MACHINE_FIGURES = (
+    Figure("a task on another machine, there and back", "machines_round_trip", "p50_us", "µs"),
+    Figure("bytes to another machine, fast link", "machines_transfer", "free_there_mb_s", "MB/s", more_is_better=True),
+    Figure("… from it", "machines_transfer", "free_here_mb_s", "MB/s", more_is_better=True),
+    Figure("bytes to another machine, 1 Gbit/s", "machines_transfer", "gbit_there_mb_s", "MB/s", more_is_better=True),
+    Figure("… from it", "machines_transfer", "gbit_here_mb_s", "MB/s", more_is_better=True),
+    Figure("a task with 100 KB that lie on either of two machines", "machines_locality", "task_ms_100kb", "ms", 2),
+    Figure("… with 1 MB", "machines_locality", "task_ms_1mb", "ms", 2),
+    Figure("… with 10 MB", "machines_locality", "task_ms_10mb", "ms", 2),
+    Figure("… with 100 MB", "machines_locality", "task_ms_100mb", "ms", 2),
+    Figure("ring allreduce of 10 MB, four machines, 1 Gbit/s", "machines_allreduce", "ms_medium", "ms"),
+    Figure("… of 100 MB", "machines_allreduce", "ms_large", "ms"),
+    Figure("1,000 actors made on four machines, and called", "machines_actors", "all_s", "s", 1),
+)
+TABLES = {"benchmarks": FIGURES, "tasks": TASK_FIGURES, "machines": MACHINE_FIGURES}
 """The marks around each table in the page have its name."""
 
 
