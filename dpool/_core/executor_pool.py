@@ -683,7 +683,8 @@ class ExecutorPool(Deferring):
         slot, lane = known
         page = slot.link.page.slots
         began = page[frames.STARTED] > 0
-        idle = page[frames.LIMIT] > 0 and not slot.frames and not slot.held  # it had got as far as its loop
+        up = page[frames.PID] > 0 or slot.link.remote  # it had got as far as its loop
+        idle = up and not slot.frames and not slot.held
         blameless = message.reason == NODE_DIED
         initializing = slot.held and bool(self.initializer) and not began and not slot.retiring and not blameless
         lost = (lane or self.main).worker_died(slot)

@@ -109,10 +109,11 @@ RECURSIVE = 2**62
 
 
 def make_page() -> int:
-    """A new page's descriptor. OSError if memory or descriptors are exhausted."""
+    """A new page's descriptor; nothing is limited yet. OSError if memory or descriptors are exhausted."""
     fd = os.memfd_create("dpool-page")
     try:
         os.posix_fallocate(fd, 0, PAGE_BYTES)
+        os.pwrite(fd, NO_LIMIT.to_bytes(8, "little"), LIMIT * 8)
     except BaseException:
         os.close(fd)
         raise

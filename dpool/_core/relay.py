@@ -89,7 +89,6 @@ class Outgoing:
         self._aimed = 0
         """As ASKED, when it was last looked at."""
         slots = page.slots
-        slots[frames.LIMIT] = frames.NO_LIMIT
         slots[frames.LIMIT_SEEN] = frames.FAR
         slots[frames.PID] = pid
 

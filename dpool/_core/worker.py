@@ -188,7 +188,6 @@ class Worker:
     def run(self) -> None:
         """Serve until told to leave."""
         page = self._page.slots
-        page[LIMIT] = NO_LIMIT
         page[PID] = os.getpid()
         signal.signal(signal.SIGINT, self._interrupts.handle)
         here.interrupts = self._interrupts
@@ -351,7 +350,6 @@ class Worker:
         if ship is not None:
             self._install(ship)
         if not self._page.slots[PID]:
-            self._page.slots[LIMIT] = NO_LIMIT
             self._page.slots[PID] = os.getpid()
         if calls:
             here.careful = bool(flags & CAREFUL)

@@ -37,7 +37,6 @@ class Lease:
         self.incoming = Incoming(
             here, incoming_page, lambda data, fds: self.outgoing.results(data, wire.loads(data)[1], tuple(fds))
         )
-        self.far.slots[frames.LIMIT] = frames.NO_LIMIT
 
     def submit(self, base: int, calls: int, ship: Any = None, flags: int = 0) -> None:
         wire.send(self.submitter, pickle.dumps((base, flags, ship, 1, [(i,) for i in range(calls)]), 5))
