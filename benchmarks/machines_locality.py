@@ -21,8 +21,10 @@ from tests.cluster.hosts import Host
 MACHINES = 2
 MBIT = 1000.0
 SIZES = {"100kb": "100 KB", "1mb": "1 MB", "10mb": "10 MB", "100mb": "100 MB"}
-PER_MACHINE = 4
-"""Objects of each size on each machine."""
+PER_MACHINE, MOST_PER_MACHINE = 4, 100
+"""Objects of each size on each machine: at least, at most, …"""
+BYTES_PER_MACHINE = 400_000_000
+"""… and else as many as make so much."""
 
 
 def make(size: int) -> Any:
@@ -44,9 +46,9 @@ def driver(subject: str, tasks: str, *sizes: str) -> dict[str, float]:
     maker, looker = runtime.remote(make), runtime.remote(look)
     count, found = int(tasks), {}
     for size in map(int, sizes):
+        each = max(PER_MACHINE, min(MOST_PER_MACHINE, BYTES_PER_MACHINE // size, count // (2 * MACHINES)))
         objects = [
-            maker.options(resources={f"h{1 + number % MACHINES}": 1}).remote(size)
-            for number in range(MACHINES * PER_MACHINE)
+            maker.options(resources={f"h{1 + number % MACHINES}": 1}).remote(size) for number in range(MACHINES * each)
         ]
         runtime.wait(objects, num_returns=len(objects), timeout=120, fetch_local=False)
         begin = time.perf_counter()
