@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dpool._core.logic.dispatch import Slot
     from dpool._core.messages import Shape
 
-NEAR_BYTES = 1 << 20
+NEAR_BYTES = 1 << 18
 """Arguments that are smaller, all together, lie near enough anywhere."""
 PACE_CHANGE = 1.5
 """The node hears how long tasks take when it is so much more, or less, than it was told."""
