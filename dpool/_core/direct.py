@@ -325,21 +325,27 @@ class Direct:
                 self._outgoing.look()
 
     def _ask(self, limit: int) -> None:
-        if self._directly:  # else the gateway knows, and asks by itself
+        if not self._directly:
+            return  # the gateway knows, and asks by itself
+        try:
+            wire.send(self._aside, pickle.dumps((limit, frames.ASK, None, 0, []), 5))
+        except OSError:  # the gateway does not read now, or is gone
+            self._outgoing.not_asked()
+        else:
             self._asking = True
-            ask = pickle.dumps((limit, frames.ASK, None, self._slots[frames.STARTED], []), 5)
-            wire.send(self._aside, ask)
 
     # -- the end
 
     def _broke(self, why: object) -> None:
         """Nothing more can be said directly. The worker is dead, most likely: its machine will say so."""
-        if not self.broken:
+        with self._lock:
+            if self.broken:
+                return
             self.broken = str(why) or "it broke"
             self._epoll.unregister(self._records.fileno())
             self._wake()  # what has come early
-            if self.on_broken is not None:
-                self.on_broken()
+        if self.on_broken is not None:
+            self.on_broken()
 
     def patience_ms(self) -> int:
         """It is dead: how long its last answers are still to be waited for."""

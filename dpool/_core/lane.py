@@ -834,6 +834,8 @@ class Lane:
             if tasks:
                 done.append((tasks, values))
             self._push()
+        elif slot.link.direct is not None:  # should it not have been able to ask
+            slot.link.direct.look()
 
     def _harvest(self, slot: Slot) -> tuple[list[Future[Any]], list[Any]]:
         """Results that the worker has noted and not sent: (tasks, values). Under the lock."""

@@ -180,6 +180,10 @@ class Outgoing:
             self._asked = limit
             self._ask_limit(limit)
 
+    def not_asked(self) -> None:
+        """`ask_limit` could not ask: the next `look` tries again."""
+        self._asked = frames.NO_LIMIT
+
     def results(self, data: bytes, end: bool, fds: tuple[int, ...] = ()) -> None:
         """A frame of results has come; `end`: of the frame that was forwarded. Its descriptors are ours no longer."""
         if end:
