@@ -449,8 +449,8 @@ def test_only_the_program_s_directories(tmp_path: Path) -> None:
 def test_the_path_of_a_worker_elsewhere() -> None:
     """The program's, and after that what is here."""
     theirs, ours = (
-        ["/home/me/own", "/usr/lib/python3.11"],
+        ["/own/code", "/usr/lib/python3.11"],
         ["/opt/python/lib", "/usr/lib/python3.11", "/opt/site-packages"],
     )
     found = far_modules.paths(theirs, ours)
-    assert found == ["/home/me/own", "/usr/lib/python3.11", "/opt/python/lib", "/opt/site-packages"]
+    assert found == ["/own/code", "/usr/lib/python3.11", "/opt/python/lib", "/opt/site-packages"]
