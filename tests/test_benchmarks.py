@@ -51,6 +51,7 @@ MAY_BE_ZERO = {
     "all_bytes",
     "extra_mb",
     "packets",
+    "stored",
 }  # at sizes this small
 
 
