@@ -135,7 +135,7 @@ class Direct:
                     while self._may_send():
                         self._one(self._queue[0])
                         self._queue.popleft()
-            except sealed.Broken as error:
+            except OSError as error:  # the frame was accepted: what becomes of it, the end of the worker says
                 self._broke(error)
             except BaseException:  # a signal handler raised: whether the frame has gone is not known
                 self._broke("it was interrupted")
@@ -160,9 +160,8 @@ class Direct:
             self._wake()
 
     def _forward(self, frame: bytes, carried: Any) -> None:
-        base, flags, ship, numbers, calls = (0, 0, None, 0, ()) if carried is None else wire.loads(frame)
         if carried is not None:
-            frame = pickle.dumps((base, flags, ship, numbers, calls, carried), 5)
+            frame = pickle.dumps((*wire.loads(frame), carried), 5)
         self._directly = carried is None and len(frame) <= sealed.LIMIT and self._may_go(frame)
         self._switched = False
         if self._directly:

@@ -21,7 +21,6 @@ from typing import Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-KEY_BYTES = 32
 LIMIT = 1 << 20
 """Bytes of the largest frame that travels so; others go through the gateways, which cut them into pieces."""
 MARK = 1 << 31

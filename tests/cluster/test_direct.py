@@ -20,24 +20,14 @@ from dpool._core.sealed import LIMIT
 from dpool.errors import WorkerCrashed
 from tests.cluster.hosts import lacking
 from tests.cluster.machines import Machines, machines
-from tests.cluster.test_loopback import DEADLINE_S, Cluster
+from tests.cluster.test_loopback import DEADLINE_S, Cluster, two
 from tests.helpers import wait_until
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    made = Cluster()
-    made.add()
-    made.add(resources=(("lamp", 1.0),), **getattr(request, "param", {}))
-    monkeypatch.setenv("DPOOL_ADDRESS", made.members[0].address)
-    driver.configure(address=made.members[0].address)
-    try:
+    with two(monkeypatch, **getattr(request, "param", {})) as made:
         yield made
-    finally:
-        dpool.shutdown()
-        driver.configure(address="")
-        for member in list(made.members):
-            made.stop(member)
 
 
 def connections() -> list[Direct]:

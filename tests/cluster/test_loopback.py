@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -40,11 +41,12 @@ class Cluster:
         wait_until(lambda: not os.path.exists(member.session), DEADLINE_S, "its session is removed")
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+@contextmanager
+def two(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Iterator[Cluster]:
+    """A head, to which this program belongs, and a machine with a lamp and these settings."""
     made = Cluster()
     made.add()
-    made.add(resources=(("lamp", 1.0),))
+    made.add(resources=(("lamp", 1.0),), **settings)
     monkeypatch.setenv("DPOOL_ADDRESS", made.members[0].address)
     driver.configure(address=made.members[0].address)
     try:
@@ -54,6 +56,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         driver.configure(address="")
         for member in list(made.members):
             made.stop(member)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with two(monkeypatch) as made:
+        yield made
 
 
 @dpool.remote
